@@ -1,0 +1,55 @@
+"""steerfn: activation steering of Hugging Face causal language models as pure functions.
+
+    import steerfn as sf
+
+    model, tokenizer = sf.demo_model()
+    v = sf.mean_difference(model, tokenizer, positive=[...], negative=[...], sites=14)
+    with sf.steer(model, v, alpha=2.0):
+        model.generate(**inputs)
+"""
+
+from steerfn._capture import capture as capture
+from steerfn._errors import DataError as DataError
+from steerfn._errors import FileError as FileError
+from steerfn._errors import ModelError as ModelError
+from steerfn._errors import ShapeError as ShapeError
+from steerfn._errors import SiteError as SiteError
+from steerfn._errors import SteerError as SteerError
+from steerfn._errors import SteerWarning as SteerWarning
+from steerfn._functional import functional as functional
+from steerfn._layout import Layout as Layout
+from steerfn._layout import layout as layout
+from steerfn._metadata import Metadata as Metadata
+from steerfn._site import Site as Site
+from steerfn._site import attn_out as attn_out
+from steerfn._site import head_out as head_out
+from steerfn._site import mlp_out as mlp_out
+from steerfn._site import resid_mid as resid_mid
+from steerfn._site import resid_post as resid_post
+from steerfn._site import resid_pre as resid_pre
+from steerfn._steer import steer as steer
+from steerfn._vector import SteeringVector as SteeringVector
+from steerfn.operators import Info as Info
+from steerfn.operators import Operator as Operator
+from steerfn.operators import Scope as Scope
+from steerfn.operators import Tokens as Tokens
+from steerfn.operators import ablate as ablate
+from steerfn.operators import add as add
+from steerfn.operators import at as at
+from steerfn.operators import chain as chain
+from steerfn.operators import clamp as clamp
+from steerfn.operators import cosine_above as cosine_above
+from steerfn.operators import everywhere as everywhere
+from steerfn.operators import generated as generated
+from steerfn.operators import identity as identity
+from steerfn.operators import last_prompt_token as last_prompt_token
+from steerfn.operators import positions as positions
+from steerfn.operators import probe as probe
+from steerfn.operators import project as project
+from steerfn.operators import projection_above as projection_above
+from steerfn.operators import prompt as prompt
+from steerfn.operators import renorm as renorm
+from steerfn.operators import rotate as rotate
+from steerfn.operators import rows as rows
+from steerfn.operators import scheduled as scheduled
+from steerfn.operators import when as when

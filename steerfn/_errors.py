@@ -1,0 +1,33 @@
+"""What can go wrong, named once.
+
+Every error is a full sentence that carries the offending values and the fix. All of them are
+`SteerError`, which is a `ValueError`, so one `except` catches whatever this library refuses.
+"""
+
+
+class SteerError(ValueError):
+    """Base of every error this library raises on purpose."""
+
+
+class ShapeError(SteerError):
+    """A tensor has the wrong width, rank, dtype or device for where it is used."""
+
+
+class SiteError(SteerError):
+    """A site that is unknown, out of range, or that this architecture does not have."""
+
+
+class ModelError(SteerError):
+    """A model that cannot be steered, or a vector that was made for another model."""
+
+
+class FileError(SteerError):
+    """A file that is missing, damaged, hostile or of an unknown format."""
+
+
+class DataError(SteerError):
+    """Texts, prompts or options that nothing can be computed from."""
+
+
+class SteerWarning(UserWarning):
+    """Something that works but is probably not what was meant (a scope that selects nothing, ...)."""

@@ -1,0 +1,176 @@
+"""Which model a vector was made from, and whether it fits the one at hand.
+
+The fingerprint is a hash of the sizes that define an architecture, so it does not depend on dtype,
+device, quantization, or the transformers version. It tells shapes apart, not weights: a base model and its
+fine-tunes share it, and vectors are often moved between those on purpose. `name` and `revision` say
+which one it was.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from pathlib import PureWindowsPath
+from typing import Any
+
+from steerfn._errors import ModelError, SteerWarning
+from steerfn._vector import SteeringVector
+
+# What each family calls its sizes; the first name that is set counts (num_layers before num_hidden_layers
+# because longcat_flash has both and transformers changed the latter). Only what the releases of transformers agree
+# on: head_dim is left out because they do not, and the rest of the sizes tell architectures apart without it.
+_NAMES = {
+    "d_model": "hidden_size n_embd d_model embed_dim dim model_dim",
+    "n_layers": "num_layers num_hidden_layers n_layer n_layers decoder_layers",
+    "n_heads": "num_attention_heads n_head n_heads num_heads decoder_attention_heads",
+    "n_kv_heads": "num_key_value_heads num_kv_heads n_head_kv",
+    "d_mlp": "intermediate_size n_inner ffn_dim decoder_ffn_dim d_ff ffn_hidden_size ffn_intermediate_size",
+    "n_experts": "num_local_experts num_experts n_routed_experts moe_num_experts",
+    "vocabulary": "vocab_size",
+}
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """The identity of a model, as it is kept in `metadata["model"]` of the vectors made from it.
+
+    Args:
+        model: a transformers model (compiled or wrapped by PEFT too), or anything with a `config`.
+
+    Returns:
+        `name` (never a path on this machine: of a folder only its last part), `revision` (commit, or
+        None), `architecture` (class name), `d_model`, `n_layers`, and `fingerprint`: 16 hex digits.
+
+    Raises:
+        ModelError: something without a `config`.
+
+    Example:
+        >>> import steerfn as sf
+        >>> model, tokenizer = sf.demo_model()
+        >>> sf.fingerprint(model) == sf.fingerprint(model.bfloat16())
+        True
+    """
+    model = _unwrapped(model)
+    config = _config(model)
+    sizes = _sizes(config)
+    text = json.dumps({"model_type": getattr(_text(config), "model_type", None), **sizes}, sort_keys=True, default=str)
+    name, revision = _name(config)
+    return {
+        "name": name or type(model).__name__,
+        "revision": revision,
+        "architecture": type(model).__name__,
+        "d_model": sizes["d_model"],
+        "n_layers": sizes["n_layers"],
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def check_match(vector: SteeringVector, model: Any, strict: bool = False) -> None:
+    """Refuse a vector that cannot fit a model, and warn of one that was made from another.
+
+    A vector that does not say what it was made from is checked for its width and layers only.
+
+    Raises:
+        ModelError: another width than the model's, a layer that it does not have, or with `strict`
+            another fingerprint.
+
+    Warns:
+        SteerWarning: another fingerprint.
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> model, tokenizer = sf.demo_model()
+        >>> sf.check_match(sf.SteeringVector({sf.resid_post[-1]: torch.ones(model.config.hidden_size)}), model)
+    """
+    here = fingerprint(model)
+    made = vector.metadata.get("model")
+    made = made if isinstance(made, dict) else {}
+    width, layers = here["d_model"], here["n_layers"]
+    origin = f" (it was made from {_told(made)})" if made else ""
+    if isinstance(width, int) and vector.d_model not in (None, width):
+        raise ModelError(
+            f"The vector has width {vector.d_model}{origin}, but {_told(here)} has width {width}; "
+            "use a vector that was made from this model."
+        )
+    for site in vector.sites:
+        if isinstance(layers, int) and isinstance(site.layer, int) and not -layers <= site.layer < layers:
+            raise ModelError(
+                f"The vector has a direction at {site}{origin}, but {_told(here)} has {layers} blocks "
+                f"(0 to {layers - 1}); use a vector that was made from this model."
+            )
+    if made.get("fingerprint") in (None, here["fingerprint"]):
+        return
+    message = f"The vector was made from {_told(made)}, and this model is {_told(here)}: their architectures differ"
+    if strict:
+        raise ModelError(f"{message}; use a vector that was made from this model, or pass strict=False.")
+    fix = (
+        "its effect here is unknown; use a vector that was made from this model, or strict=True to refuse such vectors."
+    )
+    warnings.warn(f"{message}, so {fix}", SteerWarning, stacklevel=3)  # the caller of the verb that checks
+
+
+def _told(identity: dict[str, Any]) -> str:
+    # A file may say anything of its model: a few words of it are enough.
+    return f"{str(identity.get('name'))[:80]!r} (fingerprint {str(identity.get('fingerprint'))[:16]})"
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside `torch.compile` and PEFT wrappers."""
+    model = getattr(model, "_orig_mod", model)
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def _config(model: Any) -> Any:
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(
+            f"A {type(model).__name__} has no config that says what model it is; "
+            "pass a transformers causal language model."
+        )
+    return config
+
+
+def _text(config: Any) -> Any:
+    """The part of a config that describes the language model."""
+    try:
+        return config.get_text_config(decoder=True)
+    except Exception:  # not a transformers config, or one of which transformers cannot tell
+        return config
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    text = _text(config)
+    found = {}
+    for size, names in _NAMES.items():
+        values = (_value(text, name) for name in names.split())
+        found[size] = next((value for value in values if value is not None), None)
+    if found["n_kv_heads"] is None:  # a default that some versions write out
+        found["n_kv_heads"] = found["n_heads"]
+    return found
+
+
+def _value(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers raises where a size differs from layer to layer
+        return None
+
+
+def _name(config: Any) -> tuple[str | None, str | None]:
+    """A model's name and revision, without where on this machine it lies."""
+    name = getattr(config, "_name_or_path", None) or None
+    revision = getattr(config, "_commit_hash", None) or None
+    if name is None:
+        return None, revision
+    name = str(name)
+    parts = re.split(r"[/\\]+", name.rstrip("/\\"))
+    for place, part in enumerate(parts):  # the hub's cache: .../models--org--name/snapshots/commit
+        if part.startswith("models--"):
+            commit = (
+                parts[place + 2] if parts[place + 1 : place + 2] == ["snapshots"] and len(parts) > place + 2 else None
+            )
+            return part.removeprefix("models--").replace("--", "/"), revision or commit
+    if os.path.isdir(name) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        name = PureWindowsPath(os.path.abspath(name) if name.startswith(".") else name).name
+    return name or None, revision

@@ -1,0 +1,301 @@
+"""One forward pass as the steered blocks see it: which operators act, and which token sits where.
+
+Nothing here touches a module. What steers the calling thread or task lives in context variables:
+`active` holds the open steerings, `generation` the prompt of a running `generate`, `frame` the forward
+pass that is under way. Inside a graph that `torch.compile` traces, where context variables cannot be
+read, a plain slot on the `Host` takes their place.
+"""
+
+import contextvars
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfn._errors import ModelError, ShapeError
+from steerfn._site import Site
+from steerfn._struct import new
+from steerfn.operators._base import Operator
+from steerfn.operators._info import Info, Tokens
+
+log = logging.getLogger("steerfn")
+
+Bounds = dict[str, Any]
+"""The bound operators of one steering, by site name."""
+
+
+class Host:
+    """What the substituted modules of one model share: an identity, and the slots for compiled regions.
+
+    Attributes:
+        parts: the bound operators of every open steering of every thread, in opening order; compiled
+            regions are steered by all of them, since they cannot tell threads apart.
+        frame: the forward pass under way, for compiled regions.
+        prompt: the `generate` under way, for compiled regions.
+    """
+
+    def __init__(self) -> None:
+        self.parts: tuple[Bounds, ...] = ()
+        self.frame: Any = None
+        self.prompt: Any = None
+
+
+class Entry:
+    """One open steering of one model: an operator with resolved sites, bound once.
+
+    Args:
+        host: the model's host.
+        operator: with resolved sites.
+        devices: device of each site's block.
+        prompt_length: real tokens of each row's prompt in plain forward passes; None: all of them.
+        on_error: "raise", or "baseline" to leave a failing site as it is, loudly.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        operator: Operator,
+        devices: Callable[[Site], torch.device],
+        prompt_length: Any = None,
+        on_error: str = "raise",
+    ) -> None:
+        self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
+        self.closed = False
+        self.fallbacks = 0
+        self.selections = Selections()
+        self.reads = tuple(str(site) for site in operator.reads)
+        # A direction that is being trained changes between forward passes, and its graph is freed by backward.
+        self.live = any(leaf.requires_grad for leaf in torch.utils._pytree.tree_leaves(operator) if isinstance(leaf, Tensor))
+        self.devices = {str(site): devices(site) for site in operator.sites}
+        self.part = self._bind()
+        self._moved: dict[tuple[str, torch.device], Any] = {}
+
+    def _bind(self) -> Bounds:
+        bound = {str(site): self.operator.bind(site, self.devices[str(site)]) for site in self.operator.sites}
+        return {name: b for name, b in bound.items() if b is not None}
+
+    def bounds(self) -> Bounds:
+        """The bound operators by site name."""
+        return self._bind() if self.live else self.part
+
+    def moved(self, site: Site, device: torch.device) -> Any:
+        """The bound operator for a device other than its block's (offloaded or moved blocks)."""
+        key = (str(site), device)
+        if key not in self._moved or self.live:
+            self._moved[key] = self.operator.bind(site, device)
+        return self._moved[key]
+
+
+class Selections:
+    """What the scopes of one steering have selected so far, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Any, Any]] = {}
+
+    def note(self, scope: Any, mask: Tensor | None, tokens: Tokens) -> None:
+        """Record whether a scope selected a real token in this forward pass."""
+        seen = self._seen.get(id(scope), (scope, False))[1]
+        if seen is True or torch.compiler.is_compiling():
+            return
+        if mask is None:
+            found: Any = True
+        elif _is_transformed(mask):
+            return
+        else:
+            hit = (mask if tokens.real is None else mask & tokens.real).any()
+            found = bool(hit) if hit.device.type == "cpu" else hit | seen
+        self._seen[id(scope)] = (scope, found)
+
+    def empty(self) -> list[Any]:
+        """The scopes that were asked and never selected a token."""
+        return [scope for scope, found in self._seen.values() if not bool(found)]
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+class Generation:
+    """The prompt of a running `generate`, and how many tokens its forward passes have seen."""
+
+    def __init__(self, host: Host, length: int, mask: Tensor | None) -> None:
+        self.host, self.length, self.mask, self.seen = host, length, mask, 0
+
+    def advance(self, cached: Any, seq: int) -> Any:
+        """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (0: nothing).
+
+        A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
+        cache every pass holds the whole sequence, one token more than was seen before.
+        """
+        if isinstance(cached, Tensor) or cached > 0:
+            past = cached
+        else:
+            past = 0 if seq > self.seen else self.seen
+        self.seen = seq + (past if isinstance(past, int) else self.seen)
+        return past
+
+
+active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
+generation: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("steerfn_generation", default=None)
+frame: contextvars.ContextVar["Frame | None"] = contextvars.ContextVar("steerfn_frame", default=None)
+
+
+def entries_of(host: Host) -> tuple[Entry, ...]:
+    """The steerings that the calling thread or task has open on a model, in opening order."""
+    return tuple(e for e in active.get() if e.host is host and not e.closed)
+
+
+class Frame:
+    """One forward pass of one model under some steerings.
+
+    Args:
+        host: the model's host.
+        parts: the bound operators of each steering, in opening order.
+        entries: the steerings they come from (none in compiled regions).
+        mask: the 2-D attention mask `[batch, cached + seq]`, if there is one.
+        past: tokens in the cache, an int or a 0-d tensor.
+        prompt: the running `generate`, if there is one.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        parts: tuple[Bounds, ...],
+        entries: tuple[Entry, ...] = (),
+        mask: Tensor | None = None,
+        past: Any = 0,
+        prompt: Generation | None = None,
+    ) -> None:
+        self.host, self.parts, self.entries = host, parts, entries
+        self.mask, self.past, self.prompt = mask, past, prompt
+        self.wanted = tuple(name for e in entries for name in e.reads)
+        self.reads: dict[Site, Tensor] = {}
+        self.block_input: Tensor | None = None
+        self._tokens: Any = None
+        self._tokens_for: Any = None
+
+    @classmethod
+    def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
+        """A frame in which all `entries` act, one after the other at each site."""
+        return cls(host, tuple(e.bounds() for e in entries), entries, **known)
+
+    def tokens(self, hidden: Tensor) -> Tokens:
+        """Which token each position of `hidden` holds; computed once for each device."""
+        if torch.compiler.is_compiling():
+            return self._locate(hidden)
+        key = (hidden.shape[0], hidden.shape[1], hidden.device)
+        if self._tokens_for != key:
+            self._tokens, self._tokens_for = self._locate(hidden), key
+        return self._tokens
+
+    def _locate(self, hidden: Tensor) -> Tokens:
+        batch, seq, device = hidden.shape[0], hidden.shape[1], hidden.device
+        mask = None if self.mask is None else self.mask.to(device=device, dtype=torch.long)
+        where = torch.arange(seq, device=device) + self.past
+        if self.prompt is None:
+            return self._in_plain_forward(mask, where, batch, seq)
+        prompt, copies = self.prompt, 1
+        if prompt.mask is None and mask is not None and mask.shape[-1] >= prompt.length:
+            prompt.mask = mask[:, : prompt.length]
+        if prompt.mask is None:
+            index = where.expand(batch, seq)
+            return Tokens(index, torch.full((batch, 1), prompt.length, device=device), None)
+        held = prompt.mask.to(device=device, dtype=torch.long)
+        if held.shape[0] != batch and batch % held.shape[0] == 0:
+            copies = batch // held.shape[0]
+            held = held.repeat_interleave(copies, 0)
+        if held.shape[0] != batch:
+            held = torch.ones(batch, prompt.length, dtype=torch.long, device=device)
+        counted = held.cumsum(-1)
+        inside = where.clamp_max(prompt.length - 1).expand(batch, seq)
+        index = counted.gather(1, inside) + (where - (prompt.length - 1)).clamp_min(0) - 1
+        real = held.gather(1, inside).bool() | (where >= prompt.length)
+        return Tokens(index, counted[:, -1:], _unless_all(real), copies)
+
+    def _in_plain_forward(self, mask: Tensor | None, where: Tensor, batch: int, seq: int) -> Tokens:
+        copies = 1
+        if mask is not None and mask.shape[0] == batch and mask.shape[-1] >= seq:
+            counted = mask.cumsum(-1)
+            if mask.shape[-1] == seq:  # a mask of the new tokens only: the cached ones count as real
+                counted = counted + self.past
+            index, length = counted[:, -seq:] - 1, counted[:, -1:]
+            real = _unless_all(mask[:, -seq:].bool())
+        else:
+            index, real = where.expand(batch, seq), None
+            length = index[:, -1:] + 1
+        given = next((e.prompt_length for e in reversed(self.entries) if e.prompt_length is not None), None)
+        if given is not None:
+            given = torch.as_tensor(given, device=index.device).reshape(-1, 1)
+            if given.shape[0] not in (1, batch):
+                raise ShapeError(
+                    f"prompt_length has {given.shape[0]} values, but the batch has {batch} rows; pass one int, or one for each row."
+                )
+            length = given.expand(batch, 1)
+        return Tokens(index, length, real, copies)
+
+    def touches(self, name: str) -> bool:
+        """Whether anything acts on or reads a site."""
+        return name in self.wanted or any(name in part for part in self.parts)
+
+    def apply(self, name: str, site: Site, hidden: Tensor) -> Tensor:
+        """The hidden state after every operator at a site; the same tensor where none changes it."""
+        for i, part in enumerate(self.parts):
+            step = part.get(name)
+            if step is not None:
+                if hidden.ndim != 3:
+                    raise ModelError(
+                        f"The hidden state at {name} has shape {list(hidden.shape)}, not [batch, seq, d_model]: this "
+                        "architecture keeps several residual streams, which cannot be steered at this site."
+                    )
+                tokens = self.tokens(hidden)
+                if self.entries and not torch.compiler.is_compiling():
+                    hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
+                else:
+                    hidden = _keep_padding(step(hidden, _info(site, tokens, self.reads, None)), hidden, tokens)
+        if name in self.wanted:
+            self.reads[site] = hidden
+        return hidden
+
+    def _step(self, entry: Entry, step: Any, name: str, site: Site, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """The operator of one steering at one site, checked."""
+        try:
+            if hidden.device != entry.devices[name]:
+                step = entry.moved(site, hidden.device)
+            out = step(hidden, _info(site, tokens, self.reads, entry.selections))
+            if out is hidden:
+                return hidden
+            _check_result(out, hidden, name)
+            return _keep_padding(out, hidden, tokens)
+        except Exception as error:
+            if entry.on_error != "baseline":
+                raise
+            entry.fallbacks += 1
+            log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
+            return hidden
+
+
+def _info(site: Site, tokens: Tokens, reads: Any, selections: Any) -> Info:
+    return new(Info, site=site, tokens=tokens, reads=reads, selections=selections)
+
+
+def _keep_padding(out: Tensor, hidden: Tensor, tokens: Tokens) -> Tensor:
+    """Whatever an operator did, padding keeps its state."""
+    return out if tokens.real is None else torch.where(tokens.real.unsqueeze(-1), out, hidden)
+
+
+def _check_result(out: Any, hidden: Tensor, name: str) -> None:
+    if not isinstance(out, Tensor) or out.shape != hidden.shape or out.dtype != hidden.dtype:
+        got = f"{list(out.shape)} and {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ShapeError(
+            f"An operator at {name} returned {got}; given a hidden state of {list(hidden.shape)} and {hidden.dtype} "
+            "it must return one of the same shape and dtype."
+        )
+
+
+def _unless_all(real: Tensor) -> Tensor | None:
+    """A mask, or None where it holds everywhere and asking costs no wait for an accelerator."""
+    if torch.compiler.is_compiling() or real.device.type != "cpu" or _is_transformed(real):
+        return real
+    return None if bool(real.all()) else real

@@ -1,0 +1,202 @@
+"""Forwards that act at a site: each calls the forward it stands for and applies what steers there.
+
+They are instance `forward`s of substituted modules (`_substitute.py`). Where nothing steers the calling
+thread they pass straight through.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from steerfn import _forward
+from steerfn._forward import Frame, Host, entries_of
+from steerfn._site import Site
+from steerfn.operators._base import shifted
+
+
+class Interposed:
+    """An instance forward in place of a module's own.
+
+    Args:
+        host: what all substituted modules of one model share.
+        original: the module it stands for.
+    """
+
+    inner: Callable[..., Any]
+
+    def __init__(self, host: Host, original: nn.Module) -> None:
+        self.host, self.original = host, original
+        self.parameters = tuple(inspect.signature(type(original).forward).parameters)[1:]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.inner)
+
+    def current(self) -> Frame | None:
+        """The forward pass that steers here, or None."""
+        if torch.compiler.is_compiling():
+            return self.host.frame
+        found = _forward.frame.get()
+        if found is not None and found.host is self.host:
+            return found
+        entries = entries_of(self.host)  # a block called on its own, outside its model's forward
+        return Frame.of(self.host, entries) if entries else None
+
+
+class Gate(Interposed):
+    """The forward of a module above the blocks: opens the frame of one forward pass."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        host = self.host
+        if torch.compiler.is_compiling():
+            if host.frame is not None:
+                return self.inner(*args, **kwargs)
+            host.frame = Frame(host, host.parts, prompt=host.prompt, **self._known(host.prompt, args, kwargs))
+            out = self.inner(*args, **kwargs)
+            host.frame = None
+            return out
+        under_way = _forward.frame.get()
+        if under_way is not None and under_way.host is host:
+            return self.inner(*args, **kwargs)
+        entries = entries_of(host)
+        if not entries:
+            return self.inner(*args, **kwargs)
+        prompt = _forward.generation.get()
+        prompt = prompt if prompt is not None and prompt.host is host else None
+        opened = Frame.of(host, entries, prompt=prompt, **self._known(prompt, args, kwargs))
+        token = _forward.frame.set(opened)
+        host.frame = opened
+        try:
+            return self.inner(*args, **kwargs)
+        finally:
+            host.frame = None
+            _forward.frame.reset(token)
+
+    def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the arguments of a forward pass tell of its tokens: the padding mask and the cache's length."""
+        given = dict(zip(self.parameters, args, strict=False))
+        given.update(kwargs)
+        mask = given.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        past: Any = cached_length(given)
+        if prompt is not None:
+            ids = given.get("input_ids")
+            ids = given.get("inputs_embeds") if ids is None else ids
+            past = prompt.advance(past, ids.shape[1] if isinstance(ids, Tensor) else 1)
+        return {"mask": mask, "past": past}
+
+
+def cached_length(given: dict[str, Any]) -> Any:
+    """Tokens that the cache of a forward pass holds (0 without one, or where it does not say)."""
+    cache = given.get("past_key_values")
+    cache = given.get("cache_params") if cache is None else cache
+    if cache is None:
+        return 0
+    if isinstance(cache, (tuple, list)):  # the format before Cache classes, still used by remote code
+        return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
+    try:
+        return cache.get_seq_length()
+    except (AttributeError, ValueError, TypeError, IndexError):  # recurrent states count no tokens
+        return 0
+
+
+class BlockForward(Interposed):
+    """The forward of a decoder block: `resid_pre` on its input, `resid_post` on its output."""
+
+    def __init__(self, host: Host, original: nn.Module, layer: int) -> None:
+        super().__init__(host, original)
+        self.pre, self.post = Site("resid_pre", layer), Site("resid_post", layer)
+        self.pre_name, self.post_name = str(self.pre), str(self.post)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        current = self.current()
+        if current is None:
+            return self.inner(*args, **kwargs)
+        if args:
+            hidden = current.apply(self.pre_name, self.pre, args[0])
+            args = (hidden, *args[1:])
+        else:
+            name = "hidden_states" if "hidden_states" in kwargs else self.parameters[0]
+            hidden = current.apply(self.pre_name, self.pre, kwargs[name])
+            kwargs = {**kwargs, name: hidden}
+        current.block_input = hidden
+        out = self.inner(*args, **kwargs)
+        return with_first(out, current.apply(self.post_name, self.post, first(out)))
+
+
+class AddendForward(Interposed):
+    """The forward of the module whose output a block adds to its stream: `attn_out` or `mlp_out`.
+
+    `attn_out` also carries `resid_mid`: the stream there is the block's input plus what is added, so a
+    change of the stream is made as a change of the addend.
+    """
+
+    def __init__(self, host: Host, original: nn.Module, site: Site, scale: float) -> None:
+        super().__init__(host, original)
+        self.site, self.scale, self.name = site, scale, str(site)
+        self.mid = Site("resid_mid", site.layer) if site.kind == "attn_out" else None
+        self.mid_name = str(self.mid)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs)
+        current = self.current()
+        if current is None or not (current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))):
+            return out
+        value = first(out)
+        before = current.block_input
+        flat = value.ndim == 2 and before is not None
+        added = value.reshape(*before.shape[:-1], value.shape[-1]) if flat and before is not None else value
+        added = self._steered(current, self.name, self.site, added, None)
+        if self.mid is not None and before is not None and current.touches(self.mid_name):
+            added = self._steered(current, self.mid_name, self.mid, added, before)
+        return with_first(out, added.reshape(value.shape) if flat else added)
+
+    def _steered(self, current: Frame, name: str, site: Site, added: Tensor, before: Tensor | None) -> Tensor:
+        """The addend after the operators at a site; `before` is what it is added to, for `resid_mid`."""
+        if before is None and self.scale == 1:
+            return current.apply(name, site, added)
+        state = added if self.scale == 1 else added * self.scale
+        state = state if before is None else before + state
+        out = current.apply(name, site, state)
+        return added if out is state else shifted(added, (out - state) / self.scale)
+
+
+class HeadsForward(Interposed):
+    """The forward of an attention output projection: `head_out[layer, head]` on slices of its input."""
+
+    def __init__(self, host: Host, original: nn.Module, layer: int, heads: int, d_head: int) -> None:
+        super().__init__(host, original)
+        self.sites = tuple(Site("head_out", layer, head) for head in range(heads))
+        self.names = tuple(map(str, self.sites))
+        self.d_head = d_head
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        current = self.current()
+        if current is None or not any(current.touches(name) for name in self.names):
+            return self.inner(*args, **kwargs)
+        given = args[0]
+        before = current.block_input
+        flat = given.ndim == 2 and before is not None
+        whole = given.reshape(*before.shape[:-1], given.shape[-1]) if flat and before is not None else given
+        parts = rearrange(whole, "batch seq (heads width) -> heads batch seq width", width=self.d_head)
+        steered = [current.apply(n, s, part) for n, s, part in zip(self.names, self.sites, parts.unbind(0), strict=True)]
+        joined = rearrange(torch.stack(steered), "heads batch seq width -> batch seq (heads width)")
+        return self.inner(joined.reshape(given.shape), *args[1:], **kwargs)
+
+
+def first(out: Any) -> Any:
+    """The hidden state among a module's outputs: a bare tensor, or the first of several."""
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+def with_first(out: Any, hidden: Any) -> Any:
+    """The same outputs with another hidden state."""
+    if not isinstance(out, (tuple, list)):
+        return hidden
+    if out[0] is hidden:
+        return out
+    return type(out)((hidden, *out[1:])) if type(out) in (tuple, list) else (hidden, *out[1:])

@@ -1,0 +1,212 @@
+"""Saving and loading vectors: `save`, `load`, and `describe` for a file's own words.
+
+The suffix picks the format from `FORMATS`; names keep their dots and nothing is ever appended to
+them. Whatever is wrong with a file, `load` gives one `FileError`; it executes nothing and never
+reads more than `MAX_BYTES`.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from steerfn import _io_json, _io_safetensors
+from steerfn._errors import FileError, SteerError
+from steerfn._fingerprint import check_match
+from steerfn._io_document import SAVE_AGAIN, Read, Refused, brief
+from steerfn._io_write import write_together
+from steerfn._vector import SteeringVector
+
+
+class Format(NamedTuple):
+    """One file format.
+
+    `encode` gives the bytes of each file, in the order of writing; `decode` gives the vector and its
+    document, or raises `Refused`. An `exact` format gives back every bit.
+    """
+
+    encode: Callable[[SteeringVector, Path], dict[Path, bytes]]
+    decode: Callable[[Path, Read], tuple[SteeringVector, dict[str, Any]]]
+    exact: bool = True
+
+
+FORMATS: dict[str, Format] = {
+    ".safetensors": Format(_io_safetensors.encode, _io_safetensors.decode),
+    ".json": Format(_io_json.encode, _io_json.decode),
+}
+"""By suffix; an engine adds its own (`FORMATS[".gguf"] = Format(...)`)."""
+
+
+def save(vector: SteeringVector, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+    """Write a vector to a file, whole or not at all; the suffix picks the format.
+
+    `.safetensors` is one file; `.json` is readable text with its tensors in a `.pt` beside it. The
+    file is read back from memory before anything is written, so what is written can be loaded.
+
+    Args:
+        vector: what to save, with its metadata.
+        path: a name with a known suffix, in a folder that exists.
+        overwrite: whether a vector already there may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileError: an unknown suffix, no such folder, a file in the way, or a disk that refuses.
+        ShapeError: a vector whose directions are not finite.
+
+    Example:
+        >>> import tempfile, torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[3]: torch.ones(8)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = sf.save(v, f"{folder}/happy-1.5.safetensors")
+        ...     path.name, sf.load(path).identical(v)
+        ('happy-1.5.safetensors', True)
+    """
+    path, form = _format(path)
+    if not isinstance(vector, SteeringVector):
+        raise FileError(f"sf.save writes a SteeringVector, not a {type(vector).__name__}; pass sf.save(vector, path).")
+    try:
+        # Through the constructor, because an algebra or a transform may have left anything at the leaves.
+        vector = SteeringVector(dict(zip(vector.sites, vector.directions, strict=True)), vector.metadata)
+        files = form.encode(vector, path)
+        back, _ = form.decode(path, lambda name, limit: _bounded(files[name], limit))
+        told = None if back.identical(vector) or not form.exact else "it would not be read back bit for bit"
+    except SteerError:
+        raise
+    except Refused as refused:
+        told = f"{refused.what} (the file would be refused by sf.load)"
+    except Exception as error:  # whatever torch raises inside a transform, or on a device without data
+        told = f"its directions cannot be read here ({type(error).__name__}: {brief(str(error))})"
+    if told:
+        raise FileError(
+            f"Cannot save this vector as '{path}': {told}; save finite CPU or GPU tensors and less metadata."
+        )
+    try:
+        _check_targets(path, list(files), overwrite)
+        write_together(files)
+    except (OSError, ValueError) as error:
+        if isinstance(error, SteerError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileError(
+            f"Cannot write '{path}': {reason}; what was there before is unchanged, choose another place."
+        ) from None
+    return path
+
+
+def load(path: str | os.PathLike[str], *, model: Any = None, strict: bool = False) -> SteeringVector:
+    """Read a vector from a file, on the CPU; bit for bit what was saved.
+
+    Args:
+        path: a file that `save` wrote. It may come from anyone: nothing in it is executed.
+        model: the model it is meant for, to be checked against the one it was made from.
+        strict: raise where the model is another one, instead of warning.
+
+    Raises:
+        FileError: a file that is missing, damaged, hostile, or of an unknown format.
+        ModelError: a vector that does not fit `model`, or with `strict` one made from another.
+
+    Example:
+        >>> import tempfile, torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.attn_out[3]: torch.ones(8, dtype=torch.bfloat16)}, metadata={"method": "caa"})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sf.load(sf.save(v, f"{folder}/happy.json")).metadata["method"]
+        'caa'
+    """
+    vector, _ = _read(path)
+    if model is not None:
+        check_match(vector, model, strict=strict)
+    return vector
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a vector file says of itself, once its checksums hold.
+
+    Returns:
+        `format` (the suffix without its dot), `version` of the format, `sites` by name, `metadata`,
+        library `versions` that wrote it, and `sha256` of its tensors (the same in every format).
+
+    Raises:
+        FileError: as `load`.
+
+    Example:
+        >>> import tempfile, torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[3]: torch.ones(8)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sf.describe(sf.save(v, f"{folder}/happy.safetensors"))["sites"]
+        ['resid_post[3]']
+    """
+    _, document = _read(path)
+    kept = {key: document.get(key) for key in ("version", "sites", "metadata", "versions", "sha256")}
+    return {"format": Path(path).suffix.lower()[1:], **kept}
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[SteeringVector, dict[str, Any]]:
+    path, form = _format(path)
+    try:
+        return form.decode(path, _read_bytes)
+    except Refused as refused:
+        what, fix = refused.what, refused.fix
+    except FileNotFoundError:
+        what, fix = "there is no such file", "check the name and its folder"
+    except OSError as error:
+        what, fix = error.strerror or str(error), "check its permissions"
+    except Exception as error:  # the promise of one clear error also covers what nobody foresaw
+        what, fix = f"it is damaged ({type(error).__name__}: {brief(str(error))})", SAVE_AGAIN
+    raise FileError(f"Cannot load '{path}': {what}; {fix}.")
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
+        raise Refused("it is not a regular file", "pass a file that sf.save wrote")
+    _check_size(about.st_size, limit)
+    with open(path, "rb") as file:
+        return _bounded(file.read(limit + 1), limit)  # it may have grown, and some files do not say their size
+
+
+def _bounded(data: bytes, limit: int) -> bytes:
+    _check_size(len(data), limit)
+    return data
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise Refused(f"it has {size} bytes, and such a file has {limit} at most", "save fewer sites in one file")
+
+
+def _format(path: str | os.PathLike[str]) -> tuple[Path, Format]:
+    try:
+        path = Path(path)
+    except TypeError:
+        raise FileError(
+            f"A vector file is named by text or a Path, not by {brief(path)} of type {type(path).__name__}."
+        ) from None
+    suffix = path.suffix.lower()
+    if suffix in FORMATS:
+        return path, FORMATS[suffix]
+    if suffix == ".gguf":
+        raise FileError(f"'{path}' is GGUF, which arrives with the engines of steerfn; use .safetensors until then.")
+    hint = (
+        f"pass '{path.stem}.json', which names it"
+        if suffix == ".pt"
+        else f"name it for example '{path.name}.safetensors'"
+    )
+    known = ", ".join(FORMATS)
+    raise FileError(f"'{path}' does not end in a suffix that names a format ({known}); {hint}.")
+
+
+def _check_targets(path: Path, files: list[Path], overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise FileError(f"Cannot write '{path}': there is no folder '{path.parent}'; create it first.")
+    taken = [file for file in files if file.exists()]
+    if taken and not overwrite:
+        raise FileError(f"'{taken[0]}' exists and overwrite=False; choose another name, or pass overwrite=True.")
+    # A lone `.pt` beside the name is most likely someone's checkpoint and no vector to be replaced.
+    if taken and path not in taken:
+        raise FileError(
+            f"'{taken[0]}' is in the way of the tensors of '{path}' and belongs to no vector; "
+            "move it, or choose another name."
+        )

@@ -1,0 +1,127 @@
+"""Checks what `layout` found on a forward pass over a structural copy of the model."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerfn import _forward
+from steerfn._errors import ModelError
+from steerfn._forward import Entry
+from steerfn._layout import Layout
+from steerfn._site import Site
+from steerfn._struct import static, struct
+from steerfn._substitute import Spine, plan
+from steerfn.operators import Info, Operator
+
+SMALL = 2_000_000_000
+"""Parameters up to which a forward pass of four tokens on the real weights is a cheap check."""
+
+
+@struct
+class _Look:
+    seen: Any
+
+    def __call__(self, hidden: Tensor, info: Info) -> Tensor:
+        self.seen.append((info.site, tuple(hidden.shape)))
+        return hidden
+
+
+@struct
+class _Looks(Operator):
+    at_sites: tuple[Site, ...] = static()
+    seen: Any = static()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.at_sites
+
+    def bind(self, site: Site, device: Any = None) -> Any:
+        del site, device
+        return _Look(seen=self.seen)
+
+
+def checked(root: nn.Module, found: Layout) -> Layout:
+    """The layout, checked: every block runs once, in order, and every site has the expected shape.
+
+    On the meta device where the architecture allows, else on the real weights of models below 2 B
+    parameters, else not at all (the layout says which).
+
+    Raises:
+        ModelError: the forward pass contradicts the layout.
+    """
+    spine = Spine(root, found, plan(found), whole=True)
+    for copy in spine.copies.values():
+        copy.twin.__dict__["training"] = False
+    real = [p for p in root.parameters() if p.device.type != "meta"]
+    reason = "by name only"
+    if len(real) and sum(p.numel() for p in real) <= SMALL and len({p.device for p in real}) == 1:
+        attempts = ["meta", str(real[0].device)]
+    else:
+        attempts = ["meta"]
+    for device in attempts:
+        if device == "meta":
+            _to_meta(spine)
+        elif not spine.refresh():
+            break
+        else:
+            for copy in spine.copies.values():
+                copy.twin.__dict__["training"] = False
+        try:
+            seen = _look(spine, found, device)
+        except Exception as error:
+            reason = f"by name only ({type(error).__name__} in a forward pass on {device})"
+            continue
+        _compare(found, seen)
+        return dataclasses.replace(found, checked="by a forward pass on " + ("the meta device" if device == "meta" else device))
+    return dataclasses.replace(found, checked=reason)
+
+
+def _to_meta(spine: Spine) -> None:
+    for copy in spine.copies.values():
+        for name in ("_parameters", "_buffers"):
+            tensors = copy.twin.__dict__[name]
+            for key, value in tensors.items():
+                if value is not None:
+                    empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
+                    tensors[key] = nn.Parameter(empty, requires_grad=False) if name == "_parameters" else empty
+
+
+def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[int, ...]]]:
+    """The sites met in a forward pass of four tokens, in order, with the shapes of their states."""
+    sites = [Site(k, i, None) for i, b in enumerate(found.blocks) for k in b.kinds if k != "head_out"]
+    sites += [Site("head_out", i, h) for i, b in enumerate(found.blocks) for h in range(b.heads) if "head_out" in b.kinds]
+    seen: list[tuple[Site, tuple[int, ...]]] = []
+    entry = Entry(spine.host, _Looks(tuple(sites), seen), lambda _: torch.device(device))
+    token = _forward.active.set((*_forward.active.get(), entry))
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 4, dtype=torch.long, device=device)
+            spine.root(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        _forward.active.reset(token)
+    return seen
+
+
+def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> None:
+    met = [site.layer for site, _ in seen if site.kind == "resid_post"]
+    if sorted(met) != list(range(found.n_layers)):
+        missing = sorted(set(range(found.n_layers)) - set(met))
+        if missing and len(met) == len(set(met)):
+            return  # blocks that run only with other inputs (an image); those that ran are checked below
+        raise ModelError(
+            f"The blocks of {found.model} at {found.blocks[0].path} do not each run once in a forward pass (they ran as "
+            f"{met}), so a layer would not mean one place; this architecture is not supported."
+        )
+    for site, shape in seen:
+        if len(shape) != 3:
+            raise ModelError(
+                f"The state at {site} of {found.model} has shape {list(shape)}, not [batch, seq, d_model]: this architecture "
+                "keeps several residual streams, which is not supported."
+            )
+        if shape[-1] != found.width(site):
+            raise ModelError(
+                f"The state at {site} of {found.model} has width {shape[-1]} where {found.width(site)} was expected; "
+                "please report this architecture."
+            )

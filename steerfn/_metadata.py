@@ -1,0 +1,50 @@
+"""Metadata: what a vector says of itself, as an immutable JSON value."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from steerfn._errors import DataError
+
+
+class Metadata(Mapping[str, Any]):
+    """An immutable mapping of JSON values (text, numbers, booleans, None, lists, mappings).
+
+    Raises:
+        DataError: a key that is not text, or a value that JSON cannot hold.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        values = {} if values is None else values
+        if isinstance(values, Metadata):
+            self._text = values._text
+            return
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise DataError(f"Metadata is a mapping from names to JSON values, not {values!r}.")
+        try:
+            self._text = json.dumps(dict(values), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"Metadata holds JSON values only (text, numbers, lists, mappings): {error}.") from None
+
+    def __getitem__(self, key: str) -> Any:
+        return json.loads(self._text)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(json.loads(self._text))
+
+    def __len__(self) -> int:
+        return len(json.loads(self._text))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"Metadata({json.loads(self._text)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Metadata, (json.loads(self._text),)

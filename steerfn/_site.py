@@ -1,0 +1,202 @@
+"""Sites: named places in a block of the residual stream.
+
+    resid_pre  -> attention -> (+) resid_mid -> MLP -> (+) resid_post
+                     |  attn_out              |  mlp_out
+
+`resid_post[12]` is the output of block 12 (0-based; negative layers count from the end). It equals
+transformers' `hidden_states[13]`, except at the last block, where transformers stores the state after
+the final norm: what this library reads and writes is always the site itself.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from steerfn._errors import SiteError
+
+KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out")
+"""Every kind of site, in the order in which a block passes them (`head_out` feeds `attn_out`)."""
+
+_ORDER = {kind: i for i, kind in enumerate(("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post"))}
+
+Range = tuple[int | None, int | None, int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in one block, or in a range of blocks before it is resolved against a model.
+
+    Args:
+        kind: one of `KINDS`.
+        layer: 0-based block index, negative from the end, or a `(start, stop, step)` range.
+        head: attention head, for `head_out` only.
+
+    Raises:
+        SiteError: unknown kind, or a head where there is none.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.resid_post[10:12].resolve(30)
+        (resid_post[10], resid_post[11])
+    """
+
+    kind: str
+    layer: int | Range
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SiteError(f"There is no site named {self.kind!r}; use one of {', '.join(KINDS)}.")
+        if self.kind == "head_out":
+            if self.head is None:
+                raise SiteError("head_out needs a layer and a head: write head_out[12, 3].")
+            object.__setattr__(self, "head", _integer(self.head, "head"))
+        elif self.head is not None:
+            raise SiteError(f"{self.kind} has no heads; write {self.kind}[{self.layer}], or use head_out.")
+        if not isinstance(self.layer, tuple):
+            object.__setattr__(self, "layer", _integer(self.layer, "layer"))
+
+    def __repr__(self) -> str:
+        if isinstance(self.layer, tuple):
+            start, stop, step = self.layer
+            layer = ":".join("" if part is None else str(part) for part in (start, stop))
+            layer += "" if step is None else f":{step}"
+        else:
+            layer = str(self.layer)
+        return f"{self.kind}[{layer}]" if self.head is None else f"{self.kind}[{layer}, {self.head}]"
+
+    @property
+    def is_range(self) -> bool:
+        """Whether this names several blocks."""
+        return isinstance(self.layer, tuple)
+
+    def resolve(self, n_layers: int) -> tuple["Site", ...]:
+        """The concrete sites this means in a model of `n_layers` blocks, layers counted from 0.
+
+        Raises:
+            SiteError: a layer out of range, or a range that holds no layer.
+        """
+        if isinstance(self.layer, tuple):
+            layers = range(n_layers)[slice(*self.layer)]
+            if not layers:
+                raise SiteError(f"{self} selects no layer of a model with {n_layers} blocks (0 to {n_layers - 1}).")
+            return tuple(Site(self.kind, layer, self.head) for layer in layers)
+        if not -n_layers <= self.layer < n_layers:
+            raise SiteError(
+                f"{self} is out of range: the model has {n_layers} blocks, so a layer is 0 to {n_layers - 1} "
+                f"(or -{n_layers} to -1 from the end)."
+            )
+        return (self if self.layer >= 0 else Site(self.kind, self.layer + n_layers, self.head),)
+
+    def expand(self) -> tuple["Site", ...]:
+        """The single-layer sites of a range whose bounds need no model (`[10:14]`, not `[10:]`)."""
+        if not isinstance(self.layer, tuple):
+            return (self,)
+        start, stop, _ = self.layer
+        if (start or 0) < 0 or stop is None or stop < 0:
+            raise SiteError(f"{self} needs a model to be resolved; write both bounds as layers from 0, as in [10:14].")
+        return self.resolve(stop)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts concrete sites in the order in which a forward pass meets them."""
+        return (self.layer if isinstance(self.layer, int) else -1, _ORDER[self.kind])
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """The inverse of `repr`: `Site.parse("head_out[12, 3]")`.
+
+        Raises:
+            SiteError: text that names no site.
+        """
+        kind, bracket, rest = text.partition("[")
+        try:
+            if not bracket or not rest.endswith("]"):
+                raise ValueError(text)
+            layer, _, head = rest[:-1].partition(",")
+            if ":" in layer:
+                parts = tuple(int(p) if p else None for p in layer.split(":"))
+                if not 2 <= len(parts) <= 3:
+                    raise ValueError(text)
+                where: Any = (*parts, None)[:3]
+            else:
+                where = int(layer)
+            return cls(kind, where, int(head) if head else None)
+        except SiteError:
+            raise
+        except ValueError:
+            raise SiteError(f"{text!r} names no site; write for example 'resid_post[12]' or 'head_out[12, 3]'.") from None
+
+
+def _integer(value: Any, what: str) -> int:
+    """An int, from anything that is one (numpy integers too, booleans not)."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise SiteError(f"A {what} is an integer, not {value!r} of type {type(value).__name__}.") from None
+
+
+class _Kind:
+    """`resid_post` and its siblings: `resid_post[12]`, `resid_post[10:14]`, `head_out[12, 3]`."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __repr__(self) -> str:
+        return self._kind
+
+    def __getitem__(self, key: Any) -> Site:
+        if self._kind == "head_out":
+            if not (isinstance(key, tuple) and len(key) == 2):
+                raise SiteError(f"head_out needs a layer and a head: write head_out[12, 3], not head_out[{key}].")
+            key, head = key
+        else:
+            head = None
+        if isinstance(key, slice):
+            bounds = (key.start, key.stop, key.step)
+            key = tuple(None if bound is None else _integer(bound, "layer") for bound in bounds)
+            if key[2] == 0:
+                raise SiteError(f"{self._kind}[::0] has a step of 0; use a step of 1 or more.")
+        elif isinstance(key, tuple):
+            raise SiteError(f"{self._kind} takes one layer or a range, not {key}; pass several sites as a list.")
+        return Site(self._kind, key, head)
+
+
+resid_pre = _Kind("resid_pre")
+resid_mid = _Kind("resid_mid")
+resid_post = _Kind("resid_post")
+attn_out = _Kind("attn_out")
+mlp_out = _Kind("mlp_out")
+head_out = _Kind("head_out")
+
+Sites = int | Site | slice | range | Sequence[int | Site]
+"""What a `sites=` argument accepts: one or several; an int means `resid_post`."""
+
+
+def as_sites(sites: Any) -> tuple[Site, ...]:
+    """Normalise a `sites=` argument: one or several; an int, slice or range means `resid_post`.
+
+    Raises:
+        SiteError: nothing that names a site, or nothing at all.
+    """
+    if isinstance(sites, (Site, slice)):
+        found = (sites if isinstance(sites, Site) else resid_post[sites],)
+    elif isinstance(sites, str):
+        found = (Site.parse(sites),)
+    elif isinstance(sites, Iterable):
+        found = tuple(site for each in sites for site in as_sites(each))
+        if not found:
+            raise SiteError("No site was given; pass for example sites=12 or sites=[sf.resid_post[10], sf.attn_out[11]].")
+    elif isinstance(sites, _Kind):
+        raise SiteError(f"{sites} needs a layer: write {sites}[12], or {sites}[:] for every block.")
+    else:
+        found = (resid_post[sites],)
+    return tuple(dict.fromkeys(found))
+
+
+def resolve_sites(sites: Any, n_layers: int) -> tuple[Site, ...]:
+    """`as_sites`, resolved against a model of `n_layers` blocks, without duplicates."""
+    return tuple(dict.fromkeys(site for each in as_sites(sites) for site in each.resolve(n_layers)))

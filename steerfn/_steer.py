@@ -1,0 +1,212 @@
+"""`with steer(model, v, alpha):` - a model steered in place, for the calling thread or task."""
+
+import logging
+import threading
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from steerfn import _forward
+from steerfn._errors import ShapeError, SteerError, SteerWarning
+from steerfn._fingerprint import check_match
+from steerfn._forward import Entry, Generation, Host
+from steerfn._layout import Layout, layout, unwrapped
+from steerfn._substitute import Substitutions, device_of, substitutions_of
+from steerfn._vector import SteeringVector
+from steerfn.operators import Operator, Scope, add, at
+
+log = logging.getLogger("steerfn")
+
+
+class Steering:
+    """An open or closed steering of one model; see `steer`.
+
+    Attributes:
+        model: the model.
+        operator: the operator.
+        fallbacks: how often `on_error="baseline"` has left something unsteered.
+    """
+
+    def __init__(self, model: Any, operator: Operator, on_error: str, prompt_length: Any, strict: bool) -> None:
+        self.model, self.operator, self.fallbacks = model, operator, 0
+        self._on_error, self._prompt_length, self._strict = on_error, prompt_length, strict
+        self._open: list[tuple[Substitutions, Entry] | None] = []
+
+    def __enter__(self) -> "Steering":
+        try:
+            substitutions, entry = self._prepare()
+        except SteerError as error:
+            if self._on_error != "baseline":
+                raise
+            self.fallbacks += 1
+            log.error("steering could not be set up; the model runs unsteered (fallback %d): %s", self.fallbacks, error)
+            self._open.append(None)
+            return self
+        _forward.active.set((*_forward.active.get(), entry))
+        self._open.append((substitutions, entry))
+        return self
+
+    def _prepare(self) -> tuple[Substitutions, Entry]:
+        root = unwrapped(self.model)
+        found = layout(root)
+        operator = prepared(self.operator, root, found, strict=self._strict)
+        substitutions = substitutions_of(root, found)
+        entry = Entry(substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error)
+        shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
+        substitutions.open(root, found, entry, shadows)
+        return substitutions, entry
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close(quiet=kind is not None)
+
+    def close(self, *, quiet: bool = False) -> None:
+        """Stop steering: the model is bit for bit what it was. Contexts close in any order, from any thread.
+
+        Args:
+            quiet: do not warn about scopes that selected nothing.
+        """
+        if not self._open:
+            return
+        opened = self._open.pop()
+        if opened is None:
+            return
+        substitutions, entry = opened
+        entry.closed = True
+        _forward.active.set(tuple(e for e in _forward.active.get() if e is not entry))
+        substitutions.close(entry)
+        self.fallbacks += entry.fallbacks
+        if not quiet:
+            warn_of_empty(entry)
+
+
+def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
+    """An operator with its sites resolved against a model, and checked against it.
+
+    Raises:
+        SteerError: a site that the model lacks, a direction of another width, a vector of another model.
+    """
+    for vector in operator.vectors:
+        check_match(vector, root, strict=strict)
+    operator = operator.resolve(found.n_layers)
+    found.resolve((*operator.sites, *operator.reads))
+    for vector in operator.vectors:
+        for site, direction in zip(vector.sites, vector.directions, strict=True):
+            if direction.shape[-1] != found.width(site):
+                raise ShapeError(
+                    f"The direction at {site} has width {direction.shape[-1]}, but {found.model} has width "
+                    f"{found.width(site)} there: this vector was made for another model."
+                )
+    return operator
+
+
+def warn_of_empty(entry: Entry) -> None:
+    """Warn about scopes that selected no token in all the forward passes of a steering."""
+    for scope in entry.selections.empty():
+        warnings.warn(
+            f"The scope {scope} selected no token in any forward pass, so its operator did nothing; check the "
+            "positions against the length of the prompt (they count real tokens from 0).",
+            SteerWarning,
+            stacklevel=4,
+        )
+
+
+class _Generate:
+    """`model.generate` while a context is open: notes where the prompt ends for the calling thread."""
+
+    def __init__(self, host: Host, method: Any) -> None:
+        self.host, self.method = host, method
+        self.threads = {thread.ident for thread in threading.enumerate()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _forward.entries_of(self.host):
+            if kwargs.get("streamer") is not None and threading.get_ident() not in self.threads:
+                warnings.warn(
+                    f"Thread {threading.current_thread().name!r} was started inside a steering context and generates "
+                    "unsteered, since a context steers only the thread that opened it; use sf.stream(...), start the "
+                    "thread with contextvars.copy_context().run as its target, or open the context in the thread.",
+                    SteerWarning,
+                    stacklevel=2,
+                )
+            return self.method(*args, **kwargs)
+        under_way = _forward.generation.get()
+        if under_way is not None and under_way.host is self.host:  # a wrapper's generate that calls the inner one
+            return self.method(*args, **kwargs)
+        prompt = _prompt(self.host, args, kwargs)
+        token = _forward.generation.set(prompt)
+        self.host.prompt = prompt
+        try:
+            return self.method(*args, **kwargs)
+        finally:
+            self.host.prompt = None
+            _forward.generation.reset(token)
+
+
+def _prompt(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+    """The prompt of a call of `generate`: its length in tokens, and its padding mask."""
+    given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
+    tokens = next((t for t in given if isinstance(t, Tensor)), None)
+    mask = kwargs.get("attention_mask")
+    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    return Generation(host, 1 if tokens is None else tokens.shape[1], mask)
+
+
+def steer(
+    model: Any,
+    op: SteeringVector | Operator,
+    alpha: Any = None,
+    *,
+    scope: Scope | None = None,
+    prompt_length: Any = None,
+    strict: bool = False,
+    on_error: str = "raise",
+) -> Steering:
+    """Steer a model inside a `with` block, and give it back bit for bit.
+
+    The blocks that the operator acts on are substituted by clones of themselves while any context is open;
+    only the thread or async task that opened the context is steered. Contexts nest, add up on a shared
+    site, and close in any order. A model compiled with `torch.compile` is steered too, in every thread.
+
+    Args:
+        model: any transformers causal LM (also quantized, offloaded, compiled, PEFT-wrapped). Unchanged.
+        op: an operator, or a vector, which means `add(vector, alpha)`.
+        alpha: strength for a vector, in units of the vector (default 1): number, 0-d or `[batch]` tensor.
+        scope: the tokens to act on, as `at(scope, op)` (default: all).
+        prompt_length: in plain forward passes, how many real tokens of each row are prompt (int or
+            `[batch]`); by default all. `generate` knows by itself.
+        strict: raise, rather than warn, where a vector was made for another model.
+        on_error: "raise", or "baseline": where steering fails, log an error, count it in `.fallbacks`, and
+            go on unsteered.
+
+    Returns:
+        A context manager, usable with `ExitStack`, with `.close()`.
+
+    Raises:
+        SteerError: on entry: wrong types or width, a site the model lacks, an unsupported model.
+
+    Source: design after Turner et al. 2023 (activation addition) and Rimsky et al. 2024 (CAA).
+
+    Example:
+        >>> import steerfn as sf
+        >>> with sf.steer(model, v, alpha=2.0):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    if on_error not in ("raise", "baseline"):
+        raise SteerError(f"on_error is 'raise' or 'baseline', not {on_error!r}.")
+    return Steering(model, as_steering(op, alpha, scope), on_error, prompt_length, strict)
+
+
+def as_steering(op: Any, alpha: Any = None, scope: Scope | None = None) -> Operator:
+    """An operator from an operator or a vector, a strength and a scope, as `steer` takes them."""
+    if isinstance(op, SteeringVector):
+        op = add(op, 1.0 if alpha is None else alpha)
+    elif not isinstance(op, Operator):
+        raise SteerError(
+            f"steer takes a SteeringVector or an operator, not a {type(op).__name__}; load a vector with sf.load(path) or "
+            "make one with sf.SteeringVector({sf.resid_post[12]: tensor})."
+        )
+    elif alpha is not None:
+        raise SteerError(f"alpha={alpha} goes with a vector; an operator has its strength inside, as in sf.add(v, {alpha}).")
+    return op if scope is None else at(scope, op)
+
+

@@ -1,0 +1,321 @@
+"""Steering vectors: immutable directions by site, with the algebra of a vector space."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfn._errors import ShapeError, SiteError
+from steerfn._metadata import Metadata
+from steerfn._site import Site, as_sites
+from steerfn._struct import new, replace, static, struct
+from steerfn._types import Direction
+
+
+@struct
+class SteeringVector:
+    """Directions by site: an immutable value, hashable by identity, a pytree of its tensors.
+
+    Vectors form a vector space over the union of their sites (a missing site is a zero direction).
+    Tensors are copied in, so nothing outside can change a vector.
+
+    Args:
+        directions: a `[d_model]` tensor by site (`[d_head]` at `head_out`). A range such as
+            `resid_post[10:14]` takes one direction for all its blocks or a `[blocks, d_model]` stack;
+            an int key means `resid_post`.
+        metadata: JSON values that describe the vector (model, method, counts, ...).
+
+    Raises:
+        SiteError: no direction, or a key that is no site.
+        ShapeError: a direction that is not a 1-D finite floating-point tensor, or widths that differ.
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[3]: torch.ones(8)})
+        >>> (2 * v - v / 2).magnitude
+        {resid_post[3]: 4.242640495300293}
+    """
+
+    directions: tuple[Direction, ...]
+    sites: tuple[Site, ...] = static()
+    metadata: Metadata = static(structure=False)
+
+    def __init__(self, directions: Mapping[Any, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(directions, Mapping):
+            raise ShapeError(
+                f"A SteeringVector is made from a mapping of sites to tensors, not from a {type(directions).__name__}: "
+                "write SteeringVector({sf.resid_post[12]: tensor})."
+            )
+        found: dict[Site, Tensor] = {}
+        for key, tensor in directions.items():
+            for site, direction in _spread(key, tensor):
+                found[site] = found[site] + direction if site in found else direction
+        if not found:
+            raise SiteError("A SteeringVector needs at least one direction: SteeringVector({sf.resid_post[12]: tensor}).")
+        for kind in ("residual", "head_out"):
+            widths = {str(s): len(d) for s, d in found.items() if (s.kind == "head_out") == (kind == "head_out")}
+            if len(set(widths.values())) > 1:
+                raise ShapeError(f"The directions of one vector share a width, but these differ: {widths}.")
+        object.__setattr__(self, "sites", tuple(found))
+        object.__setattr__(self, "directions", tuple(found.values()))
+        object.__setattr__(self, "metadata", Metadata(metadata))
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """A copy of the direction at a site (an int means `resid_post`)."""
+        (site,) = as_sites(key)
+        if site not in self.sites:
+            raise SiteError(f"This vector has no direction at {site}; it has {_names(self.sites)}.")
+        return self.directions[self.sites.index(site)].clone()
+
+    def __contains__(self, key: Any) -> bool:
+        return all(site in self.sites for site in as_sites(key))
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks it touches, in order, without duplicates."""
+        return tuple(sorted({s.layer for s in self.sites if isinstance(s.layer, int)}))
+
+    @property
+    def d_model(self) -> int | None:
+        """Width of its residual-stream directions; None where it has `head_out` directions only."""
+        widths = [d.shape[-1] for s, d in zip(self.sites, self.directions, strict=True) if s.kind != "head_out"]
+        return widths[0] if widths else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its directions."""
+        return self.directions[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its directions."""
+        return self.directions[0].device
+
+    @property
+    def magnitude(self) -> dict[Site, float]:
+        """The L2 norm of the direction at each site, computed in float64."""
+        return {s: float(_norm(d)) for s, d in zip(self.sites, self.directions, strict=True)}
+
+    def __repr__(self) -> str:
+        method = self.metadata.get("method")
+        norms = ", ".join(f"{s} |v|={n:.4g}" for s, n in list(self.magnitude.items())[:4])
+        more = f", ... {len(self.sites)} sites" if len(self.sites) > 4 else ""
+        return f"SteeringVector({norms}{more}{f', {method}' if method else ''})"
+
+    # -- algebra ---------------------------------------------------------------------------------
+
+    def _map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> "SteeringVector":
+        return replace(self, directions=tuple(function(d) for d in self.directions), **changes)
+
+    def _combine(self, other: "SteeringVector", sign: float) -> "SteeringVector":
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        found = dict(zip(self.sites, self.directions, strict=True))
+        for site, direction in zip(other.sites, other.directions, strict=True):
+            here = found.get(site)
+            if here is not None and here.shape != direction.shape:
+                raise ShapeError(
+                    f"The directions at {site} have widths {here.shape[-1]} and {direction.shape[-1]}: "
+                    "vectors of two different models cannot be combined."
+                )
+            found[site] = sign * direction if here is None else here + sign * direction
+        if self.d_model is not None and other.d_model is not None and self.d_model != other.d_model:
+            raise ShapeError(
+                f"The vectors have widths {self.d_model} and {other.d_model}: vectors of two different models "
+                "cannot be combined."
+            )
+        history = self.metadata if dict(self.metadata) == dict(other.metadata) else _merged(self, other)
+        return new(SteeringVector, sites=tuple(found), directions=tuple(found.values()), metadata=history)
+
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self._combine(other, -1.0)
+
+    def __neg__(self) -> "SteeringVector":
+        return self._map(torch.neg)
+
+    def __mul__(self, factor: Any) -> "SteeringVector":
+        if not _is_scalar(factor):
+            return NotImplemented
+        return self._map(lambda d: d * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> "SteeringVector":
+        if not _is_scalar(factor):
+            return NotImplemented
+        if isinstance(factor, (int, float)) and factor == 0:
+            raise ShapeError("A steering vector cannot be divided by 0; multiply it by 0 for the zero vector.")
+        return self._map(lambda d: d / factor)
+
+    def unit(self) -> "SteeringVector":
+        """Every direction scaled to L2 norm 1; a zero direction stays zero."""
+        return self._map(unit)
+
+    def cosine(self, other: "SteeringVector") -> float:
+        """Cosine similarity over all sites at once (the directions laid end to end, in float64).
+
+        A site that only one of the two has counts as a zero direction in the other; two vectors of
+        which one is zero have cosine 0. For one site: `v.select(site).cosine(w.select(site))`.
+        """
+        if not isinstance(other, SteeringVector):
+            raise ShapeError(f"cosine compares two steering vectors, not a vector and a {type(other).__name__}.")
+        _ = self - other  # refuses vectors of different widths
+        mine, theirs = (dict(zip(v.sites, v.directions, strict=True)) for v in (self, other))
+        dot = sum((mine[s].double().cpu() @ theirs[s].double().cpu()).item() for s in mine if s in theirs)
+        norms = [math.sqrt(sum(n * n for n in v.magnitude.values())) for v in (self, other)]
+        return dot / (norms[0] * norms[1]) if all(norms) else 0.0
+
+    # -- selecting, moving, comparing ------------------------------------------------------------
+
+    def select(self, sites: Any) -> "SteeringVector":
+        """The part of the vector at `sites` (one or several; ranges pick the sites it has).
+
+        Raises:
+            SiteError: a site that the vector does not have.
+        """
+        chosen = [s for each in as_sites(sites) for s in _matching(each, self.sites)]
+        keep = dict.fromkeys(chosen)
+        return replace(
+            self,
+            sites=tuple(keep),
+            directions=tuple(self.directions[self.sites.index(s)] for s in keep),
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> "SteeringVector":
+        """The vector on another device or in another floating-point dtype, as `Tensor.to`."""
+        try:
+            return self._map(lambda d: _floating(d.to(*args, **kwargs)))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            told = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+            raise ShapeError(f"A vector cannot be moved to ({told}): {str(error).splitlines()[0]}") from None
+
+    def allclose(self, other: "SteeringVector", rtol: float = 1e-5, atol: float = 1e-8) -> bool:
+        """Whether both have the same sites and nearly the same directions (`torch.allclose`)."""
+        return self._compare(other, lambda a, b: torch.allclose(a.double(), b.double().to(a.device), rtol, atol))
+
+    def identical(self, other: "SteeringVector") -> bool:
+        """Whether sites, dtypes, metadata and every bit of every direction agree."""
+        same = self._compare(other, lambda a, b: a.dtype == b.dtype and _bits(a) == _bits(b))
+        return same and self.sites == other.sites and self.metadata == other.metadata
+
+    def _compare(self, other: "SteeringVector", same: Callable[[Tensor, Tensor], bool]) -> bool:
+        if not isinstance(other, SteeringVector):
+            raise ShapeError(f"A steering vector compares with another, not with a {type(other).__name__}.")
+        if set(self.sites) != set(other.sites):
+            return False
+        theirs = dict(zip(other.sites, other.directions, strict=True))
+        pairs = [(d, theirs[s]) for s, d in zip(self.sites, self.directions, strict=True)]
+        return all(a.shape == b.shape and same(a, b) for a, b in pairs)
+
+    def with_metadata(self, **values: Any) -> "SteeringVector":
+        """The same directions with some metadata added or replaced."""
+        return replace(self, metadata=Metadata({**self.metadata, **values}))
+
+    def resolve(self, n_layers: int) -> "SteeringVector":
+        """The vector with negative layers counted from 0; directions that meet on a site add up."""
+        if all(isinstance(s.layer, int) and 0 <= s.layer < n_layers for s in self.sites):
+            return self
+        found: dict[Site, Tensor] = {}
+        for site, direction in zip(self.sites, self.directions, strict=True):
+            (here,) = site.resolve(n_layers)
+            found[here] = found[here] + direction if here in found else direction
+        return replace(self, sites=tuple(found), directions=tuple(found.values()))
+
+    def at(self, site: Site) -> Direction | None:
+        """The direction itself at a resolved site (not a copy), or None where there is none."""
+        return self.directions[self.sites.index(site)] if site in self.sites else None
+
+
+def unit(direction: Tensor) -> Tensor:
+    """`v / |v|` for the last axis, and 0 (with finite gradients) for a zero direction.
+
+    Scaled by the largest entry first, so that huge and tiny directions neither overflow nor vanish.
+    """
+    largest = direction.detach().abs().amax(-1, keepdim=True)
+    scaled = direction / torch.where(largest == 0, torch.ones_like(largest), largest)
+    squared = (scaled * scaled).sum(-1, keepdim=True)
+    return scaled / torch.where(squared == 0, torch.ones_like(squared), squared).sqrt()
+
+
+def _norm(direction: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(direction.detach().double().cpu())
+
+
+def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
+    """One (site, direction) for each layer of a key, validated and copied."""
+    (site,) = as_sites(key)
+    if not isinstance(tensor, Tensor):
+        raise ShapeError(f"The direction at {site} is a {type(tensor).__name__}; pass a torch tensor of shape [d_model].")
+    _floating(tensor)
+    sites = site.expand()
+    if tensor.ndim == 2 and site.is_range and len(tensor) == len(sites):
+        tensors = list(tensor)
+    elif tensor.ndim == 1:
+        tensors = [tensor] * len(sites)
+    else:
+        stack = f" or [{len(sites)}, d_model]" if site.is_range else ""
+        raise ShapeError(f"The direction at {site} has shape {list(tensor.shape)}; pass one of shape [d_model]{stack}.")
+    if tensor.numel() == 0:
+        raise ShapeError(f"The direction at {site} is empty; pass a tensor of shape [d_model].")
+    if not bool(torch.isfinite(tensor.detach()).all()):
+        bad = int((~torch.isfinite(tensor.detach())).sum())
+        raise ShapeError(f"The direction at {site} has {bad} entries that are NaN or infinite; a direction must be finite.")
+    return [(s, t.clone()) for s, t in zip(sites, tensors, strict=True)]
+
+
+def _floating(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ShapeError(f"A direction holds floating-point numbers, not {tensor.dtype}; convert it with tensor.float().")
+    return tensor
+
+
+def _is_scalar(factor: Any) -> bool:
+    if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
+        return False
+    if isinstance(factor, Tensor) and factor.ndim:
+        raise ShapeError(
+            f"A steering vector is scaled by a number or a 0-d tensor, not by a tensor of shape {list(factor.shape)}; "
+            "for one strength a row use add(v, alpha=tensor)."
+        )
+    if isinstance(factor, float) and not math.isfinite(factor):
+        raise ShapeError(f"A steering vector is scaled by a finite number, not by {factor}.")
+    return True
+
+
+def _matching(wanted: Site, sites: tuple[Site, ...]) -> list[Site]:
+    if wanted.is_range:
+        top = 1 + max((s.layer for s in sites if isinstance(s.layer, int)), default=0)
+        found = [s for s in wanted.resolve(top) if s in sites]
+    else:
+        found = [wanted] if wanted in sites else []
+    if not found:
+        raise SiteError(f"This vector has no direction at {wanted}; it has {_names(sites)}.")
+    return found
+
+
+def _merged(first: "SteeringVector", second: "SteeringVector") -> Metadata:
+    """Metadata of a combination: what both agree on, such as the model."""
+    theirs = dict(second.metadata)
+    return Metadata({k: v for k, v in first.metadata.items() if k in theirs and theirs[k] == v})
+
+
+def _names(sites: tuple[Site, ...]) -> str:
+    shown = ", ".join(map(str, sites[:8]))
+    return f"{shown}, ... ({len(sites)} sites)" if len(sites) > 8 else shown
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -1,0 +1,244 @@
+"""Which model a vector is for: identity, and what a mismatch gives."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from steerfn._errors import ModelError, SteerWarning
+from steerfn._fingerprint import check_match, fingerprint
+from steerfn._io import load, save
+from steerfn._site import attn_out, head_out, resid_post
+from steerfn._vector import SteeringVector
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+
+OTHERS = os.environ.get("STEERFN_OTHER_PYTHONS", "/work/venvs/a/bin/python:/work/venvs/t457/bin/python").split(":")
+"""Pythons with other transformers releases; those that exist are compared with this one."""
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+
+
+def made_from(model, sites=(resid_post[1],), width=32) -> SteeringVector:
+    return SteeringVector({site: torch.ones(width) for site in sites}, {"model": fingerprint(model)})
+
+
+def with_config(model, **changes):
+    """The same model with another config, without building one."""
+    other = copy.copy(model)
+    other.config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(other.config, name, value)
+    return other
+
+
+class Holder:
+    def __init__(self, config: object) -> None:
+        self.config = config
+
+
+def test_identity(llama):
+    told = fingerprint(llama)
+    assert set(told) == {"name", "revision", "architecture", "d_model", "n_layers", "fingerprint"}
+    assert told["name"] == told["architecture"] == "LlamaForCausalLM" and told["revision"] is None
+    assert (told["d_model"], told["n_layers"]) == (32, 3)
+    assert len(told["fingerprint"]) == 16 and int(told["fingerprint"], 16) >= 0
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_gpt2_names_its_sizes_otherwise():
+    told = fingerprint(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=99)))
+    assert (told["d_model"], told["n_layers"], told["architecture"]) == (32, 3, "GPT2LMHeadModel")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("gpt2", "gpt2"),
+        ("/home/someone/secret/llama-3.1", "llama-3.1"),
+        ("/home/someone/llama/", "llama"),
+        ("C:\\Users\\someone\\llama", "llama"),
+        ("~/models/llama", "llama"),
+        ("../models/llama", "llama"),
+        ("/x/hub/models--org--name-3.1/snapshots/0123abc", "org/name-3.1"),
+        ("a/b/c", "c"),
+        ("/", "LlamaForCausalLM"),
+        ("", "LlamaForCausalLM"),
+        (None, "LlamaForCausalLM"),
+    ],
+)
+def test_name_is_never_a_path(llama, path, name):
+    assert fingerprint(with_config(llama, _name_or_path=path))["name"] == name
+
+
+def test_name_of_a_folder_that_looks_like_a_hub_name(llama, tmp_path, monkeypatch):
+    (tmp_path / "secret" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint(with_config(llama, _name_or_path="secret/llama"))["name"] == "llama"
+    monkeypatch.chdir(tmp_path / "secret" / "llama")
+    assert fingerprint(with_config(llama, _name_or_path="."))["name"] == "llama"
+
+
+def test_revision(llama):
+    assert fingerprint(with_config(llama, _commit_hash="0123abc"))["revision"] == "0123abc"
+    cached = with_config(llama, _name_or_path="/x/models--org--name/snapshots/0123abc")
+    assert fingerprint(cached)["revision"] == "0123abc"
+
+
+def test_the_same_model_has_the_same_fingerprint(llama, tmp_path):
+    here = fingerprint(llama)["fingerprint"]
+    llama.save_pretrained(tmp_path)
+    same = (
+        copy.deepcopy(llama).bfloat16(),
+        LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float16),
+        LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=4)),  # the default, written out
+        with_config(llama, _name_or_path="other", use_cache=False, quantization_config={"bits": 4}, dtype="float16"),
+        torch.compile(llama),
+        Holder(llama.config),
+    )
+    assert {fingerprint(model)["fingerprint"] for model in same} == {here}
+    assert fingerprint(torch.compile(llama))["architecture"] == "LlamaForCausalLM"
+
+
+def test_text_tower_of_a_composite_config(llama):
+    class Composite:
+        model_type = "vision"
+
+        def get_text_config(self, decoder=None):
+            return llama.config
+
+    told = fingerprint(Holder(Composite()))
+    assert (told["d_model"], told["n_layers"]) == (32, 3)
+    assert told["fingerprint"] == fingerprint(llama)["fingerprint"]
+
+
+@pytest.mark.parametrize("name", [*SMALL, "num_key_value_heads", "model_type"])
+def test_each_size_counts(llama, name):
+    config = type("Config", (), {**SMALL, "num_key_value_heads": 4, "model_type": "llama"})
+    other = type("Config", (config,), {name: "qwen2" if name == "model_type" else 64})
+    assert fingerprint(Holder(config))["fingerprint"] == fingerprint(llama)["fingerprint"]
+    assert fingerprint(Holder(other))["fingerprint"] != fingerprint(llama)["fingerprint"]
+
+
+def test_sizes_that_raise_are_absent():
+    class PerLayer:
+        hidden_size = 32
+
+        @property
+        def intermediate_size(self):
+            raise RuntimeError("varies across layers")
+
+    assert fingerprint(Holder(PerLayer()))["d_model"] == 32
+    assert fingerprint(Holder(PerLayer()))["n_layers"] is None
+
+
+def test_no_config():
+    with pytest.raises(ModelError, match="A Linear has no config .*; pass a transformers causal language model"):
+        fingerprint(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("python", OTHERS)
+def test_fingerprint_across_transformers_releases(python):
+    """The same configs give the same fingerprint whatever release reads them."""
+    if not Path(python).exists():
+        pytest.skip(f"no {python}")
+    code = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from transformers import CONFIG_MAPPING
+from steerfn._fingerprint import fingerprint
+class Holder: pass
+found = {}
+for kind in sys.argv[1].split():
+    holder = Holder()
+    holder.config = CONFIG_MAPPING[kind]()
+    found[kind] = fingerprint(holder)["fingerprint"]
+print(json.dumps(found))
+"""
+    kinds = "llama gpt2 qwen2 qwen3 gemma2 mistral mixtral phi3 gpt_neox falcon opt bloom mpt gemma3 olmo2 gpt_oss"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    told = [
+        subprocess.run([p, "-c", code, kinds], env=environment, capture_output=True, text=True, check=True).stdout
+        for p in (sys.executable, python)
+    ]
+    here, there = (json.loads(text.splitlines()[-1]) for text in told)
+    assert here == there and len(set(here.values())) == len(kinds.split())
+
+
+def test_reading_leaves_the_config_alone(llama):
+    before = json.dumps(llama.config.to_dict(), default=str)
+    fingerprint(llama)
+    assert json.dumps(llama.config.to_dict(), default=str) == before
+
+
+# -- matching --------------------------------------------------------------------------------------
+
+
+def test_a_match_is_silent(llama):
+    check_match(made_from(llama, [resid_post[-3], resid_post[2], attn_out[0]]), llama, strict=True)
+    heads = SteeringVector({head_out[1, 2]: torch.ones(8)}, {"model": fingerprint(llama)})
+    check_match(heads, llama, strict=True)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"model": None}, {"model": "llama"}, {"model": {}}, {"model": [1]}])
+def test_without_an_identity_only_shapes_are_checked(llama, metadata):
+    check_match(SteeringVector({1: torch.ones(32)}, metadata), llama, strict=True)
+    with pytest.raises(ModelError, match=r"^The vector has width 16, but 'LlamaForCausalLM' .* has width 32; use"):
+        check_match(SteeringVector({1: torch.ones(16)}, metadata), llama)
+
+
+def test_width(llama):
+    gpt2 = Holder(GPT2Config(n_embd=16, n_layer=3, n_head=4))
+    with pytest.raises(ModelError, match=r"width 16 \(it was made from 'Holder' .*\), but 'LlamaForCausalLM'"):
+        check_match(made_from(gpt2, width=16), llama)
+
+
+@pytest.mark.parametrize("layer", [3, -4, 10**9])
+def test_layer_out_of_range(llama, layer):
+    with pytest.raises(ModelError, match=rf"direction at resid_post\[{layer}\].* has 3 blocks \(0 to 2\); use"):
+        check_match(made_from(llama, [resid_post[layer]]), llama)
+
+
+def test_another_architecture_warns_and_strict_raises(llama):
+    other = with_config(llama, vocab_size=100, _name_or_path="org/other-3.1")
+    vector = made_from(other)
+    with pytest.warns(SteerWarning, match=r"made from 'org/other-3\.1' .*, and this model is 'LlamaForCausalLM'"):
+        check_match(vector, llama)
+    with pytest.raises(ModelError, match=r"'org/other-3\.1' .*'LlamaForCausalLM' .* or pass strict=False\.$"):
+        check_match(vector, llama, strict=True)
+
+
+def test_a_fine_tune_of_the_same_architecture_is_silent(llama):
+    check_match(made_from(with_config(llama, _name_or_path="org/instruct")), llama, strict=True)
+
+
+def test_hostile_identity(llama):
+    metadata = {"model": {"name": "x\n" * 10**5, "fingerprint": ["x"] * 1000}}
+    with pytest.warns(SteerWarning) as caught:
+        check_match(SteeringVector({1: torch.ones(32)}, metadata), llama)
+    assert len(str(caught[0].message)) < 600 and "\n" not in str(caught[0].message)
+
+
+def test_load_with_a_model(llama, tmp_path):
+    other = with_config(llama, vocab_size=100)
+    path = save(made_from(other), tmp_path / "v.safetensors")
+    assert load(path, model=other, strict=True).identical(made_from(other))
+    with pytest.warns(SteerWarning, match="their architectures differ") as caught:
+        load(path, model=llama)
+    assert caught[0].filename == __file__
+    with pytest.raises(ModelError, match="their architectures differ"):
+        load(path, model=llama, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path)
