@@ -9,6 +9,7 @@
 """
 
 from steerfn._capture import capture as capture
+from steerfn._demo import demo_model as demo_model
 from steerfn._errors import DataError as DataError
 from steerfn._errors import FileError as FileError
 from steerfn._errors import ModelError as ModelError
@@ -20,6 +21,7 @@ from steerfn._functional import functional as functional
 from steerfn._layout import Layout as Layout
 from steerfn._layout import layout as layout
 from steerfn._metadata import Metadata as Metadata
+from steerfn._models import from_pretrained as from_pretrained
 from steerfn._site import Site as Site
 from steerfn._site import attn_out as attn_out
 from steerfn._site import head_out as head_out

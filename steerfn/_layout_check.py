@@ -70,6 +70,8 @@ def checked(root: nn.Module, found: Layout) -> Layout:
                 copy.twin.__dict__["training"] = False
         try:
             seen = _look(spine, found, device)
+        except ModelError:
+            raise
         except Exception as error:
             reason = f"by name only ({type(error).__name__} in a forward pass on {device})"
             continue
@@ -97,8 +99,8 @@ def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[in
     token = _forward.active.set((*_forward.active.get(), entry))
     try:
         with torch.no_grad():
-            ids = torch.zeros(1, 4, dtype=torch.long, device=device)
-            spine.root(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            # No mask, and a cache to be filled: transformers then asks no tensor for its values, which meta ones lack.
+            spine.root(input_ids=torch.zeros(1, 4, dtype=torch.long, device=device), use_cache=True)
     finally:
         _forward.active.reset(token)
     return seen

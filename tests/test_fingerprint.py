@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
 from steerfn._errors import ModelError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
 from steerfn._io import load, save
 from steerfn._site import attn_out, head_out, resid_post
 from steerfn._vector import SteeringVector
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
 
-OTHERS = os.environ.get("STEERFN_OTHER_PYTHONS", "/work/venvs/a/bin/python:/work/venvs/t457/bin/python").split(":")
-"""Pythons with other transformers releases; those that exist are compared with this one."""
+# Virtual environments beside this one, which may hold another release of transformers.
+OTHERS = [p for p in sorted(Path(sys.prefix).parent.glob("*/bin/python")) if p.parents[1] != Path(sys.prefix)]
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +105,11 @@ def test_the_same_model_has_the_same_fingerprint(llama, tmp_path):
         LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float16),
         LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=4)),  # the default, written out
         with_config(llama, _name_or_path="other", use_cache=False, quantization_config={"bits": 4}, dtype="float16"),
-        torch.compile(llama),
+        torch.compile(llama, backend="eager"),
         Holder(llama.config),
     )
     assert {fingerprint(model)["fingerprint"] for model in same} == {here}
-    assert fingerprint(torch.compile(llama))["architecture"] == "LlamaForCausalLM"
+    assert fingerprint(torch.compile(llama, backend="eager"))["architecture"] == "LlamaForCausalLM"
 
 
 def test_text_tower_of_a_composite_config(llama):
@@ -148,11 +149,9 @@ def test_no_config():
         fingerprint(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("python", OTHERS)
+@pytest.mark.parametrize("python", OTHERS, ids=lambda python: python.parents[1].name)
 def test_fingerprint_across_transformers_releases(python):
     """The same configs give the same fingerprint whatever release reads them."""
-    if not Path(python).exists():
-        pytest.skip(f"no {python}")
     code = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
@@ -168,12 +167,13 @@ print(json.dumps(found))
 """
     kinds = "llama gpt2 qwen2 qwen3 gemma2 mistral mixtral phi3 gpt_neox falcon opt bloom mpt gemma3 olmo2 gpt_oss"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    told = [
-        subprocess.run([p, "-c", code, kinds], env=environment, capture_output=True, text=True, check=True).stdout
-        for p in (sys.executable, python)
-    ]
-    here, there = (json.loads(text.splitlines()[-1]) for text in told)
-    assert here == there and len(set(here.values())) == len(kinds.split())
+    there = subprocess.run([python, "-c", code, kinds], env=environment, capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in there.stderr:
+        pytest.skip(f"{python} lacks what steerfn needs")
+    told = json.loads(there.stdout.splitlines()[-1])
+    for kind in kinds.split():
+        assert fingerprint(Holder(CONFIG_MAPPING[kind]()))["fingerprint"] == told[kind], kind
+    assert len(set(told.values())) == len(told)
 
 
 def test_reading_leaves_the_config_alone(llama):

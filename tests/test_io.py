@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from steerfn import _io_document, _io_json, _io_pt, _io_write
 from steerfn._errors import FileError, ModelError, ShapeError
 from steerfn._io import FORMATS, Format, describe, load, save
@@ -59,7 +60,7 @@ def refused(path: Path, text: str) -> str:
         load(path)
     message = str(caught.value)
     assert str(path) in message and message.endswith(".") and "\n" not in message and len(message) < 1000
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__ or caught.value.__context__ is None
+    assert caught.value.__context__ is None  # no second traceback
     return message
 
 
@@ -124,7 +125,9 @@ def test_checksum_of_the_tensors_is_the_same_in_every_format(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
-    paths = [save(vector(), tmp_path / folder / f"v{suffix}") for folder in ("a", "b") if not (tmp_path / folder).mkdir()]
+    paths = [
+        save(vector(), tmp_path / folder / f"v{suffix}") for folder in ("a", "b") if not (tmp_path / folder).mkdir()
+    ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -147,7 +150,9 @@ def test_dots_in_names_are_kept(tmp_path, suffix):
 def test_unknown_suffix_appends_nothing(tmp_path):
     """pitfall 22: no suffix is made up."""
     for call in (lambda p: save(vector(), p), load, describe):
-        with pytest.raises(FileError, match=r"\(\.safetensors, \.json\); name it for example 'llama-3\.1\.safetensors'"):
+        with pytest.raises(
+            FileError, match=r"\(\.safetensors, \.json\); name it for example 'llama-3\.1\.safetensors'"
+        ):
             call(tmp_path / "llama-3.1")
     assert not list(tmp_path.iterdir())
 
@@ -209,13 +214,10 @@ def test_a_checkpoint_beside_the_name_is_not_overwritten(tmp_path):
     assert (tmp_path / "llama.pt").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("suffix", "nth"), [(".safetensors", 1), (".json", 1), (".json", 2)])
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("kind", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, suffix, call, nth, kind):
-    if suffix == ".safetensors" and nth == 2:
-        pytest.skip("one file, one call")
     path = save(vector(1), tmp_path / f"v{suffix}")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     real, calls = getattr(os, call), []
@@ -408,9 +410,7 @@ def test_names_that_are_no_site(tmp_path, site):
     path = save(SteeringVector({12: torch.ones(8)}), tmp_path / "v.safetensors")
     header, body = header_of(path)
     document = reseal(json.loads(header["__metadata__"]["steerfn"]), sites=[site])
-    forge_safetensors(
-        path, {"__metadata__": {"steerfn": json.dumps(document)}, site: header["resid_post[12]"]}, body
-    )
+    forge_safetensors(path, {"__metadata__": {"steerfn": json.dumps(document)}, site: header["resid_post[12]"]}, body)
     refused(path, "Cannot load" if site == "\ud800" else "names no single site; name tensors as in 'resid_post[12]'")
 
 
@@ -480,7 +480,7 @@ def test_hostile_pickles_run_nothing(tmp_path):
         (tmp_path / "other.safetensors").write_bytes(data)
         refused(tmp_path / "other.safetensors", "Cannot load")
     assert not sentinel.exists()
-    torch.load(zipped, weights_only=False)  # the bomb is live
+    torch.load(io.BytesIO(zipped.getvalue()), weights_only=False)  # the bomb is live
     assert sentinel.exists()
 
 
@@ -519,7 +519,10 @@ def test_tensors_that_claim_more_than_they_hold(tmp_path):
     assert members["data.pkl"].count(b"K\x08") == 2  # numel of the storage, and size of the tensor
     code = members["data.pkl"]
     for changed, told in (
-        (code.replace(b"K\x08", b"J\xff\xff\xff\x7f"), "claims 2147483647 numbers for 'resid_post[12]' and holds 32 bytes"),
+        (
+            code.replace(b"K\x08", b"J\xff\xff\xff\x7f"),
+            "claims 2147483647 numbers for 'resid_post[12]' and holds 32 bytes",
+        ),
         (code.replace(b"K\x08\x85", b"J\xff\xff\xff\x7f\x85"), "a view of something larger"),
         (code.replace(b"K\x01\x85", b"K\x00\x85"), "a view of something larger"),
         (code.replace(b"FloatStorage", b"DoubleStorage"), "claims 8 numbers"),

@@ -7,16 +7,19 @@ then a changed vector may load, but only a valid one.
 """
 
 import hashlib
+import io
 import json
 import random
 import struct
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from steerfn import _io_document
+
+from steerfn import _io_document, _io_pt
 from steerfn._errors import SteerError
 from steerfn._io import load, save
 from steerfn._site import attn_out, head_out, resid_post
@@ -140,7 +143,9 @@ def test_safetensors(tmp_path):
             case "bytes":
                 changed = damage(data, rng)
             case "length":
-                changed = struct.pack("<Q", rng.choice((0, 2, 2**63, rng.randrange(2000), rng.randrange(2**64)))) + data[8:]
+                changed = (
+                    struct.pack("<Q", rng.choice((0, 2, 2**63, rng.randrange(2000), rng.randrange(2**64)))) + data[8:]
+                )
             case "header":
                 changed = with_header(data, lambda header: swap(header, rng))
             case _:
@@ -184,11 +189,6 @@ def test_pt(tmp_path):
 
 def test_pickle_in_a_sound_archive(tmp_path):
     """Bit flips in a zip mostly fail its own checksums; here they are right and only the pickle is damaged."""
-    import io
-    import zipfile
-
-    from steerfn import _io_pt
-
     path = save(vector(), tmp_path / "v.json")
     beside = path.with_suffix(".pt")
     members, document = _io_pt._members(beside.read_bytes()), json.loads(path.read_text())

@@ -6,11 +6,17 @@ from pathlib import Path
 import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
+
 from steerfn._io import describe, load, save
 from steerfn._site import KINDS, Site
 from steerfn._vector import SteeringVector
 
-DTYPES = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+DTYPES = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -40,7 +46,9 @@ def vectors(draw) -> SteeringVector:
     return SteeringVector(directions, draw(st.dictionaries(st.text(), JSON, max_size=4)))
 
 
-@given(vector=vectors(), suffix=st.sampled_from([".safetensors", ".json"]), stem=st.sampled_from(["v", "llama-3.1", "é.x"]))
+@given(
+    vector=vectors(), suffix=st.sampled_from([".safetensors", ".json"]), stem=st.sampled_from(["v", "llama-3.1", "é.x"])
+)
 @settings(max_examples=150, deadline=None)
 def test_load_of_save_is_identical(vector, suffix, stem):
     with tempfile.TemporaryDirectory() as folder:

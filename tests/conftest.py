@@ -1,0 +1,32 @@
+"""Shared fixtures: one tiny seeded model, the real demo model, and two texts worth of vectors."""
+
+import pytest
+import torch
+from families import build
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import steerfn as sf
+
+
+@pytest.fixture
+def tiny() -> PreTrainedModel:
+    """A fresh tiny random Llama: vocab 99, d_model 32, 3 blocks, 4 heads of 8."""
+    return build("llama")
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct and its tokenizer; fetched once, then from the cache."""
+    return sf.demo_model(progress=False)
+
+
+def vector(*sites: sf.Site, width: int = 32, seed: int = 0, scale: float = 1.0) -> sf.SteeringVector:
+    """A seeded random vector at some sites."""
+    random = torch.Generator().manual_seed(seed)
+    return sf.SteeringVector({site: scale * torch.randn(width, generator=random) for site in sites})
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    """Two rows of six token ids without padding."""
+    return torch.randint(3, 99, (2, 6), generator=torch.Generator().manual_seed(1))
