@@ -71,7 +71,7 @@ class Functional:
         """The same inside `torch.compile`, where operators reach the blocks through a plain slot."""
         spine = self._spine
         operator = as_steering(op).resolve(self._layout.n_layers)
-        bound = {str(site): operator.bind(site) for site in operator.sites}
+        bound = {site.name: operator.bind(site) for site in operator.sites}
         spine.host.parts = ({name: b for name, b in bound.items() if b is not None},)
         out = _call(spine.root, params, args, kwargs)
         spine.host.parts = ()

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from steerfn import _forward
@@ -19,7 +18,10 @@ from steerfn.operators._base import shifted
 
 
 class Interposed:
-    """An instance forward in place of a module's own.
+    """Its method `forward` stands as an instance forward in place of a module's own.
+
+    A bound method, because `torch.compile` guards those by their code and a callable object by its identity:
+    opening another context then compiles nothing.
 
     Args:
         host: what all substituted modules of one model share.
@@ -32,9 +34,9 @@ class Interposed:
         self.host, self.original = host, original
         self.parameters = tuple(inspect.signature(type(original).forward).parameters)[1:]
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.inner)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, with what steers here applied."""
+        raise TypeError(f"{type(self).__name__} acts at no site")
 
     def current(self) -> Frame | None:
         """The forward pass that steers here, or None."""
@@ -50,7 +52,7 @@ class Interposed:
 class Gate(Interposed):
     """The forward of a module above the blocks: opens the frame of one forward pass."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         host = self.host
         if torch.compiler.is_compiling():
             if host.frame is not None:
@@ -112,7 +114,7 @@ class BlockForward(Interposed):
         self.pre, self.post = Site("resid_pre", layer), Site("resid_post", layer)
         self.pre_name, self.post_name = str(self.pre), str(self.post)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self.current()
         if current is None:
             return self.inner(*args, **kwargs)
@@ -141,7 +143,7 @@ class AddendForward(Interposed):
         self.mid = Site("resid_mid", site.layer) if site.kind == "attn_out" else None
         self.mid_name = str(self.mid)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.inner(*args, **kwargs)
         current = self.current()
         if current is None or not (current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))):
@@ -174,7 +176,7 @@ class HeadsForward(Interposed):
         self.names = tuple(map(str, self.sites))
         self.d_head = d_head
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self.current()
         if current is None or not any(current.touches(name) for name in self.names):
             return self.inner(*args, **kwargs)
@@ -182,9 +184,9 @@ class HeadsForward(Interposed):
         before = current.block_input
         flat = given.ndim == 2 and before is not None
         whole = given.reshape(*before.shape[:-1], given.shape[-1]) if flat and before is not None else given
-        parts = rearrange(whole, "batch seq (heads width) -> heads batch seq width", width=self.d_head)
-        steered = [current.apply(n, s, part) for n, s, part in zip(self.names, self.sites, parts.unbind(0), strict=True)]
-        joined = rearrange(torch.stack(steered), "heads batch seq width -> batch seq (heads width)")
+        parts = whole.unflatten(-1, (len(self.sites), self.d_head)).unbind(-2)
+        steered = [current.apply(n, s, part) for n, s, part in zip(self.names, self.sites, parts, strict=True)]
+        joined = torch.stack(steered, -2).flatten(-2)
         return self.inner(joined.reshape(given.shape), *args[1:], **kwargs)
 
 

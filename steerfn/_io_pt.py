@@ -2,12 +2,11 @@
 
 A `.pt` file is a zip archive of a pickle and of one file of bytes for each tensor. `weights_only=True`
 keeps a pickle from running code, but not from asking for any amount of memory (`bytearray(10**12)`, an
-expanded view of one number) nor from claiming more numbers than its bytes hold. So `torch.load` sees a
-file only after three checks:
+expanded view of one number). So `torch.load` sees a file only after three checks:
 
 1. the archive is uncompressed and no larger inside than outside (no zip bomb);
 2. the pickle, followed instruction by instruction without running any, says only "name: all of these bytes";
-3. each of those byte files has the size that the pickle claims.
+3. each of those byte files has the size that the pickle claims (torch 2.13 checks this too).
 
 What passes is written anew and read from there: two zip readers may see two archives in one file.
 """
@@ -108,7 +107,7 @@ def _claims(code: bytes) -> dict[str, _Storage]:
     """What a pickle would build, read off its instructions; nothing is imported, called or allocated."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def popped(count: int) -> tuple[Any, ...]:
         if count > len(stack) or count < 0:

@@ -8,7 +8,6 @@ transformers' `hidden_states[13]`, except at the last block, where transformers 
 the final norm: what this library reads and writes is always the site itself.
 """
 
-import dataclasses
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,14 +22,16 @@ _ORDER = {kind: i for i, kind in enumerate(("resid_pre", "head_out", "attn_out",
 Range = tuple[int | None, int | None, int | None]
 
 
-@dataclasses.dataclass(frozen=True)
 class Site:
-    """A place in one block, or in a range of blocks before it is resolved against a model.
+    """A place in one block, or in a range of blocks before it is resolved against a model. Immutable.
 
     Args:
         kind: one of `KINDS`.
         layer: 0-based block index, negative from the end, or a `(start, stop, step)` range.
         head: attention head, for `head_out` only.
+
+    Attributes:
+        name: the site as text, `"resid_post[12]"`.
 
     Raises:
         SiteError: unknown kind, or a head where there is none.
@@ -41,30 +42,45 @@ class Site:
         (resid_post[10], resid_post[11])
     """
 
+    # A plain class rather than a struct: it is no data, and `torch.compile` reads its attributes as they are.
     kind: str
     layer: int | Range
-    head: int | None = None
+    head: int | None
+    name: str
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise SiteError(f"There is no site named {self.kind!r}; use one of {', '.join(KINDS)}.")
-        if self.kind == "head_out":
-            if self.head is None:
+    def __init__(self, kind: str, layer: int | Range, head: int | None = None) -> None:
+        if kind not in KINDS:
+            raise SiteError(f"There is no site named {kind!r}; use one of {', '.join(KINDS)}.")
+        if kind == "head_out":
+            if head is None:
                 raise SiteError("head_out needs a layer and a head: write head_out[12, 3].")
-            object.__setattr__(self, "head", _integer(self.head, "head"))
-        elif self.head is not None:
-            raise SiteError(f"{self.kind} has no heads; write {self.kind}[{self.layer}], or use head_out.")
-        if not isinstance(self.layer, tuple):
-            object.__setattr__(self, "layer", _integer(self.layer, "layer"))
+            head = _integer(head, "head")
+        elif head is not None:
+            raise SiteError(f"{kind} has no heads; write {kind}[{layer}], or use head_out.")
+        if isinstance(layer, tuple):
+            start, stop, step = layer
+            where = ":".join("" if part is None else str(part) for part in (start, stop))
+            where += "" if step is None else f":{step}"
+        else:
+            layer = _integer(layer, "layer")
+            where = str(layer)
+        name = f"{kind}[{where}]" if head is None else f"{kind}[{where}, {head}]"
+        self.__dict__.update(kind=kind, layer=layer, head=head, name=name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"A site is immutable; make another one instead of setting {name}.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"A site is immutable; {name} cannot be deleted.")
 
     def __repr__(self) -> str:
-        if isinstance(self.layer, tuple):
-            start, stop, step = self.layer
-            layer = ":".join("" if part is None else str(part) for part in (start, stop))
-            layer += "" if step is None else f":{step}"
-        else:
-            layer = str(self.layer)
-        return f"{self.kind}[{layer}]" if self.head is None else f"{self.kind}[{layer}, {self.head}]"
+        return self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Site) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def is_range(self) -> bool:

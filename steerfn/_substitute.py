@@ -67,7 +67,8 @@ def gates(layout: Layout) -> list[str]:
 def original_of(module: Any) -> Any:
     """The module that a clone stands for; any other module is its own."""
     forward = None if module is None else module.__dict__.get("forward")
-    return forward.original if isinstance(forward, Interposed) else module
+    owner = getattr(forward, "__self__", None)
+    return owner.original if isinstance(owner, Interposed) else module
 
 
 def child(module: nn.Module, name: str) -> nn.Module:
@@ -122,7 +123,7 @@ def around(forward: Any, module: nn.Module, makes: tuple[Make, ...], host: Host)
     for make in makes:
         outer = make(host, module)
         outer.inner = forward
-        forward = outer
+        forward = outer.forward
     return forward
 
 

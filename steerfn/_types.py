@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from beartype import beartype
 from jaxtyping import Bool, Float, Int, TypeCheckError, jaxtyped
 from torch import Tensor
 
@@ -32,14 +31,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check a public function's arguments against its annotations, shapes included.
 
     A mismatch raises `ShapeError` in one sentence instead of a type checker's report. It costs about
-    50 us a call, so it guards the boundary and never the hot path.
+    50 us a call, so it guards the boundary and never the hot path. beartype is loaded at the first call.
     """
-    guarded = jaxtyped(typechecker=beartype)(function)
+
+    @functools.cache
+    def guarded() -> Callable[P, R]:
+        from beartype import beartype
+
+        return jaxtyped(typechecker=beartype)(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return guarded(*args, **kwargs)
+            return guarded()(*args, **kwargs)
         except TypeCheckError as error:
             raise ShapeError(_sentence(function.__name__, str(error))) from None
 

@@ -236,7 +236,10 @@ class SteeringVector:
 
     def at(self, site: Site) -> Direction | None:
         """The direction itself at a resolved site (not a copy), or None where there is none."""
-        return self.directions[self.sites.index(site)] if site in self.sites else None
+        for mine, direction in zip(self.sites, self.directions, strict=True):
+            if mine.name == site.name:
+                return direction
+        return None
 
 
 def unit(direction: Tensor) -> Tensor:

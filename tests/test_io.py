@@ -513,7 +513,7 @@ def test_zip_bombs(tmp_path):
 
 
 def test_tensors_that_claim_more_than_they_hold(tmp_path):
-    """torch.load itself reads past the end of such a storage, or rebuilds a huge view of it."""
+    """torch.load(weights_only=True) itself rebuilds a view of 2**31 numbers, and makes any bytearray."""
     v = SteeringVector({12: torch.ones(8)})
     path, members = save(v, tmp_path / "v.json"), members_of(v)
     assert members["data.pkl"].count(b"K\x08") == 2  # numel of the storage, and size of the tensor
