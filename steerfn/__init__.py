@@ -8,6 +8,8 @@
         model.generate(**inputs)
 """
 
+from steerfn._activations import activations as activations
+from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture
 from steerfn._demo import demo_model as demo_model
 from steerfn._errors import DataError as DataError
@@ -17,7 +19,15 @@ from steerfn._errors import ShapeError as ShapeError
 from steerfn._errors import SiteError as SiteError
 from steerfn._errors import SteerError as SteerError
 from steerfn._errors import SteerWarning as SteerWarning
+from steerfn._fingerprint import check_match as check_match
+from steerfn._fingerprint import fingerprint as fingerprint
 from steerfn._functional import functional as functional
+from steerfn._generate import Generations as Generations
+from steerfn._generate import generate as generate
+from steerfn._generate import stream as stream
+from steerfn._io import describe as describe
+from steerfn._io import load as load
+from steerfn._io import save as save
 from steerfn._layout import Layout as Layout
 from steerfn._layout import layout as layout
 from steerfn._metadata import Metadata as Metadata
@@ -31,6 +41,7 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
+from steerfn.discover import mean_difference as mean_difference
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator
 from steerfn.operators import Scope as Scope

@@ -101,7 +101,9 @@ def cached_length(given: dict[str, Any]) -> Any:
     if isinstance(cache, (tuple, list)):  # the format before Cache classes, still used by remote code
         return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
     try:
-        return cache.get_seq_length()
+        length = cache.get_seq_length()
+        # A static cache gives its own counter, which it moves on in place during the forward pass.
+        return length.clone() if isinstance(length, Tensor) else length
     except (AttributeError, ValueError, TypeError, IndexError):  # recurrent states count no tokens
         return 0
 

@@ -12,7 +12,7 @@ from steerfn._forward import Entry
 from steerfn._layout import Layout
 from steerfn._site import Site
 from steerfn._struct import static, struct
-from steerfn._substitute import Spine, plan
+from steerfn._substitute import HOOKS, INSTALLED, Spine, plan
 from steerfn.operators import Info, Operator
 
 SMALL = 2_000_000_000
@@ -53,7 +53,10 @@ def checked(root: nn.Module, found: Layout) -> Layout:
     """
     spine = Spine(root, found, plan(found), whole=True)
     for copy in spine.copies.values():
-        copy.twin.__dict__["training"] = False
+        # The hooks on the model, the user's and transformers' own, are not for this forward pass.
+        copy.own.update({name: {} for name in HOOKS if name in copy.twin.__dict__})
+        copy.own.update({"training": False, INSTALLED: False})
+        copy.twin.__dict__.update(copy.own)
     real = [p for p in root.parameters() if p.device.type != "meta"]
     reason = "by name only"
     if len(real) and sum(p.numel() for p in real) <= SMALL and len({p.device for p in real}) == 1:
@@ -65,9 +68,6 @@ def checked(root: nn.Module, found: Layout) -> Layout:
             _to_meta(spine)
         elif not spine.refresh():
             break
-        else:
-            for copy in spine.copies.values():
-                copy.twin.__dict__["training"] = False
         try:
             seen = _look(spine, found, device)
         except ModelError:

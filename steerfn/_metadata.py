@@ -41,7 +41,7 @@ class Metadata(Mapping[str, Any]):
         return isinstance(other, Mapping) and dict(self) == dict(other)
 
     def __hash__(self) -> int:
-        return hash(self._text)
+        return hash(frozenset(self))  # not of the values: 1, 1.0 and True are equal and read differently
 
     def __repr__(self) -> str:
         return f"Metadata({json.loads(self._text)})"

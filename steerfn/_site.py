@@ -58,7 +58,11 @@ class Site:
         elif head is not None:
             raise SiteError(f"{kind} has no heads; write {kind}[{layer}], or use head_out.")
         if isinstance(layer, tuple):
-            start, stop, step = layer
+            if len(layer) != 3:
+                raise SiteError(f"A range of layers is (start, stop, step), not {layer}; write {kind}[start:stop:step].")
+            start, stop, step = layer = tuple(None if part is None else _integer(part, "layer") for part in layer)
+            if step == 0:
+                raise SiteError(f"A range of layers with a step of 0 names none; use a step of 1 or more in {kind}[::0].")
             where = ":".join("" if part is None else str(part) for part in (start, stop))
             where += "" if step is None else f":{step}"
         else:
@@ -109,10 +113,13 @@ class Site:
         """The single-layer sites of a range whose bounds need no model (`[10:14]`, not `[10:]`)."""
         if not isinstance(self.layer, tuple):
             return (self,)
-        start, stop, _ = self.layer
-        if (start or 0) < 0 or stop is None or stop < 0:
+        start, stop, step = self.layer
+        backwards = (step or 1) < 0
+        if stop is None or min(start or 0, stop) < 0 or (backwards and start is None):
             raise SiteError(f"{self} needs a model to be resolved; write both bounds as layers from 0, as in [10:14].")
-        return self.resolve(stop)
+        if not range(start or 0, stop, step or 1):
+            raise SiteError(f"{self} names no layer; write the bounds as in [10:14], for layers 10 to 13.")
+        return self.resolve(max(start or 0, stop) + 1)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -172,10 +179,7 @@ class _Kind:
         else:
             head = None
         if isinstance(key, slice):
-            bounds = (key.start, key.stop, key.step)
-            key = tuple(None if bound is None else _integer(bound, "layer") for bound in bounds)
-            if key[2] == 0:
-                raise SiteError(f"{self._kind}[::0] has a step of 0; use a step of 1 or more.")
+            key = (key.start, key.stop, key.step)
         elif isinstance(key, tuple):
             raise SiteError(f"{self._kind} takes one layer or a range, not {key}; pass several sites as a list.")
         return Site(self._kind, key, head)

@@ -87,7 +87,8 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
         SteerError: a site that the model lacks, a direction of another width, a vector of another model.
     """
     for vector in operator.vectors:
-        check_match(vector, root, strict=strict)
+        if "model" in vector.metadata:
+            check_match(vector, root, strict=strict)
     operator = operator.resolve(found.n_layers)
     found.resolve((*operator.sites, *operator.reads))
     for vector in operator.vectors:

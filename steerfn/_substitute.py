@@ -141,6 +141,8 @@ class Swap:
         for name, value in self.twin.__dict__.items():
             if name not in self.at_first or self.at_first[name] is not value:
                 self.module.__dict__[name] = value
+        for name in self.at_first.keys() - self.twin.__dict__.keys():
+            self.module.__dict__.pop(name, None)
         # Another module that someone put in this place inside the context stays.
         if self.parent._modules.get(self.name) is self.twin:
             self.parent._modules[self.name] = self.module
@@ -282,6 +284,23 @@ class Spine:
         return all(copy.refresh() for copy in self.copies.values())
 
 
+INSTALLED = "_output_capturing_hooks_installed"
+"""Where transformers 5 notes on a model that the hooks behind `output_hidden_states=True` are in place."""
+
+
+class _Installed:
+    """That note on a copy. The hooks are shared with the model, so when asked it has the model install them, once."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __bool__(self) -> bool:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+        maybe_install_capturing_hooks(self.module)  # pyright: ignore[reportArgumentType]
+        return True
+
+
 class _Copy:
     """One module of a spine: the module, its copy, and what is the copy's own."""
 
@@ -289,6 +308,8 @@ class _Copy:
         self.module, self.twin = module, twin_of(module)
         self.own = {n: v for n, v in self.twin.__dict__.items() if module.__dict__.get(n) is not v}
         self.own["_modules"] = dict(module._modules)
+        if getattr(type(module), "_can_record_outputs", None) is not None:
+            self.own[INSTALLED] = _Installed(module)
         self.shared = ("_parameters", "_buffers") if whole else ()
         self.own.update({name: dict(module.__dict__[name]) for name in self.shared})
         self.twin.__dict__.update(self.own)

@@ -1,6 +1,7 @@
 """Steering vectors: immutable directions by site, with the algebra of a vector space."""
 
-import math
+import numbers
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,16 +49,17 @@ class SteeringVector:
                 f"A SteeringVector is made from a mapping of sites to tensors, not from a {type(directions).__name__}: "
                 "write SteeringVector({sf.resid_post[12]: tensor})."
             )
-        found: dict[Site, Tensor] = {}
-        for key, tensor in directions.items():
-            for site, direction in _spread(key, tensor):
-                found[site] = found[site] + direction if site in found else direction
-        if not found:
+        pairs = [pair for key, tensor in directions.items() for pair in _spread(key, tensor)]
+        if not pairs:
             raise SiteError("A SteeringVector needs at least one direction: SteeringVector({sf.resid_post[12]: tensor}).")
-        for kind in ("residual", "head_out"):
-            widths = {str(s): len(d) for s, d in found.items() if (s.kind == "head_out") == (kind == "head_out")}
-            if len(set(widths.values())) > 1:
-                raise ShapeError(f"The directions of one vector share a width, but these differ: {widths}.")
+        for heads in (False, True):
+            alike = [(s, len(d)) for s, d in pairs if (s.kind == "head_out") == heads]
+            if len({width for _, width in alike}) > 1:
+                shown = ", ".join(f"{s} has {width}" for s, width in alike[:8])
+                raise ShapeError(f"The directions of one vector share a width, but these differ: {shown}.")
+        found: dict[Site, Tensor] = {}
+        for site, direction in pairs:
+            found[site] = found[site] + direction if site in found else direction
         object.__setattr__(self, "sites", tuple(found))
         object.__setattr__(self, "directions", tuple(found.values()))
         object.__setattr__(self, "metadata", Metadata(metadata))
@@ -66,7 +68,7 @@ class SteeringVector:
 
     def __getitem__(self, key: Any) -> Tensor:
         """A copy of the direction at a site (an int means `resid_post`)."""
-        (site,) = as_sites(key)
+        site = _one_site(key)
         if site not in self.sites:
             raise SiteError(f"This vector has no direction at {site}; it has {_names(self.sites)}.")
         return self.directions[self.sites.index(site)].clone()
@@ -88,8 +90,7 @@ class SteeringVector:
     @property
     def d_model(self) -> int | None:
         """Width of its residual-stream directions; None where it has `head_out` directions only."""
-        widths = [d.shape[-1] for s, d in zip(self.sites, self.directions, strict=True) if s.kind != "head_out"]
-        return widths[0] if widths else None
+        return _width(self, heads=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,11 +130,12 @@ class SteeringVector:
                     "vectors of two different models cannot be combined."
                 )
             found[site] = sign * direction if here is None else here + sign * direction
-        if self.d_model is not None and other.d_model is not None and self.d_model != other.d_model:
-            raise ShapeError(
-                f"The vectors have widths {self.d_model} and {other.d_model}: vectors of two different models "
-                "cannot be combined."
-            )
+        for heads in (False, True):
+            mine, theirs = _width(self, heads), _width(other, heads)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise ShapeError(
+                    f"The vectors have widths {mine} and {theirs}: vectors of two different models cannot be combined."
+                )
         history = self.metadata if dict(self.metadata) == dict(other.metadata) else _merged(self, other)
         return new(SteeringVector, sites=tuple(found), directions=tuple(found.values()), metadata=history)
 
@@ -147,18 +149,19 @@ class SteeringVector:
         return self._map(torch.neg)
 
     def __mul__(self, factor: Any) -> "SteeringVector":
-        if not _is_scalar(factor):
-            return NotImplemented
-        return self._map(lambda d: d * factor)
+        number = _scalar(factor)
+        return NotImplemented if number is None else self._map(lambda d: d * number)
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # a numpy number on the left leaves the product to __rmul__
 
     def __truediv__(self, factor: Any) -> "SteeringVector":
-        if not _is_scalar(factor):
+        number = _scalar(factor)
+        if number is None:
             return NotImplemented
-        if isinstance(factor, (int, float)) and factor == 0:
+        if isinstance(number, float) and number == 0:
             raise ShapeError("A steering vector cannot be divided by 0; multiply it by 0 for the zero vector.")
-        return self._map(lambda d: d / factor)
+        return self._map(lambda d: d / number)
 
     def unit(self) -> "SteeringVector":
         """Every direction scaled to L2 norm 1; a zero direction stays zero."""
@@ -174,9 +177,10 @@ class SteeringVector:
             raise ShapeError(f"cosine compares two steering vectors, not a vector and a {type(other).__name__}.")
         _ = self - other  # refuses vectors of different widths
         mine, theirs = (dict(zip(v.sites, v.directions, strict=True)) for v in (self, other))
-        dot = sum((mine[s].double().cpu() @ theirs[s].double().cpu()).item() for s in mine if s in theirs)
-        norms = [math.sqrt(sum(n * n for n in v.magnitude.values())) for v in (self, other)]
-        return dot / (norms[0] * norms[1]) if all(norms) else 0.0
+        ends = [(mine.get(s), theirs.get(s)) for s in {**mine, **theirs}]
+        a = torch.cat([_plain(b) * 0 if a is None else _plain(a) for a, b in ends])
+        b = torch.cat([_plain(a) * 0 if b is None else _plain(b) for a, b in ends])
+        return float(unit(a) @ unit(b))
 
     # -- selecting, moving, comparing ------------------------------------------------------------
 
@@ -253,13 +257,32 @@ def unit(direction: Tensor) -> Tensor:
     return scaled / torch.where(squared == 0, torch.ones_like(squared), squared).sqrt()
 
 
+def _plain(direction: Any) -> Tensor:
+    return direction.detach().double().cpu()
+
+
 def _norm(direction: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(direction.detach().double().cpu())
+    d = _plain(direction)
+    largest = d.abs().max()
+    return largest * torch.linalg.vector_norm(d / largest) if largest > 0 else largest
+
+
+def _width(vector: SteeringVector, heads: bool) -> int | None:
+    """Width of a vector's `head_out` directions, or of all the others."""
+    pairs = zip(vector.sites, vector.directions, strict=True)
+    return next((d.shape[-1] for s, d in pairs if (s.kind == "head_out") == heads), None)
+
+
+def _one_site(key: Any) -> Site:
+    sites = as_sites(key)
+    if len(sites) > 1:
+        raise SiteError(f"One site is needed here, not {len(sites)} ({_names(sites)}); select several with v.select(sites).")
+    return sites[0]
 
 
 def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
     """One (site, direction) for each layer of a key, validated and copied."""
-    (site,) = as_sites(key)
+    site = _one_site(key)
     if not isinstance(tensor, Tensor):
         raise ShapeError(f"The direction at {site} is a {type(tensor).__name__}; pass a torch tensor of shape [d_model].")
     _floating(tensor)
@@ -285,23 +308,27 @@ def _floating(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _is_scalar(factor: Any) -> bool:
-    if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
-        return False
-    if isinstance(factor, Tensor) and factor.ndim:
-        raise ShapeError(
-            f"A steering vector is scaled by a number or a 0-d tensor, not by a tensor of shape {list(factor.shape)}; "
-            "for one strength a row use add(v, alpha=tensor)."
-        )
-    if isinstance(factor, float) and not math.isfinite(factor):
+def _scalar(factor: Any) -> float | Tensor | None:
+    """A factor of a vector as a float or a 0-d tensor; None for what is neither."""
+    if isinstance(factor, bool) or not isinstance(factor, (numbers.Real, Tensor)):
+        return None
+    if isinstance(factor, Tensor):
+        if factor.ndim or factor.is_complex():
+            raise ShapeError(
+                f"A steering vector is scaled by a real number or a 0-d tensor, not by a tensor of shape "
+                f"{list(factor.shape)} and {factor.dtype}; for one strength a row use add(v, alpha=tensor)."
+            )
+        return factor
+    if not abs(factor) <= sys.float_info.max:
         raise ShapeError(f"A steering vector is scaled by a finite number, not by {factor}.")
-    return True
+    return float(factor)
 
 
 def _matching(wanted: Site, sites: tuple[Site, ...]) -> list[Site]:
-    if wanted.is_range:
+    if isinstance(wanted.layer, tuple):
         top = 1 + max((s.layer for s in sites if isinstance(s.layer, int)), default=0)
-        found = [s for s in wanted.resolve(top) if s in sites]
+        layers = range(top)[slice(*wanted.layer)]
+        found = [s for n in layers for s in sites if (s.kind, s.layer, s.head) == (wanted.kind, n, wanted.head)]
     else:
         found = [wanted] if wanted in sites else []
     if not found:

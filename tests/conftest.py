@@ -7,6 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import steerfn as sf
 
+# Tiny models gain nothing from a second thread, and test processes that run side by side lose a lot.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def tiny() -> PreTrainedModel:

@@ -164,7 +164,9 @@ def _config(cls: type, given: dict[str, Any]) -> PretrainedConfig:
 def _build(model_type: str, given: dict[str, Any]) -> PreTrainedModel:
     config = _config(CONFIG_MAPPING[model_type], given)
     vision = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_config(config)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in model.parameters():
@@ -178,6 +180,16 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     for name, (model_type, given) in _TABLE.items()
     if model_type in CONFIG_MAPPING_NAMES
 }
+
+CORE: tuple[str, ...] = tuple(
+    name
+    for name in """
+llama mistral gemma gemma2 gemma3_text gemma3 qwen2 qwen3 phi phi3 gpt2 gpt_neox gptj opt falcon bloom stablelm olmo2
+granite cohere cohere2 starcoder2 mixtral qwen2_moe gpt_oss mamba jamba qwen3_next llava mpt lfm2 falcon_h1
+""".split()
+    if name in FAMILIES
+)
+"""The families that every law of the model boundary is tested on; the others are in the slow tests."""
 
 
 def build(name: str) -> PreTrainedModel:

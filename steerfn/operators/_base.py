@@ -5,6 +5,7 @@ unit), so that the hot path only does arithmetic; calling an operator is binding
 """
 
 import abc
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -117,13 +118,13 @@ def as_number(value: Any, what: str) -> Tensor:
     Raises:
         ShapeError: neither a number nor a 0-d or `[batch]` tensor, or one that is not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
         raise ShapeError(f"{what} is a number, a 0-d tensor or a [batch] tensor, not {value!r} of type {type(value).__name__}.")
     if not isinstance(value, Tensor):
-        number = torch.tensor(float(value), dtype=torch.float64)
-        if not bool(torch.isfinite(number)):
-            raise ShapeError(f"{what} is {value}; it must be finite.")
-        return number
+        # Directions are scaled in float32 by default, where more than its largest number is infinite.
+        if not abs(value) <= torch.finfo(torch.float32).max:
+            raise ShapeError(f"{what} is {value}; it must be finite in float32.")
+        return torch.tensor(float(value), dtype=torch.float64)
     if value.ndim > 1 or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
         raise ShapeError(
             f"{what} is a tensor of shape {list(value.shape)} and {value.dtype}; pass a 0-d tensor, or a [batch] "
@@ -133,7 +134,7 @@ def as_number(value: Any, what: str) -> Tensor:
 
 
 def as_operator(value: Any) -> Operator:
-    """An operator from what a user passes as one: a vector means `add(vector)`."""
+    """An operator, or a clear refusal."""
     if isinstance(value, Operator):
         return value
     raise SteerError(

@@ -48,11 +48,15 @@ class _Renormed:
         before, after = _norm(hidden.to(work)), _norm(out.to(work))
         # An unchanged token has the ratio x / x = 1 and keeps all its bits; a zero state has nothing to keep.
         ratio = before / torch.where(after == 0, torch.ones_like(after), after)
-        return torch.where(ratio == 1, out, (out.to(work) * ratio).to(out.dtype))
+        return (out.to(work) * ratio).to(out.dtype)
 
 
 def _norm(h: Tensor) -> Tensor:
-    """Norm along the last axis, safe against overflow, with a finite gradient at 0."""
+    """Norm along the last axis, safe against overflow, with a finite gradient at 0.
+
+    Contiguous, so that equal states have bitwise equal norms however they lie in memory.
+    """
+    h = h.contiguous()
     largest = h.detach().abs().amax(-1, keepdim=True)
     largest = torch.where(largest == 0, torch.ones_like(largest), largest)
     squared = (h / largest).square().sum(-1, keepdim=True)

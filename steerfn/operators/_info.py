@@ -70,6 +70,9 @@ class Info:
             prompt_length: real tokens of each row's prompt, an int or `[batch]`; default: all of them.
             attention_mask: `[batch, seq]`, 0 at padding.
 
+        Raises:
+            ShapeError: a mask of another shape, or prompt lengths for another number of rows.
+
         Example:
             >>> import torch, steerfn as sf
             >>> v, h = sf.SteeringVector({sf.resid_post[0]: torch.ones(4)}), torch.zeros(1, 2, 4)
@@ -78,9 +81,16 @@ class Info:
         """
         batch, seq = hidden.shape[0], hidden.shape[1]
         tokens = Tokens.plain(batch, seq, attention_mask, device=hidden.device)
+        if tokens.index.shape != (batch, seq):
+            raise ShapeError(
+                f"The attention mask has shape {list(tokens.index.shape)}; pass one of shape {[batch, seq]}, as the "
+                "hidden state has."
+            )
         if prompt_length is not None:
-            length = torch.as_tensor(prompt_length, device=hidden.device).reshape(-1, 1).expand(batch, 1)
-            tokens = Tokens(tokens.index, length, tokens.real)
+            length = torch.as_tensor(prompt_length, device=hidden.device).reshape(-1, 1)
+            if length.shape[0] not in (1, batch):
+                raise ShapeError(f"There are {length.shape[0]} prompt lengths for {batch} rows; pass one, or one for each row.")
+            tokens = Tokens(tokens.index, length.expand(batch, 1), tokens.real)
         return cls(site=resid_post[0] if site is None else site, tokens=tokens)
 
 

@@ -153,18 +153,27 @@ class _Turned(_OnUnit):
     angle: Tensor
 
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
-        speed = per_row(self.angle.to(h.dtype), h, info.tokens, "The angle of rotate")
+        # Every state has arrived long before an angle of 60, and exp would overflow soon after.
+        speed = per_row(self.angle.to(h.dtype), h, info.tokens, "The angle of rotate").clamp(-60, 60)
+        largest = h.detach().abs().amax(-1, keepdim=True)
+        size = torch.where(largest == 0, torch.ones_like(largest), largest)
+        h = h / size
         along = (h @ u).unsqueeze(-1)
         across = h - along * u
         # The flow in closed form for a state of norm n at height p = <h, u>, as a change that is exactly 0
-        # at angle 0:  p' - p = |across|^2 sinh(s) / d  and  across' / across - 1 = (n (1 - cosh s) - p sinh s) / d
-        # with d = n cosh(s) + p sinh(s), which is 0 for h = 0 only.
-        norm, sinh, cosh = _safe_norm(h), torch.sinh(speed), torch.cosh(speed)
-        stretch = norm * cosh + along * sinh
-        stretch = torch.where(stretch == 0, torch.ones_like(stretch), stretch)
-        rise = (across * across).sum(-1, keepdim=True) * sinh / stretch
-        shrink = (norm * (1 - cosh) - along * sinh) / stretch
-        return shifted(hidden, torch.where((u == 0).all(), torch.zeros_like(h), rise * u + shrink * across))
+        # at angle 0:  p' - p = |across|^2 sinh(s) / d  and  across' / across - 1 = (n - d) / d
+        # with d = n cosh(s) + p sinh(s) = ((n + p) e^s + (n - p) e^-s) / 2. The smaller of n + p and n - p is
+        # |across|^2 over the larger one: a difference would leave nothing but rounding near the poles.
+        square = (across * across).sum(-1, keepdim=True)
+        upper = along >= 0
+        larger = _safe_sqrt(along * along + square) + torch.where(upper, along, -along)
+        larger = torch.where(larger == 0, torch.ones_like(larger), larger)
+        up, down = torch.where(upper, larger, square / larger), torch.where(upper, square / larger, larger)
+        half = torch.exp(speed / 2)
+        d = (up * half * half + down / half / half) / 2
+        rise = square * torch.sinh(speed) / d
+        shrink = -torch.sinh(speed / 2) * (up * half - down / half) / d
+        return shifted(hidden, torch.where((u == 0).all(), torch.zeros_like(h), size * (rise * u + shrink * across)))
 
 
 @struct
@@ -180,8 +189,8 @@ class _TurnedInPlane(_OnUnit):
         return shifted(hidden, (x * cos + y * sin) * u + (y * cos - x * sin) * w)
 
 
-def _safe_norm(h: Tensor) -> Tensor:
-    squared = (h * h).sum(-1, keepdim=True)
+def _safe_sqrt(squared: Tensor) -> Tensor:
+    """The root, with a finite gradient at 0."""
     return torch.where(squared == 0, torch.zeros_like(squared), torch.where(squared == 0, 1.0, squared).sqrt())
 
 
@@ -205,8 +214,13 @@ class Rotate(Operator):
             raise ShapeError(f"rotate(v, angle, plane=w) acts at {site}, but w has no direction there.")
         check_width(second, direction, site)
         second = unit(second.to(u.dtype))
-        across = unit(second - (second @ u) * u)
-        return _TurnedInPlane(unit=u, site=site, angle=angle, second=unit(across - (across @ u) * u))
+        across = second - (second @ u) * u
+        # Without two directions there is no plane: what rounding leaves of a parallel `w` is not one.
+        flat = (u == 0).all() | (across.abs().amax() <= 64 * torch.finfo(u.dtype).eps)
+        across = unit(across)
+        across = unit(across - (across @ u) * u)
+        u, across = (torch.where(flat, torch.zeros_like(axis), axis) for axis in (u, across))
+        return _TurnedInPlane(unit=u, site=site, angle=angle, second=across)
 
 
 def add(v: SteeringVector, alpha: Any = 1.0) -> Operator:
@@ -321,7 +335,8 @@ def rotate(v: SteeringVector, angle: Any, *, plane: SteeringVector | None = None
     Args:
         v: the vector to turn towards (away from, for a negative angle). A zero direction changes nothing.
         angle: radians: a number, a 0-d tensor, or a `[batch]` tensor.
-        plane: the second axis of a fixed plane, with directions at the same sites.
+        plane: the second axis of a fixed plane, with directions at the same sites. Where it is zero or
+            parallel to `v` there is no plane, and nothing turns.
 
     Raises:
         SteerError: `v` or `plane` is not a vector, or `angle` is no finite number.

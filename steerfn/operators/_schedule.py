@@ -36,9 +36,11 @@ class _Scheduled:
         out = self.inner(hidden, info)
         work = torch.promote_types(hidden.dtype, torch.float32)
         strength = torch.broadcast_to(strength.to(work), step.shape).unsqueeze(-1)
-        scaled = shifted(hidden, strength * (out.to(work) - hidden.to(work)))
-        # Full strength is the operator itself, bit for bit, not h + (op(h) - h).
-        return torch.where((index >= 0).unsqueeze(-1), torch.where(strength == 1, out, scaled), hidden)
+        change = out.to(work) - hidden.to(work)
+        # One formula from either end, so that strengths of 0 and 1 are h and op(h) bit for bit and the gradient
+        # with respect to the strength is right at both.
+        scaled = torch.where(strength < 0.5, shifted(hidden, strength * change), shifted(out, (strength - 1) * change))
+        return torch.where((index >= 0).unsqueeze(-1), scaled, hidden)
 
 
 @struct

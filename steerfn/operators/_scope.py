@@ -32,6 +32,13 @@ class Scope(abc.ABC):
     def mask(self, tokens: Tokens) -> TokenMask | None:
         """True where it selects, `[batch, seq]`; None where it selects every position."""
 
+    # A scope holds no tensor and is structure: operators built from equal scopes have one pytree structure.
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
     def __or__(self, other: "Scope") -> "Scope":
         return _Either(self, as_scope(other))
 

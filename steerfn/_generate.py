@@ -1,0 +1,231 @@
+"""Text out of a steered model: `generate` for batches, `stream` piece by piece."""
+
+import contextlib
+import contextvars
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfn._errors import DataError
+from steerfn._steer import as_steering, steer
+from steerfn._text import Text, as_texts, encode, input_device, pad_id, padded
+from steerfn.operators import Operator, rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Generations:
+    """What `generate` returns: for each prompt (times `num_return_sequences`), its continuation.
+
+    Attributes:
+        prompts: the prompts as given.
+        texts: the generated texts, without the prompt and without special tokens.
+        token_ids: the generated token ids, up to and including the end of text.
+        prompt_token_ids: the token ids of each prompt as the model got them.
+    """
+
+    prompts: tuple[Text, ...]
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    prompt_token_ids: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.texts[index]
+
+    def __str__(self) -> str:
+        copies = len(self.texts) // max(1, len(self.prompts))
+        return "\n".join(f"{self.prompts[i // copies]!s}\n  -> {text}" for i, text in enumerate(self.texts))
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    op: Any = None,
+    *,
+    max_new_tokens: int = 40,
+    seed: int | None = None,
+    chat: bool | None = None,
+    batch_size: int = 16,
+    **hf: Any,
+) -> Generations:
+    """Generate from prompts, steered or not; every prompt may have its own operator.
+
+    Prompts are padded on the left here, whatever the tokenizer's side; neither the tokenizer nor the generation
+    config changes. Greedy unless the model's generation config or `do_sample=True` says otherwise.
+
+    Args:
+        model: any transformers causal LM.
+        tokenizer: its tokenizer.
+        prompts: a text, a conversation, or a list of either.
+        op: an operator or vector for all prompts, or a list with one (or None) for each.
+        max_new_tokens: tokens to generate at most.
+        seed: for sampling: the same call gives the same texts, and torch's random state stays as it was.
+        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        batch_size: prompts at once.
+        hf: anything else that transformers' `generate` takes.
+
+    Raises:
+        DataError: no prompts, an empty one, or another number of operators than prompts.
+        SteerError: as `steer`.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.generate(model, tokenizer, "How was your day?", sf.add(v, 2.0)).texts  # doctest: +SKIP
+    """
+    found = as_texts(prompts, "prompts")
+    ops = _by_prompt(op, len(found))
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"batch_size is a number of prompts from 1, not {batch_size!r}.")
+    encoded = encode(tokenizer, found, chat)
+    ends = _ends(model, tokenizer, hf)
+    texts: list[str] = []
+    ids: list[tuple[int, ...]] = []
+    for start in range(0, len(found), batch_size):
+        part = slice(start, start + batch_size)
+        batch, mask = padded(encoded[part], pad_id(tokenizer), "left", input_device(model))
+        steering = ops[part] if isinstance(ops, list) else ops
+        with _seeded(model, None if seed is None else seed + start), _steered(model, steering):
+            options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+            out = model.generate(input_ids=batch, attention_mask=mask, **options)
+        new = (out if isinstance(out, Tensor) else out.sequences)[:, batch.shape[1] :]
+        for row in new.tolist():
+            kept = _until_end(row, ends)
+            ids.append(tuple(kept))
+            texts.append(tokenizer.decode(kept, skip_special_tokens=True))
+    return Generations(tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)))
+
+
+def _by_prompt(op: Any, prompts: int) -> Any:
+    """One steering for all prompts, or a list with one for each."""
+    if op is None or isinstance(op, Operator) or not isinstance(op, Sequence):
+        return None if op is None else as_steering(op)
+    if len(op) != prompts:
+        raise DataError(f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), or a single one.")
+    return [None if each is None else as_steering(each) for each in op]
+
+
+def _steered(model: Any, ops: Any) -> Any:
+    if isinstance(ops, list):
+        ops = None if all(op is None for op in ops) else rows(ops)
+    return contextlib.nullcontext() if ops is None else steer(model, ops)
+
+
+@contextlib.contextmanager
+def _seeded(model: Any, seed: int | None) -> Iterator[None]:
+    """Seed torch for the time of a call, and put its random state back afterwards."""
+    if seed is None:
+        yield
+        return
+    device = input_device(model)
+    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type if device.type != "cpu" else "cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+def _ends(model: Any, tokenizer: Any, hf: dict[str, Any]) -> set[int]:
+    """The tokens that end a text."""
+    config = getattr(model, "generation_config", None)
+    found = hf.get("eos_token_id", getattr(config, "eos_token_id", None))
+    found = getattr(tokenizer, "eos_token_id", None) if found is None else found
+    return set(found) if isinstance(found, (list, tuple, set)) else {found}
+
+
+def _until_end(row: list[int], ends: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+    return row[: end + 1]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Any,
+    op: Any = None,
+    *,
+    max_new_tokens: int = 40,
+    seed: int | None = None,
+    chat: bool | None = None,
+    **hf: Any,
+) -> Iterator[str]:
+    """Generate from one prompt and hand out the text piece by piece.
+
+    Generation runs in a thread of its own, in which the steering is opened, so it does not matter which thread
+    reads the pieces; contexts that are open in the calling thread hold there too. Closing the iterator stops the
+    generation.
+
+    Args:
+        model: any transformers causal LM.
+        tokenizer: its tokenizer.
+        prompt: a text or a conversation.
+        op: an operator or vector.
+        max_new_tokens: tokens to generate at most.
+        seed: for sampling; torch's random state is shared by all threads, so it is not restored here.
+        chat: as in `generate`.
+        hf: anything else that transformers' `generate` takes.
+
+    Raises:
+        DataError: no prompt. Errors of the generation are raised where the pieces are read.
+
+    Example:
+        >>> import steerfn as sf
+        >>> for piece in sf.stream(model, tokenizer, "Tell me a story.", sf.add(v)):  # doctest: +SKIP
+        ...     print(piece, end="", flush=True)
+    """
+    texts = as_texts(prompt, "prompt")
+    if len(texts) != 1:
+        raise DataError(f"stream takes one prompt, not {len(texts)}; use generate for several.")
+    ids, mask = padded(encode(tokenizer, texts, chat), pad_id(tokenizer), "left", input_device(model))
+    steering = None if op is None else as_steering(op)
+    options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+    return _pieces(model, tokenizer, ids, mask, steering, seed, options)
+
+
+def _pieces(model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, steering: Any, seed: int | None, options: dict[str, Any]) -> Iterator[str]:
+    from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+    pieces: queue.Queue[Any] = queue.Queue()
+    stop = threading.Event()
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                pieces.put(text)
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+            return torch.full((input_ids.shape[0],), stop.is_set(), dtype=torch.bool, device=input_ids.device)
+
+    def run() -> None:
+        end: Any = None
+        try:
+            if seed is not None:
+                torch.manual_seed(seed)
+            criteria = StoppingCriteriaList([Stop(), *options.pop("stopping_criteria", [])])
+            streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            with torch.no_grad(), _steered(model, steering):
+                model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, stopping_criteria=criteria, **options)
+        except BaseException as error:  # raised where the pieces are read
+            end = error
+        pieces.put((end,))
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="steerfn-stream", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(piece := pieces.get(), tuple):
+            yield piece
+        if piece[0] is not None:
+            raise piece[0]
+    finally:
+        stop.set()
+        thread.join()

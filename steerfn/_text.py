@@ -1,0 +1,106 @@
+"""From texts to token ids, the same way everywhere: one BOS, templates where asked for, no tokenizer touched."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfn._errors import DataError
+
+Message = Mapping[str, str]
+Text = str | Sequence[Message]
+"""A text, or a conversation as `[{"role": "user", "content": "..."}]`."""
+
+
+def as_texts(texts: Any, what: str) -> list[Text]:
+    """A list of texts or conversations from one or several, each of them non-empty.
+
+    Raises:
+        DataError: none at all, an empty one, or something else.
+    """
+    if isinstance(texts, str) or _is_conversation(texts):
+        texts = [texts]
+    if isinstance(texts, Mapping) or not hasattr(texts, "__iter__"):
+        raise DataError(f"{what} is a list of texts, not {texts!r:.80} of type {type(texts).__name__}.")
+    found = list(texts)
+    if not found:
+        raise DataError(f"{what} is empty; pass at least one text.")
+    for i, text in enumerate(found):
+        if not isinstance(text, str) and not _is_conversation(text):
+            raise DataError(
+                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation as a list of "
+                "messages with role and content."
+            )
+        if isinstance(text, str) and not text.strip():
+            raise DataError(f"{what}[{i}] is empty ({text!r}); remove it or give it words.")
+    return found
+
+
+def _is_conversation(text: Any) -> bool:
+    return isinstance(text, Sequence) and not isinstance(text, str) and len(text) > 0 and all(
+        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in text
+    )
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[list[int]]:
+    """Token ids of each text.
+
+    Args:
+        tokenizer: the model's. Nothing on it changes.
+        texts: texts or conversations.
+        chat: True puts each text into the chat template as the user's message, with the template's opening
+            of the answer; None does so where the tokenizer has a template; False takes texts as they are.
+            Conversations always go through the template.
+
+    Raises:
+        DataError: no tokenizer, a template that is needed but missing, or a text without tokens.
+    """
+    if not callable(tokenizer):
+        raise DataError(f"A tokenizer is needed, not {tokenizer!r:.80} of type {type(tokenizer).__name__}.")
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat is None:
+        chat = has_template
+    found = []
+    for i, text in enumerate(texts):
+        if chat or not isinstance(text, str):
+            if not has_template:
+                raise DataError("This tokenizer has no chat template; pass texts with chat=False, or set tokenizer.chat_template.")
+            messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+            opening = messages[-1]["role"] != "assistant"
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special tokens
+        else:
+            ids = tokenizer(text)["input_ids"]
+        if not ids:
+            raise DataError(f"Text {i} has no tokens: {text!r:.80}; give it words.")
+        found.append(list(ids))
+    return found
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, side: str, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, `[rows, longest]`, padded on one side."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[i, where] = torch.tensor(row)
+        mask[i, where] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token to pad with: the tokenizer's own, else its end of text, else 0 (it is masked anyway)."""
+    for name in ("pad_token_id", "eos_token_id"):
+        if isinstance(found := getattr(tokenizer, name, None), int):
+            return found
+    return 0
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its token ids."""
+    found = getattr(model, "device", None)
+    if isinstance(found, torch.device) and found.type != "meta":
+        return found
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
