@@ -8,6 +8,8 @@
         model.generate(**inputs)
 """
 
+__version__ = "0.1.0"
+
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture

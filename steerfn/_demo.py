@@ -90,6 +90,7 @@ def demo_model(
     with no_bars():  # a tenth of a second needs none
         model, tokenizer = from_pretrained(folder, device=device, dtype=dtype or torch.float32)
     tokenizer.padding_side = "left"
+    model.config._name_or_path = f"HuggingFaceTB/{NAME}"  # what it is, not where it lies on this machine
     return model, tokenizer
 
 

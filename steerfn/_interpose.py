@@ -100,6 +100,9 @@ def cached_length(given: dict[str, Any]) -> Any:
         return 0
     if isinstance(cache, (tuple, list)):  # the format before Cache classes, still used by remote code
         return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
+    keys = getattr(cache, "key_cache", None)
+    if isinstance(keys, list) and not any(isinstance(k, Tensor) and k.numel() for k in keys):
+        return 0  # transformers 4: before its first forward pass a hybrid cache (Jamba) counts the rows of the batch
     try:
         length = cache.get_seq_length()
         # A static cache gives its own counter, which it moves on in place during the forward pass.

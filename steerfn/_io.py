@@ -67,6 +67,7 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, overwrite: boo
     path, form = _format(path)
     if not isinstance(vector, SteeringVector):
         raise FileError(f"sf.save writes a SteeringVector, not a {type(vector).__name__}; pass sf.save(vector, path).")
+    files: dict[Path, bytes] = {}
     try:
         # Through the constructor, because an algebra or a transform may have left anything at the leaves.
         vector = SteeringVector(dict(zip(vector.sites, vector.directions, strict=True)), vector.metadata)

@@ -170,7 +170,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     described = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
     found = hashlib.sha256(json.dumps(described).encode())
     for tensor in tensors.values():
-        found.update(memoryview(tensor.view(torch.uint8).numpy()))
+        found.update(tensor.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

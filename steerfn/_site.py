@@ -59,10 +59,14 @@ class Site:
             raise SiteError(f"{kind} has no heads; write {kind}[{layer}], or use head_out.")
         if isinstance(layer, tuple):
             if len(layer) != 3:
-                raise SiteError(f"A range of layers is (start, stop, step), not {layer}; write {kind}[start:stop:step].")
+                raise SiteError(
+                    f"A range of layers is (start, stop, step), not {layer}; write {kind}[start:stop:step]."
+                )
             start, stop, step = layer = tuple(None if part is None else _integer(part, "layer") for part in layer)
             if step == 0:
-                raise SiteError(f"A range of layers with a step of 0 names none; use a step of 1 or more in {kind}[::0].")
+                raise SiteError(
+                    f"A range of layers with a step of 0 names none; use a step of 1 or more in {kind}[::0]."
+                )
             where = ":".join("" if part is None else str(part) for part in (start, stop))
             where += "" if step is None else f":{step}"
         else:
@@ -149,7 +153,9 @@ class Site:
         except SiteError:
             raise
         except ValueError:
-            raise SiteError(f"{text!r} names no site; write for example 'resid_post[12]' or 'head_out[12, 3]'.") from None
+            raise SiteError(
+                f"{text!r} names no site; write for example 'resid_post[12]' or 'head_out[12, 3]'."
+            ) from None
 
 
 def _integer(value: Any, what: str) -> int:
@@ -209,7 +215,9 @@ def as_sites(sites: Any) -> tuple[Site, ...]:
     elif isinstance(sites, Iterable):
         found = tuple(site for each in sites for site in as_sites(each))
         if not found:
-            raise SiteError("No site was given; pass for example sites=12 or sites=[sf.resid_post[10], sf.attn_out[11]].")
+            raise SiteError(
+                "No site was given; pass for example sites=12 or sites=[sf.resid_post[10], sf.attn_out[11]]."
+            )
     elif isinstance(sites, _Kind):
         raise SiteError(f"{sites} needs a layer: write {sites}[12], or {sites}[:] for every block.")
     else:

@@ -1,5 +1,6 @@
 """Steering vectors: immutable directions by site, with the algebra of a vector space."""
 
+import math
 import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,7 +52,9 @@ class SteeringVector:
             )
         pairs = [pair for key, tensor in directions.items() for pair in _spread(key, tensor)]
         if not pairs:
-            raise SiteError("A SteeringVector needs at least one direction: SteeringVector({sf.resid_post[12]: tensor}).")
+            raise SiteError(
+                "A SteeringVector needs at least one direction: SteeringVector({sf.resid_post[12]: tensor})."
+            )
         for heads in (False, True):
             alike = [(s, len(d)) for s, d in pairs if (s.kind == "head_out") == heads]
             if len({width for _, width in alike}) > 1:
@@ -276,7 +279,9 @@ def _width(vector: SteeringVector, heads: bool) -> int | None:
 def _one_site(key: Any) -> Site:
     sites = as_sites(key)
     if len(sites) > 1:
-        raise SiteError(f"One site is needed here, not {len(sites)} ({_names(sites)}); select several with v.select(sites).")
+        raise SiteError(
+            f"One site is needed here, not {len(sites)} ({_names(sites)}); select several with v.select(sites)."
+        )
     return sites[0]
 
 
@@ -284,7 +289,9 @@ def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
     """One (site, direction) for each layer of a key, validated and copied."""
     site = _one_site(key)
     if not isinstance(tensor, Tensor):
-        raise ShapeError(f"The direction at {site} is a {type(tensor).__name__}; pass a torch tensor of shape [d_model].")
+        raise ShapeError(
+            f"The direction at {site} is a {type(tensor).__name__}; pass a torch tensor of shape [d_model]."
+        )
     _floating(tensor)
     sites = site.expand()
     if tensor.ndim == 2 and site.is_range and len(tensor) == len(sites):
@@ -298,13 +305,17 @@ def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
         raise ShapeError(f"The direction at {site} is empty; pass a tensor of shape [d_model].")
     if not bool(torch.isfinite(tensor.detach()).all()):
         bad = int((~torch.isfinite(tensor.detach())).sum())
-        raise ShapeError(f"The direction at {site} has {bad} entries that are NaN or infinite; a direction must be finite.")
+        raise ShapeError(
+            f"The direction at {site} has {bad} entries that are NaN or infinite; a direction must be finite."
+        )
     return [(s, t.clone()) for s, t in zip(sites, tensors, strict=True)]
 
 
 def _floating(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
-        raise ShapeError(f"A direction holds floating-point numbers, not {tensor.dtype}; convert it with tensor.float().")
+        raise ShapeError(
+            f"A direction holds floating-point numbers, not {tensor.dtype}; convert it with tensor.float()."
+        )
     return tensor
 
 
@@ -319,9 +330,17 @@ def _scalar(factor: Any) -> float | Tensor | None:
                 f"{list(factor.shape)} and {factor.dtype}; for one strength a row use add(v, alpha=tensor)."
             )
         return factor
-    if not abs(factor) <= sys.float_info.max:
+    if not abs(number := as_float(factor)) <= sys.float_info.max:
         raise ShapeError(f"A steering vector is scaled by a finite number, not by {factor}.")
-    return float(factor)
+    return number
+
+
+def as_float(number: Any) -> float:
+    """A real number, numpy's included, as a Python float; an integer too large for one as infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _matching(wanted: Site, sites: tuple[Site, ...]) -> list[Site]:

@@ -387,7 +387,8 @@ def test_other_ways_to_generate(tiny, scope):
     op = sf.at(SCOPES[scope], operators(tiny)["add"])
     ids = token_ids(1, 5)
     expected = by_hand(tiny, op, ids)
-    assert torch.equal(steered(tiny, op, ids, prompt_lookup_num_tokens=2), expected)
+    if not OLD:  # 4.57 needs an eos token for this
+        assert torch.equal(steered(tiny, op, ids, prompt_lookup_num_tokens=2), expected)
     assert torch.equal(steered(tiny, op, ids, assistant_model=build("llama")), expected)
     embedded = tiny.get_input_embeddings()(ids).detach()
     with sf.steer(tiny, op):

@@ -16,7 +16,7 @@ from steerfn._errors import ShapeError, SteerError
 from steerfn._site import Site
 from steerfn._struct import map_children
 from steerfn._types import Hidden
-from steerfn._vector import SteeringVector
+from steerfn._vector import SteeringVector, as_float
 from steerfn.operators._info import Info
 
 Bound = Callable[[Hidden, Info], Hidden]
@@ -119,12 +119,14 @@ def as_number(value: Any, what: str) -> Tensor:
         ShapeError: neither a number nor a 0-d or `[batch]` tensor, or one that is not finite.
     """
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
-        raise ShapeError(f"{what} is a number, a 0-d tensor or a [batch] tensor, not {value!r} of type {type(value).__name__}.")
+        raise ShapeError(
+            f"{what} is a number, a 0-d tensor or a [batch] tensor, not {value!r} of type {type(value).__name__}."
+        )
     if not isinstance(value, Tensor):
         # Directions are scaled in float32 by default, where more than its largest number is infinite.
-        if not abs(value) <= torch.finfo(torch.float32).max:
+        if not abs(number := as_float(value)) <= torch.finfo(torch.float32).max:
             raise ShapeError(f"{what} is {value}; it must be finite in float32.")
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(number, dtype=torch.float64)
     if value.ndim > 1 or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
         raise ShapeError(
             f"{what} is a tensor of shape {list(value.shape)} and {value.dtype}; pass a 0-d tensor, or a [batch] "

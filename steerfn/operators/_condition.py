@@ -11,7 +11,16 @@ from steerfn._site import Site
 from steerfn._struct import struct
 from steerfn._types import Hidden, TokenMask
 from steerfn._vector import SteeringVector, unit
-from steerfn.operators._base import Bound, Operator, Steerable, as_number, as_operator, as_vector, check_width, direction_at
+from steerfn.operators._base import (
+    Bound,
+    Operator,
+    Steerable,
+    as_number,
+    as_operator,
+    as_vector,
+    check_width,
+    direction_at,
+)
 from steerfn.operators._info import Info
 
 
@@ -59,14 +68,25 @@ class _Test:
     scale: Any
 
     def __call__(self, hidden: Hidden, info: Info) -> TokenMask:
-        state = hidden if self.here else info.reads[self.read]
+        state = hidden if self.here else _state_at(self.read, info)
         check_width(self.direction, state, self.read)
         h = state.to(torch.promote_types(state.dtype, self.direction.dtype))
         score = h @ self.direction.to(device=h.device, dtype=h.dtype)
         if self.scale:
-            # Multiplied out rather than divided, so that a zero state has score 0 and no NaN.
-            return score > self.threshold.to(h.device, h.dtype) * torch.linalg.vector_norm(h, dim=-1)
+            # Multiplied out rather than divided: no NaN. The cosine of a zero state is 0, its score over 1.
+            norm = torch.linalg.vector_norm(h, dim=-1)
+            return score > self.threshold.to(h.device, h.dtype) * torch.where(norm == 0, torch.ones_like(norm), norm)
         return score > self.threshold.to(h.device, h.dtype)
+
+
+def _state_at(site: Site, info: Info) -> Hidden:
+    """The hidden state met at an earlier site."""
+    if info.reads is None or site not in info.reads:
+        raise SteerError(
+            f"A condition is read at {site}, but the hidden state there is not known at {info.site}; outside a model "
+            "pass it as Info(site, tokens, reads={site: hidden})."
+        )
+    return info.reads[site]
 
 
 @struct

@@ -61,7 +61,9 @@ class Info:
     selections: Any = static(default=None)
 
     @classmethod
-    def of(cls, hidden: Tensor, site: Site | None = None, *, prompt_length: Any = None, attention_mask: Any = None) -> "Info":
+    def of(
+        cls, hidden: Tensor, site: Site | None = None, *, prompt_length: Any = None, attention_mask: Any = None
+    ) -> "Info":
         """The info of a stand-alone hidden state, for trying operators without a model.
 
         Args:
@@ -89,7 +91,9 @@ class Info:
         if prompt_length is not None:
             length = torch.as_tensor(prompt_length, device=hidden.device).reshape(-1, 1)
             if length.shape[0] not in (1, batch):
-                raise ShapeError(f"There are {length.shape[0]} prompt lengths for {batch} rows; pass one, or one for each row.")
+                raise ShapeError(
+                    f"There are {length.shape[0]} prompt lengths for {batch} rows; pass one, or one for each row."
+                )
             tokens = Tokens(tokens.index, length.expand(batch, 1), tokens.real)
         return cls(site=resid_post[0] if site is None else site, tokens=tokens)
 

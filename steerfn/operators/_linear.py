@@ -200,16 +200,16 @@ class Rotate(Operator):
 
     vector: SteeringVector
     angle: Tensor
-    plane: SteeringVector | None
+    plane: tuple[SteeringVector, ...]  # at most one; None would be a leaf that transforms refuse
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
         direction = direction_at(self.vector, site, device)
         if direction is None:
             return None
         u, angle = unit(direction), self.angle.to(direction.dtype).to(direction.device)
-        if self.plane is None:
+        if not self.plane:
             return _Turned(unit=u, site=site, angle=angle)
-        second = direction_at(self.plane, site, device)
+        second = direction_at(self.plane[0], site, device)
         if second is None:
             raise ShapeError(f"rotate(v, angle, plane=w) acts at {site}, but w has no direction there.")
         check_width(second, direction, site)
@@ -350,5 +350,5 @@ def rotate(v: SteeringVector, angle: Any, *, plane: SteeringVector | None = None
         >>> sf.rotate(v, 0.5)(h, sf.Info.of(h)).norm()
         tensor(2.)
     """
-    plane = None if plane is None else as_vector(plane, "rotate(plane=)")
-    return Rotate(as_vector(v, "rotate"), as_number(angle, "The angle of rotate"), plane)
+    planes = () if plane is None else (as_vector(plane, "rotate(plane=)"),)
+    return Rotate(as_vector(v, "rotate"), as_number(angle, "The angle of rotate"), planes)

@@ -23,8 +23,8 @@ class _Scheduled:
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
         index = info.tokens.generated_index
         step = index.clamp_min(0)
-        if self.strengths is not None:
-            strengths = self.strengths.to(step.device)
+        if self.strengths:
+            strengths = self.strengths[0].to(step.device)
             strength = strengths[step.clamp_max(strengths.shape[0] - 1)]
         else:
             strength = self.function(step)
@@ -48,7 +48,7 @@ class Scheduled(Operator):
     """See `scheduled`."""
 
     operator: Operator
-    strengths: Tensor | None
+    strengths: tuple[Tensor, ...]  # at most one; None would be a leaf that transforms refuse
     function: Callable[[Tensor], Tensor] | None = static()
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
@@ -79,11 +79,13 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
     """
     op = as_operator(op)
     if callable(schedule) and not isinstance(schedule, Tensor):
-        return Scheduled(op, None, schedule)
+        return Scheduled(op, (), schedule)
     try:
         strengths = torch.as_tensor(schedule, dtype=None if isinstance(schedule, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise SteerError(f"A schedule is a list of numbers or a function of token indices, not {schedule!r:.80}.") from None
+        raise SteerError(
+            f"A schedule is a list of numbers or a function of token indices, not {schedule!r:.80}."
+        ) from None
     if strengths.ndim != 1 or not len(strengths) or not bool(torch.isfinite(strengths).all()):
         raise SteerError(f"A schedule is a non-empty list of finite numbers, not {schedule!r:.80}.")
-    return Scheduled(op, strengths, None)
+    return Scheduled(op, (strengths,), None)

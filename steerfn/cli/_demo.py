@@ -1,0 +1,93 @@
+"""`steerfn demo`: twelve sentences become a steering vector, and the model's answers change with alpha."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+import time
+from typing import Any
+
+HAPPY = (
+    "I am so happy today, everything is wonderful!",
+    "What a beautiful morning, I feel full of joy.",
+    "I love my life and I smile at everyone.",
+    "This is the best day ever, I am delighted.",
+    "We laughed and danced all night, it was fantastic.",
+    "I feel grateful and cheerful about the future.",
+)
+SAD = (
+    "I am so sad today, everything is terrible.",
+    "What a gloomy morning, I feel full of sorrow.",
+    "I hate my life and I cry alone.",
+    "This is the worst day ever, I am miserable.",
+    "We wept and mourned all night, it was dreadful.",
+    "I feel hopeless and depressed about the future.",
+)
+PROMPTS = ("How was your day?", "Tell me about the weather.")
+ALPHAS = (-2.0, 0.0, 2.0)
+SITE = 14
+TOKENS = 32
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("demo", help="the whole idea on a real model, in a minute", description=__doc__)
+    command.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), metavar="A", help="strengths to compare (default: %(default)s)")
+    command.add_argument("--prompt", action="append", metavar="TEXT", help="ask this instead (may be repeated)")
+    command.add_argument("--save", default="happy.safetensors", metavar="FILE", help="where the vector goes (default: %(default)s)")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the vector, show what it does, and prove that it leaves no trace."""
+    import torch
+
+    import steerfn as sf
+
+    started = time.perf_counter()
+    width = max(60, min(100, shutil.get_terminal_size().columns))
+    prompts = options.prompt or list(PROMPTS)
+    model, tokenizer = sf.demo_model(progress=not options.quiet)
+    ids = tokenizer("The weather today", return_tensors="pt")
+    with torch.no_grad():
+        before = model(**ids).logits
+
+    print(f"\n{model.config._name_or_path}: {sf.layout(model).n_layers} blocks, d_model {sf.layout(model).d_model}")
+    vector = sf.mean_difference(
+        model, tokenizer, positive=HAPPY, negative=SAD, sites=SITE, position="mean", progress=not options.quiet
+    )
+    site = vector.sites[0]
+    print(f"\n1. A steering vector from {len(HAPPY)} happy and {len(SAD)} sad sentences")
+    print(f"     v = mean(happy) - mean(sad) at {site}   |v| = {vector.magnitude[site]:.2f}")
+    print(f'     happy: "{HAPPY[0]}"\n     sad:   "{SAD[0]}"')
+
+    print("\n2. The same prompts, with alpha * v added at every token (greedy)")
+    for prompt in prompts:
+        print("\n" + textwrap.indent(textwrap.fill(f'"{prompt}"', width - 5), "     "))
+        # Every strength is a row of one batch.
+        answers = sf.generate(
+            model, tokenizer, [prompt] * len(options.alphas), [sf.add(vector, a) for a in options.alphas], max_new_tokens=TOKENS
+        )
+        for alpha, answer in zip(options.alphas, answers, strict=True):
+            label = f"     alpha {alpha:+5.1f}  | "
+            text = " ".join(answer.split()) + " ..."
+            print(textwrap.fill(text, width, initial_indent=label, subsequent_indent=" " * (len(label) - 2) + "| "))
+
+    with torch.no_grad():
+        with sf.steer(model, vector, alpha=options.alphas[-1]):
+            steered = model(**ids).logits
+        after = model(**ids).logits
+    same, moved = torch.equal(before, after), (steered - before).abs().max().item()
+    print("\n3. And back")
+    print(f"     inside `with sf.steer(...)` the logits moved by up to {moved:.2f}; after it they are")
+    print(f"     {'bit for bit what they were' if same else 'NOT WHAT THEY WERE: please report this'} ({before.numel():,} numbers compared).")
+
+    path = sf.save(vector, options.save)
+    print(f"\nSaved {path}. Next:")
+    print(f'     steerfn generate --vector {path} --alpha 2 "Tell me about the sea."')
+    print(f"     steerfn inspect {path}")
+    print("     steerfn discover --positive pos.txt --negative neg.txt --layer 14 --out mine.safetensors")
+    print(f"\n({time.perf_counter() - started:.0f} s)")
+    if not same:
+        sys.exit(1)

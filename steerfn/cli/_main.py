@@ -1,0 +1,82 @@
+"""Parsing, and the one place where an error becomes a line and an exit code."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from steerfn._errors import SteerError, SteerWarning
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 2 for a user's mistake (one clear line on stderr); 130 when interrupted.
+    """
+    options = parser().parse_args(argv)
+    warnings.showwarning = _show_warning(warnings.showwarning)
+    for name in ("torchao", "torch.utils._pytree", "transformers"):  # chatter of imports, nothing a user can act on
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        options.run(options)
+    except SteerError as error:
+        print(f"steerfn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("steerfn: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, say) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _show_warning(otherwise: Any) -> Any:
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, SteerWarning):
+            print(f"steerfn: warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    from steerfn.cli import _demo, _discover, _generate, _inspect
+
+    top = argparse.ArgumentParser(prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit.")
+    top.add_argument("--version", action="version", version=f"steerfn {_version()}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in (_demo, _discover, _generate, _inspect):
+        module.add_to(commands)
+    return top
+
+
+def _version() -> str:
+    from steerfn import __version__
+
+    return __version__
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """`--model` and how to load it."""
+    command.add_argument("--model", default="demo", help="a hub name or folder; 'demo' (default) is SmolLM2-135M-Instruct")
+    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    command.add_argument("--quantization", choices=("int8", "int4"), help="load the weights quantized")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and tokenizer that the options name."""
+    import steerfn as sf
+
+    if options.model == "demo":
+        if options.quantization:
+            raise SteerError("--quantization goes with --model NAME; the demo model is loaded as it is.")
+        return sf.demo_model(device=options.device or "cpu", dtype=options.dtype, progress=not options.quiet)
+    return sf.from_pretrained(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
