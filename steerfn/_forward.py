@@ -65,15 +65,16 @@ class Entry:
         self.closed = False
         self.fallbacks = 0
         self.selections = Selections()
-        self.reads = tuple(str(site) for site in operator.reads)
+        self.sites, self.read_sites = operator.sites, operator.reads
+        self.reads = tuple(site.name for site in self.read_sites)
         # A direction that is being trained changes between forward passes, and its graph is freed by backward.
         self.live = any(leaf.requires_grad for leaf in torch.utils._pytree.tree_leaves(operator) if isinstance(leaf, Tensor))
-        self.devices = {str(site): devices(site) for site in operator.sites}
+        self.devices = {site.name: devices(site) for site in self.sites}
         self.part = self._bind()
         self._moved: dict[tuple[str, torch.device], Any] = {}
 
     def _bind(self) -> Bounds:
-        bound = {str(site): self.operator.bind(site, self.devices[str(site)]) for site in self.operator.sites}
+        bound = {site.name: self.operator.bind(site, self.devices[site.name]) for site in self.sites}
         return {name: b for name, b in bound.items() if b is not None}
 
     def bounds(self) -> Bounds:

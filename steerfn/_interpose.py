@@ -4,6 +4,7 @@ They are instance `forward`s of substituted modules (`_substitute.py`). Where no
 thread they pass straight through.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ class Interposed:
 
     def __init__(self, host: Host, original: nn.Module) -> None:
         self.host, self.original = host, original
-        self.parameters = tuple(inspect.signature(type(original).forward).parameters)[1:]
+        self.parameters = _parameters(type(original))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward, with what steers here applied."""
@@ -47,6 +48,12 @@ class Interposed:
             return found
         entries = entries_of(self.host)  # a block called on its own, outside its model's forward
         return Frame.of(self.host, entries) if entries else None
+
+
+@functools.cache
+def _parameters(module: type[nn.Module]) -> tuple[str, ...]:
+    """The names of what a class's forward takes, without `self`."""
+    return tuple(inspect.signature(module.forward).parameters)[1:]
 
 
 class Gate(Interposed):

@@ -86,12 +86,15 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     Raises:
         SteerError: a site that the model lacks, a direction of another width, a vector of another model.
     """
-    for vector in operator.vectors:
+    vectors = operator.vectors
+    for vector in vectors:
         if "model" in vector.metadata:
             check_match(vector, root, strict=strict)
-    operator = operator.resolve(found.n_layers)
-    found.resolve((*operator.sites, *operator.reads))
-    for vector in operator.vectors:
+    if any(site.is_range or site.layer < 0 for vector in vectors for site in vector.sites):
+        operator = operator.resolve(found.n_layers)
+        vectors = operator.vectors
+    found.resolve(tuple(site for vector in vectors for site in vector.sites) or operator.sites)
+    for vector in vectors:
         for site, direction in zip(vector.sites, vector.directions, strict=True):
             if direction.shape[-1] != found.width(site):
                 raise ShapeError(

