@@ -25,7 +25,9 @@ BLOCK = 14
 
 def vector(sites: list[sf.Site], width: int) -> sf.SteeringVector:
     # Small, so that greedy decoding goes on as it would and every variant does the same work.
-    return sf.SteeringVector({site: 1e-3 * torch.randn(width, generator=torch.Generator().manual_seed(0)) for site in sites})
+    return sf.SteeringVector(
+        {site: 1e-3 * torch.randn(width, generator=torch.Generator().manual_seed(0)) for site in sites}
+    )
 
 
 @contextlib.contextmanager
@@ -123,7 +125,10 @@ def compare(model, tokenizer, rounds: int, tokens: int) -> None:
 
 def imports() -> None:
     code = "import time; s = time.perf_counter(); import torch; m = time.perf_counter(); import steerfn; e = time.perf_counter(); print((e - m) / (m - s))"
-    ratios = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(7)]
+    ratios = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(7)
+    ]
     print(f"\nimport steerfn costs {statistics.median(ratios):.1%} over import torch (median of 7)")
 
 

@@ -1,6 +1,6 @@
 """Steer only where the state asks for it: calm a model down where it is already excited.
 
-    python examples/conditional.py
+python examples/conditional.py
 """
 
 import steerfn as sf

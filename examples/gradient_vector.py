@@ -1,6 +1,6 @@
 """Find a direction by gradient: which way at block 14 makes " Paris" more likely, and what it does elsewhere.
 
-    python examples/gradient_vector.py
+python examples/gradient_vector.py
 """
 
 import torch

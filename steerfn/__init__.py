@@ -1,11 +1,11 @@
 """steerfn: activation steering of Hugging Face causal language models as pure functions.
 
-    import steerfn as sf
+import steerfn as sf
 
-    model, tokenizer = sf.demo_model()
-    v = sf.mean_difference(model, tokenizer, positive=[...], negative=[...], sites=14)
-    with sf.steer(model, v, alpha=2.0):
-        model.generate(**inputs)
+model, tokenizer = sf.demo_model()
+v = sf.mean_difference(model, tokenizer, positive=[...], negative=[...], sites=14)
+with sf.steer(model, v, alpha=2.0):
+    model.generate(**inputs)
 """
 
 __version__ = "0.1.0"

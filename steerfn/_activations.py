@@ -84,7 +84,16 @@ def read(
 
 
 def _batches(
-    model: Any, root: Any, at: Any, wanted: Any, rows: Any, weights: Any, order: list[int], size: int | None, pad: int, progress: bool
+    model: Any,
+    root: Any,
+    at: Any,
+    wanted: Any,
+    rows: Any,
+    weights: Any,
+    order: list[int],
+    size: int | None,
+    pad: int,
+    progress: bool,
 ) -> Iterator[tuple[list[int], dict[Site, Tensor]]]:
     from tqdm import tqdm
 
@@ -95,7 +104,9 @@ def _batches(
             count = limit or max(1, TOKENS // len(rows[order[start]]))
             chosen = order[start : start + count]
             try:
-                states = _forward_once(model, root, at, wanted, [rows[i] for i in chosen], [weights[i] for i in chosen], pad)
+                states = _forward_once(
+                    model, root, at, wanted, [rows[i] for i in chosen], [weights[i] for i in chosen], pad
+                )
             except torch.OutOfMemoryError:
                 if len(chosen) == 1 or size is not None:
                     raise
@@ -107,7 +118,13 @@ def _batches(
 
 
 def _forward_once(
-    model: Any, root: Any, at: Any, wanted: tuple[Site, ...], rows: list[list[int]], weights: list[list[float]], pad: int
+    model: Any,
+    root: Any,
+    at: Any,
+    wanted: tuple[Site, ...],
+    rows: list[list[int]],
+    weights: list[list[float]],
+    pad: int,
 ) -> dict[Site, Tensor]:
     """One batch, padded on the right: in a causal model no real token sees what comes after it."""
     ids, mask = padded(rows, pad, "right", input_device(root))
@@ -146,7 +163,9 @@ def _weights(ids: list[int], position: Position) -> list[float]:
     if isinstance(where, bool) or not isinstance(where, int):
         raise DataError(f"position is 'last', 'mean', an index or a function of the token ids, not {where!r}.")
     if not -len(ids) <= where < len(ids):
-        raise DataError(f"Position {where} is outside a text of {len(ids)} tokens; use an index it has, 'last' or 'mean'.")
+        raise DataError(
+            f"Position {where} is outside a text of {len(ids)} tokens; use an index it has, 'last' or 'mean'."
+        )
     weights = [0.0] * len(ids)
     weights[where] = 1.0
     return weights
@@ -192,7 +211,9 @@ def activations(
         >>> sf.activations(model, tokenizer, ["Hello there.", "Good night."], 12)  # doctest: +SKIP
     """
     found: dict[Site, Tensor] = {}
-    batches = read(model, tokenizer, texts, sites, position=position, batch_size=batch_size, chat=chat, progress=progress)
+    batches = read(
+        model, tokenizer, texts, sites, position=position, batch_size=batch_size, chat=chat, progress=progress
+    )
     total = len(as_texts(texts, "texts"))
     for chosen, states in batches:
         for site, state in states.items():
@@ -202,7 +223,9 @@ def activations(
     return found
 
 
-def token_read(tokenizer: Any, texts: Sequence[Any], position: Position = "last", chat: bool | None = False) -> list[str]:
+def token_read(
+    tokenizer: Any, texts: Sequence[Any], position: Position = "last", chat: bool | None = False
+) -> list[str]:
     """The text of the token that is read of each text (for "mean", all of it), to see what is measured."""
     rows = encode(tokenizer, as_texts(texts, "texts"), chat)
     return [tokenizer.decode([t for t, w in zip(row, _weights(row, position), strict=True) if w]) for row in rows]

@@ -111,8 +111,7 @@ def _cached(root: Path, source: str, quiet: bool = False) -> Path | None:
         if quiet:
             continue
         warnings.warn(
-            f"The cached demo model in {str(folder)!r} is damaged or of another format; it "
-            "will be built again.",
+            f"The cached demo model in {str(folder)!r} is damaged or of another format; it will be built again.",
             SteerWarning,
             stacklevel=3,
         )

@@ -37,9 +37,7 @@ def convert(path: Path, folder: Path, progress: bool) -> None:
 
     try:
         with stage("Converting", progress), no_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
-            )
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
             # Marked as quantized, it would refuse to be saved: the same weights in a fresh model.
             config = model.config.to_dict()
             config.pop("quantization_config", None)

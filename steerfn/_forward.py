@@ -68,7 +68,9 @@ class Entry:
         self.sites, self.read_sites = operator.sites, operator.reads
         self.reads = tuple(site.name for site in self.read_sites)
         # A direction that is being trained changes between forward passes, and its graph is freed by backward.
-        self.live = any(leaf.requires_grad for leaf in torch.utils._pytree.tree_leaves(operator) if isinstance(leaf, Tensor))
+        self.live = any(
+            leaf.requires_grad for leaf in torch.utils._pytree.tree_leaves(operator) if isinstance(leaf, Tensor)
+        )
         self.devices = {site.name: devices(site) for site in self.sites}
         self.part = self._bind()
         self._moved: dict[tuple[str, torch.device], Any] = {}

@@ -28,7 +28,9 @@ class Functional:
     def __repr__(self) -> str:
         return f"functional({type(self._root).__name__})"
 
-    def __call__(self, op: Any, *args: Any, params: Any = None, prompt_length: Any = None, strict: bool = False, **kwargs: Any) -> Any:
+    def __call__(
+        self, op: Any, *args: Any, params: Any = None, prompt_length: Any = None, strict: bool = False, **kwargs: Any
+    ) -> Any:
         """The model's own output under `op`.
 
         Args:
@@ -87,7 +89,9 @@ def _call(root: nn.Module, params: Any, args: Any, kwargs: Any) -> Any:
         known = dict(root.named_parameters())
         unknown = [n for n in params if n not in known] if hasattr(params, "__iter__") else params
         if unknown:
-            raise SteerError(f"params holds names that the model does not have: {list(unknown)[:5]}; see model.named_parameters().") from error
+            raise SteerError(
+                f"params holds names that the model does not have: {list(unknown)[:5]}; see model.named_parameters()."
+            ) from error
         raise
 
 

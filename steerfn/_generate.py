@@ -111,7 +111,9 @@ def _by_prompt(op: Any, prompts: int) -> Any:
     if op is None or isinstance(op, Operator) or not isinstance(op, Sequence):
         return None if op is None else as_steering(op)
     if len(op) != prompts:
-        raise DataError(f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), or a single one.")
+        raise DataError(
+            f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), or a single one."
+        )
     return [None if each is None else as_steering(each) for each in op]
 
 
@@ -128,7 +130,9 @@ def _seeded(model: Any, seed: int | None) -> Iterator[None]:
         yield
         return
     device = input_device(model)
-    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type if device.type != "cpu" else "cuda"):
+    with torch.random.fork_rng(
+        [device] if device.type != "cpu" else [], device_type=device.type if device.type != "cpu" else "cuda"
+    ):
         torch.manual_seed(seed)
         yield
 
@@ -190,7 +194,9 @@ def stream(
     return _pieces(model, tokenizer, ids, mask, steering, seed, options)
 
 
-def _pieces(model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, steering: Any, seed: int | None, options: dict[str, Any]) -> Iterator[str]:
+def _pieces(
+    model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, steering: Any, seed: int | None, options: dict[str, Any]
+) -> Iterator[str]:
     from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
     pieces: queue.Queue[Any] = queue.Queue()
@@ -213,7 +219,9 @@ def _pieces(model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, steering: Any
             criteria = StoppingCriteriaList([Stop(), *options.pop("stopping_criteria", [])])
             streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
             with torch.no_grad(), _steered(model, steering):
-                model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, stopping_criteria=criteria, **options)
+                model.generate(
+                    input_ids=ids, attention_mask=mask, streamer=streamer, stopping_criteria=criteria, **options
+                )
         except BaseException as error:  # raised where the pieces are read
             end = error
         pieces.put((end,))

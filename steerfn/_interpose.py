@@ -158,7 +158,9 @@ class AddendForward(Interposed):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.inner(*args, **kwargs)
         current = self.current()
-        if current is None or not (current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))):
+        if current is None or not (
+            current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))
+        ):
             return out
         value = first(out)
         before = current.block_input

@@ -94,7 +94,9 @@ class Block:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of site it has."""
         missing = dict(self.missing)
-        return tuple(k for k in ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post") if k not in missing)
+        return tuple(
+            k for k in ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post") if k not in missing
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,9 @@ class Layout:
             if why is not None:
                 raise SiteError(f"{self.model} has no {site}: {why}. This block has {', '.join(block.kinds)}.")
             if site.head is not None and not 0 <= site.head < block.heads:
-                raise SiteError(f"{site} is out of range: the attention of this block has {block.heads} heads (0 to {block.heads - 1}).")
+                raise SiteError(
+                    f"{site} is out of range: the attention of this block has {block.heads} heads (0 to {block.heads - 1})."
+                )
         return found
 
     def width(self, site: Site) -> int:
@@ -160,7 +164,9 @@ def _explain(block: Block) -> list[str]:
     """A line for each site of a block: where it is, or why it is missing."""
 
     def added(addend: Addend | None) -> str:
-        return "" if addend is None else f"output of {addend.path}" + (f" * {addend.scale:g}" if addend.scale != 1 else "")
+        return (
+            "" if addend is None else f"output of {addend.path}" + (f" * {addend.scale:g}" if addend.scale != 1 else "")
+        )
 
     where = {
         "resid_pre": "block input",
@@ -223,7 +229,9 @@ def _find(model: nn.Module) -> Layout:
             "causal language model."
         )
     text = config.get_text_config(decoder=True)
-    depth = next((n for a in ("decoder_layers", "num_layers", "num_hidden_layers") if (n := getattr(text, a, None))), None)
+    depth = next(
+        (n for a in ("decoder_layers", "num_layers", "num_hidden_layers") if (n := getattr(text, a, None))), None
+    )
     named = dict(model.named_modules())
     lists = [
         (path, module)
@@ -233,7 +241,12 @@ def _find(model: nn.Module) -> Layout:
         and not any(word in path for word in NOT_TEXT)
         and len(module)
     ]
-    if not lists or getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder-decoder, whose layers are no single stream; pass a decoder-only causal "
+            "language model."
+        )
+    if not lists:
         raise ModelError(
             f"No decoder blocks were found in {type(model).__name__}; steering needs a causal language model with a "
             f"list of blocks named {', '.join(BLOCK_LISTS)}."
@@ -270,7 +283,9 @@ def _block(path: str, block: nn.Module, config: Any) -> Block:
     return Block(path, kind, attn_one, mlp_one, mid, projection, heads, d_head, tuple(missing.items()))
 
 
-def _addends(block: nn.Module, kind: str, mixers: list[str], mlp: str | None, config: Any) -> tuple[list[Addend], list[Addend]]:
+def _addends(
+    block: nn.Module, kind: str, mixers: list[str], mlp: str | None, config: Any
+) -> tuple[list[Addend], list[Addend]]:
     """What a block adds to its stream after attention, and after the MLP."""
     scale = float(getattr(block, "residual_multiplier", 1.0))
     if kind == "MiniCPM3DecoderLayer":
@@ -304,11 +319,15 @@ def _single(addends: list[Addend], kind: str, missing: dict[str, str]) -> Addend
         return addends[0]
     what = "attention or other mixer" if kind == "attn_out" else "MLP"
     names = " and ".join(a.path for a in addends)
-    missing[kind] = f"this block adds the outputs of {names}, not of one module" if addends else f"this block has no {what}"
+    missing[kind] = (
+        f"this block adds the outputs of {names}, not of one module" if addends else f"this block has no {what}"
+    )
     return None
 
 
-def _mid(block: nn.Module, kind: str, attn: list[Addend], mlps: list[Addend], config: Any, missing: dict[str, str]) -> str | None:
+def _mid(
+    block: nn.Module, kind: str, attn: list[Addend], mlps: list[Addend], config: Any, missing: dict[str, str]
+) -> str | None:
     """The module that reads the stream between attention and MLP; notes why there is none."""
     if not attn or not mlps:
         missing["resid_mid"] = "this block has one sublayer only"
@@ -334,9 +353,15 @@ def _heads(block: nn.Module, kind: str, mixers: list[str], config: Any) -> tuple
     for mixer in mixers:
         name = mixer.split(".")[0] if kind in FUSED else mixer
         root = block.get_submodule(name)
-        if name in RECURRENT or any(hasattr(root, a) for a in ("conv1d", "A_log", "linear_out", "time_decay", "q_conv1d")):
+        if name in RECURRENT or any(
+            hasattr(root, a) for a in ("conv1d", "A_log", "linear_out", "time_decay", "q_conv1d")
+        ):
             continue
-        paths = [n for n, m in root.named_modules() if n.rpartition(".")[2] in PROJECTIONS and (hasattr(m, "weight") or hasattr(m, "linear"))]
+        paths = [
+            n
+            for n, m in root.named_modules()
+            if n.rpartition(".")[2] in PROJECTIONS and (hasattr(m, "weight") or hasattr(m, "linear"))
+        ]
         if not paths or isinstance(getattr(root, "experts", None), nn.Module):
             continue
         path = min(paths, key=lambda n: n.count("."))
@@ -353,7 +378,14 @@ def _heads(block: nn.Module, kind: str, mixers: list[str], config: Any) -> tuple
 def _head_count(attention: nn.Module, config: Any) -> int:
     inner = getattr(attention, "attention", attention)  # GPT-Neo nests its attention
     for owner in (attention, inner, config):
-        for name in ("num_heads", "n_head", "n_heads", "num_attention_heads", "decoder_attention_heads", "attention_heads"):
+        for name in (
+            "num_heads",
+            "n_head",
+            "n_heads",
+            "num_attention_heads",
+            "decoder_attention_heads",
+            "attention_heads",
+        ):
             count = getattr(owner, name, None)
             if isinstance(count, int) and count:
                 return count

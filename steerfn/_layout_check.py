@@ -1,6 +1,7 @@
 """Checks what `layout` found on a forward pass over a structural copy of the model."""
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def checked(root: nn.Module, found: Layout) -> Layout:
     spine = Spine(root, found, plan(found), whole=True)
     for copy in spine.copies.values():
         # The hooks on the model, the user's and transformers' own, are not for this forward pass.
-        copy.own.update({name: {} for name in HOOKS if name in copy.twin.__dict__})
+        copy.own.update({name: OrderedDict() for name in HOOKS if name in copy.twin.__dict__})
         copy.own.update({"training": False, INSTALLED: False})
         copy.twin.__dict__.update(copy.own)
     real = [p for p in root.parameters() if p.device.type != "meta"]
@@ -76,7 +77,9 @@ def checked(root: nn.Module, found: Layout) -> Layout:
             reason = f"by name only ({type(error).__name__} in a forward pass on {device})"
             continue
         _compare(found, seen)
-        return dataclasses.replace(found, checked="by a forward pass on " + ("the meta device" if device == "meta" else device))
+        return dataclasses.replace(
+            found, checked="by a forward pass on " + ("the meta device" if device == "meta" else device)
+        )
     return dataclasses.replace(found, checked=reason)
 
 
@@ -93,7 +96,9 @@ def _to_meta(spine: Spine) -> None:
 def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[int, ...]]]:
     """The sites met in a forward pass of four tokens, in order, with the shapes of their states."""
     sites = [Site(k, i, None) for i, b in enumerate(found.blocks) for k in b.kinds if k != "head_out"]
-    sites += [Site("head_out", i, h) for i, b in enumerate(found.blocks) for h in range(b.heads) if "head_out" in b.kinds]
+    sites += [
+        Site("head_out", i, h) for i, b in enumerate(found.blocks) for h in range(b.heads) if "head_out" in b.kinds
+    ]
     seen: list[tuple[Site, tuple[int, ...]]] = []
     entry = Entry(spine.host, _Looks(tuple(sites), seen), lambda _: torch.device(device))
     token = _forward.active.set((*_forward.active.get(), entry))

@@ -91,9 +91,9 @@ def from_pretrained(
         if place is not None:
             kwargs["device_map"] = {"": place}  # so that weights are packed where they will run
 
-    if (
-        looks_local := name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    ) and (not Path(name).expanduser().exists()):
+    if (looks_local := name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and (
+        not Path(name).expanduser().exists()
+    ):
         # The hub client would retry such a name over the network for half a minute.
         raise ModelError(
             f"There is no folder {name!r}: pass a folder written by save_pretrained, or a hub "
@@ -159,9 +159,7 @@ def _quantization(name: str, where: str, dtype: str | torch.dtype) -> tuple[Any,
         from torchao.quantization import IntxWeightOnlyConfig as Intx
         from torchao.quantization import PerGroup
     except ImportError as error:
-        raise SteerError(
-            f'quantization={name!r} needs torchao: run pip install "steerfn[quantized]".'
-        ) from error
+        raise SteerError(f'quantization={name!r} needs torchao: run pip install "steerfn[quantized]".') from error
     from transformers import TorchAoConfig
 
     if name == "int8":

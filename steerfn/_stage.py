@@ -8,9 +8,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def stage(
-    name: str, progress: bool, folder: Path | None = None, total: float = 0.0
-) -> Iterator[None]:
+def stage(name: str, progress: bool, folder: Path | None = None, total: float = 0.0) -> Iterator[None]:
     """Shows a bar that moves: with the bytes in a folder, else with the clock.
 
     Args:

@@ -52,7 +52,9 @@ class Steering:
         found = layout(root)
         operator = prepared(self.operator, root, found, strict=self._strict)
         substitutions = substitutions_of(root, found)
-        entry = Entry(substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error)
+        entry = Entry(
+            substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
+        )
         shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
         substitutions.open(root, found, entry, shadows)
         return substitutions, entry
@@ -210,7 +212,7 @@ def as_steering(op: Any, alpha: Any = None, scope: Scope | None = None) -> Opera
             "make one with sf.SteeringVector({sf.resid_post[12]: tensor})."
         )
     elif alpha is not None:
-        raise SteerError(f"alpha={alpha} goes with a vector; an operator has its strength inside, as in sf.add(v, {alpha}).")
+        raise SteerError(
+            f"alpha={alpha} goes with a vector; an operator has its strength inside, as in sf.add(v, {alpha})."
+        )
     return op if scope is None else at(scope, op)
-
-

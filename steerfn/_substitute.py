@@ -13,6 +13,7 @@ import functools
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -114,7 +115,7 @@ def interpose(module: nn.Module, twin: nn.Module, makes: tuple[Make, ...], host:
         # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
         forward = module
         twin.__dict__["_compiled_call_impl"] = None
-        twin.__dict__.update({name: {} for name in HOOKS if name in twin.__dict__})
+        twin.__dict__.update({name: OrderedDict() for name in HOOKS if name in twin.__dict__})
     twin.__dict__["forward"] = around(forward, module, makes, host)
 
 
@@ -273,7 +274,9 @@ class Spine:
             interpose(copy.module, copy.twin, makes, self.host)
             copy.own["forward"] = copy.twin.__dict__["forward"]
 
-    def _copy(self, module: nn.Module, path: str, paths: set[str], whole: bool, memo: dict[int, nn.Module]) -> nn.Module:
+    def _copy(
+        self, module: nn.Module, path: str, paths: set[str], whole: bool, memo: dict[int, nn.Module]
+    ) -> nn.Module:
         copy = self.copies[path] = _Copy(module, whole)
         memo[id(module)] = copy.twin
         for name, inner in module._modules.items():
@@ -326,7 +329,9 @@ class _Copy:
         present = self.module._modules.values()
         if len(present) != len(self.children):
             return False
-        if any(now is not then and original_of(now) is not then for now, then in zip(present, self.children, strict=True)):
+        if any(
+            now is not then and original_of(now) is not then for now, then in zip(present, self.children, strict=True)
+        ):
             return False
         self.twin.__dict__.update(self.module.__dict__)
         self.twin.__dict__.update(self.own)

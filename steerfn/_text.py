@@ -38,8 +38,11 @@ def as_texts(texts: Any, what: str) -> list[Text]:
 
 
 def _is_conversation(text: Any) -> bool:
-    return isinstance(text, Sequence) and not isinstance(text, str) and len(text) > 0 and all(
-        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in text
+    return (
+        isinstance(text, Sequence)
+        and not isinstance(text, str)
+        and len(text) > 0
+        and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in text)
     )
 
 
@@ -65,7 +68,9 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
     for i, text in enumerate(texts):
         if chat or not isinstance(text, str):
             if not has_template:
-                raise DataError("This tokenizer has no chat template; pass texts with chat=False, or set tokenizer.chat_template.")
+                raise DataError(
+                    "This tokenizer has no chat template; pass texts with chat=False, or set tokenizer.chat_template."
+                )
             messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
             opening = messages[-1]["role"] != "assistant"
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)

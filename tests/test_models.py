@@ -52,9 +52,7 @@ def test_gives_what_transformers_gives(tiny):
 
     model, tokenizer = from_pretrained(tiny, device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(tiny, dtype="auto").eval()
-    assert (
-        tokenizer("the cat").input_ids == AutoTokenizer.from_pretrained(tiny)("the cat").input_ids
-    )
+    assert tokenizer("the cat").input_ids == AutoTokenizer.from_pretrained(tiny)("the cat").input_ids
     assert torch.equal(logits(model, tokenizer), logits(plain, tokenizer))
     assert not model.training
 
@@ -99,9 +97,7 @@ def test_device_map_and_device_exclude_each_other(tiny):
     assert from_pretrained(tiny, device_map={"": "cpu"})[0].device.type == "cpu"
 
 
-@pytest.mark.parametrize(
-    "name", ["./no/such/folder", "/no/such/folder", "~/no-such-folder", "a/b/c"]
-)
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "~/no-such-folder", "a/b/c"])
 def test_missing_folder(name):
     with pytest.raises(ModelError, match="There is no folder .*save_pretrained"):
         from_pretrained(name)

@@ -21,6 +21,7 @@ NOT_HERE = {
     "deepseek_v4 hrm_text hy_v4 gemma3n_text": "refused",
     "xlnet": "recomputes the prompt under another mask",
     "mllama": "its block 1 runs with images only",
+    "nemotron_h": "its recurrence makes rounding visible",
     "glm_moe_dsa": "attends to its best few tokens, which rounding decides in a model this small",
 }
 OTHERS = [name for name in FAMILIES if name not in CORE and name not in " ".join(NOT_HERE).split()]
@@ -102,23 +103,25 @@ def together(model, op, rows, **options):
     return out.sequences[:, width:], torch.stack(out.logits, 1)
 
 
-def rows_for(family):
-    lengths = (6, 6, 6) if family in READS_PADDING else (6, 2, 4)
+def prompts(lengths=(6, 2, 4)):
     return [token_ids(1, n, seed=20 + i)[0] for i, n in enumerate(lengths)]
 
 
 def prepared(family):
-    """A model, three prompts, a vector; skips where the model itself is another one in a padded batch or cached."""
-    model, rows = build(family), rows_for(family)
+    """A model, three prompts, a vector; skips where the model itself is another one under a cache."""
+    model = build(family)
     v = vector_at(model, [sf.resid_pre[1], sf.resid_post[1], sf.resid_post[2]], scale=0.7)
-    if family not in CORE:
+    if family in CORE:
+        return model, prompts((6, 6, 6)) if family in READS_PADDING else prompts(), v
+    for rows in (prompts(), prompts((6, 6, 6))):  # without padding where the model takes account of pads
         expected = [alone(model, v, row, [lambda i, p: 0.0]) for row in rows]
-        for cached in (True, False):
-            try:
+        try:
+            for cached in (True, False):
                 assert_same(together(model, sf.identity, rows, use_cache=cached), expected, 0, "unsteered")
-            except AssertionError as error:
-                pytest.skip(f"unsteered, use_cache={cached}: {error}")
-    return model, rows, v
+            return model, rows, v
+        except AssertionError as error:
+            reason = str(error)
+    pytest.skip(f"{family}, unsteered, with a cache is another model than without: {reason}")
 
 
 def assert_same(found, expected, case, what):
@@ -168,7 +171,7 @@ def test_schedules_rows_and_strengths_are_what_hooks_by_hand_do(family):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_pitfall_05_padding_against_hooks_by_hand(family, side):
     """One forward pass: everything is prompt, and the row's own length counts."""
-    model, rows = build(family), rows_for(family)
+    model, rows = build(family), prompts()
     v = vector_at(model, [sf.resid_pre[1], sf.resid_post[1]], scale=0.7)
     pad = [(6 - len(row), 0) if side == "left" else (0, 6 - len(row)) for row in rows]
     ids = torch.stack([torch.nn.functional.pad(row, p) for row, p in zip(rows, pad, strict=True)])

@@ -12,7 +12,14 @@ from steerfn._site import KINDS, Site, as_sites, resolve_sites
 
 ROUND_TRIPS = [
     *[sf.resid_post[12], sf.resid_pre[0], sf.resid_mid[-1], sf.attn_out[7], sf.mlp_out[-30], sf.head_out[3, 11]],
-    *[sf.resid_post[10:14], sf.resid_post[:], sf.resid_post[2:], sf.resid_post[:-2], sf.attn_out[-4:-1], sf.mlp_out[::2]],
+    *[
+        sf.resid_post[10:14],
+        sf.resid_post[:],
+        sf.resid_post[2:],
+        sf.resid_post[:-2],
+        sf.attn_out[-4:-1],
+        sf.mlp_out[::2],
+    ],
     *[sf.resid_post[1:9:3], sf.head_out[2:5, 1], sf.head_out[-1, 0], sf.head_out[:, 4], sf.resid_post[9:1:-2]],
 ]
 
@@ -53,7 +60,7 @@ def test_numpy_integers_are_layers_and_booleans_are_not():
     refused("A layer is an integer, not True of type bool.", lambda: sf.resid_post[True])
     refused("A layer is an integer, not 1.5 of type float.", lambda: sf.resid_post[1.5])
     refused("A layer is an integer, not 'a' of type str.", lambda: sf.resid_post["a":3])
-    refused("A head is an integer, not None of type NoneType.", lambda: sf.head_out[1, None])
+    refused("A head is an integer, not 1.5 of type float.", lambda: sf.head_out[1, 1.5])
 
 
 def test_resolve_counts_from_zero():
@@ -119,10 +126,13 @@ def test_constructor_refuses():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "resid_post", "resid_post[]", "resid_post[1", "resid_post[a]", "resid_post[1:2:3:4]", "resid_post[1.0]"]
+    "text",
+    ["", "resid_post", "resid_post[]", "resid_post[1", "resid_post[a]", "resid_post[1:2:3:4]", "resid_post[1.0]"],
 )
 def test_parse_refuses(text):
-    refused(f"{text!r} names no site; write for example 'resid_post[12]' or 'head_out[12, 3]'.", lambda: Site.parse(text))
+    refused(
+        f"{text!r} names no site; write for example 'resid_post[12]' or 'head_out[12, 3]'.", lambda: Site.parse(text)
+    )
 
 
 def test_parse_refuses_unknown_kinds_and_missing_heads():
@@ -151,7 +161,9 @@ def test_as_sites_takes_one_or_several():
         assert as_sites(given) == expected, given
     text = "No site was given; pass for example sites=12 or sites=[sf.resid_post[10], sf.attn_out[11]]."
     refused(text, lambda: as_sites([]))
-    refused("attn_out needs a layer: write attn_out[12], or attn_out[:] for every block.", lambda: as_sites(sf.attn_out))
+    refused(
+        "attn_out needs a layer: write attn_out[12], or attn_out[:] for every block.", lambda: as_sites(sf.attn_out)
+    )
     refused("A layer is an integer, not 1.5 of type float.", lambda: as_sites(1.5))
     refused("A layer is an integer, not None of type NoneType.", lambda: as_sites(None))
 

@@ -10,7 +10,6 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 from families import build
 from snapshot import assert_same_bits, same_bits, unchanged

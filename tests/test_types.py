@@ -35,7 +35,10 @@ def test_a_wrong_argument_is_one_sentence():
     for call, which in [
         (lambda: scaled([[1.0]], torch.ones(1)), "The argument 'rows' of scaled is "),
         (lambda: scaled(torch.ones(3), torch.ones(3)), "The argument 'rows' of scaled is f32[3]"),
-        (lambda: scaled(torch.ones(3, 4, dtype=torch.int64), torch.ones(4)), "The argument 'rows' of scaled is i64[3,4]"),
+        (
+            lambda: scaled(torch.ones(3, 4, dtype=torch.int64), torch.ones(4)),
+            "The argument 'rows' of scaled is i64[3,4]",
+        ),
         (lambda: scaled(torch.ones(3, 4), torch.ones(4), factor="a"), "The argument 'factor' of scaled is 'a'"),
     ]:
         with pytest.raises(sf.ShapeError) as caught:

@@ -32,9 +32,18 @@ TOKENS = 32
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("demo", help="the whole idea on a real model, in a minute", description=__doc__)
-    command.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), metavar="A", help="strengths to compare (default: %(default)s)")
+    command.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        default=list(ALPHAS),
+        metavar="A",
+        help="strengths to compare (default: %(default)s)",
+    )
     command.add_argument("--prompt", action="append", metavar="TEXT", help="ask this instead (may be repeated)")
-    command.add_argument("--save", default="happy.safetensors", metavar="FILE", help="where the vector goes (default: %(default)s)")
+    command.add_argument(
+        "--save", default="happy.safetensors", metavar="FILE", help="where the vector goes (default: %(default)s)"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=run)
 
@@ -67,7 +76,11 @@ def run(options: argparse.Namespace) -> None:
         print("\n" + textwrap.indent(textwrap.fill(f'"{prompt}"', width - 5), "     "))
         # Every strength is a row of one batch.
         answers = sf.generate(
-            model, tokenizer, [prompt] * len(options.alphas), [sf.add(vector, a) for a in options.alphas], max_new_tokens=TOKENS
+            model,
+            tokenizer,
+            [prompt] * len(options.alphas),
+            [sf.add(vector, a) for a in options.alphas],
+            max_new_tokens=TOKENS,
         )
         for alpha, answer in zip(options.alphas, answers, strict=True):
             label = f"     alpha {alpha:+5.1f}  | "
@@ -81,7 +94,9 @@ def run(options: argparse.Namespace) -> None:
     same, moved = torch.equal(before, after), (steered - before).abs().max().item()
     print("\n3. And back")
     print(f"     inside `with sf.steer(...)` the logits moved by up to {moved:.2f}; after it they are")
-    print(f"     {'bit for bit what they were' if same else 'NOT WHAT THEY WERE: please report this'} ({before.numel():,} numbers compared).")
+    print(
+        f"     {'bit for bit what they were' if same else 'NOT WHAT THEY WERE: please report this'} ({before.numel():,} numbers compared)."
+    )
 
     path = sf.save(vector, options.save)
     print(f"\nSaved {path}. Next:")

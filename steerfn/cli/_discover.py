@@ -15,12 +15,20 @@ def add_to(commands: Any) -> None:
     command.add_argument("--positive", metavar="FILE", help="texts that show the behaviour, one a line")
     command.add_argument("--negative", metavar="FILE", help="texts that show its opposite, one a line")
     command.add_argument("--pairs", metavar="FILE", help='instead: JSONL of {"positive": ..., "negative": ...}')
-    command.add_argument("--layer", type=int, action="append", help="block to read at, resid_post; may be repeated (default: the middle)")
-    command.add_argument("--site", action="append", default=[], help="any other site, such as 'attn_out[3]'; may be repeated")
-    command.add_argument("--position", default="last", help="'last' token, 'mean' over tokens, or an index (default: %(default)s)")
+    command.add_argument(
+        "--layer", type=int, action="append", help="block to read at, resid_post; may be repeated (default: the middle)"
+    )
+    command.add_argument(
+        "--site", action="append", default=[], help="any other site, such as 'attn_out[3]'; may be repeated"
+    )
+    command.add_argument(
+        "--position", default="last", help="'last' token, 'mean' over tokens, or an index (default: %(default)s)"
+    )
     command.add_argument("--batch-size", default="auto", help="texts at once (default: %(default)s)")
     command.add_argument("--chat", action="store_true", help="put the texts into the chat template")
-    command.add_argument("--out", required=True, metavar="FILE", help="the vector: a name ending in .safetensors or .json")
+    command.add_argument(
+        "--out", required=True, metavar="FILE", help="the vector: a name ending in .safetensors or .json"
+    )
     add_model_options(command)
     command.set_defaults(run=run)
 

@@ -17,9 +17,17 @@ def add_to(commands: Any) -> None:
     command.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, the lines of stdin")
     command.add_argument("--file", help="prompts from a file, one a line")
     command.add_argument("--vector", metavar="FILE", help="a vector file (default: unsteered)")
-    command.add_argument("--alpha", type=float, nargs="+", default=[1.0], help="strength; several are shown one after the other (default: 1)")
+    command.add_argument(
+        "--alpha",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="strength; several are shown one after the other (default: 1)",
+    )
     command.add_argument("--scope", choices=SCOPES, default="everywhere", help="tokens to steer (default: %(default)s)")
-    command.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="tokens to generate at most (default: %(default)s)")
+    command.add_argument(
+        "--max-new-tokens", type=int, default=40, metavar="N", help="tokens to generate at most (default: %(default)s)"
+    )
     command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
     command.add_argument("--seed", type=int, default=0, help="for --sample (default: %(default)s)")
     command.add_argument("--raw", action="store_true", help="no chat template")

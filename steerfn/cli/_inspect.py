@@ -23,14 +23,18 @@ def run(options: argparse.Namespace) -> None:
     if options.file is None:
         model, _ = load_model(options)
         found = sf.layout(model)
-        text = json.dumps({"model": found.model, "n_layers": found.n_layers, "d_model": found.d_model, "stack": found.stack}, indent=2)
+        text = json.dumps(
+            {"model": found.model, "n_layers": found.n_layers, "d_model": found.d_model, "stack": found.stack}, indent=2
+        )
         print(text if options.json else found)
         return
     vector, about = sf.load(options.file), sf.describe(options.file)
     if options.json:
         print(json.dumps({**about, "magnitude": {str(s): n for s, n in vector.magnitude.items()}}, indent=2))
         return
-    print(f"{options.file}: {about['format']} (version {about['version']}), {vector.dtype}, width {len(vector.directions[0])}")
+    print(
+        f"{options.file}: {about['format']} (version {about['version']}), {vector.dtype}, width {len(vector.directions[0])}"
+    )
     for site, norm in vector.magnitude.items():
         print(f"  {str(site):<16} |v| = {norm:.4g}")
     for key, value in vector.metadata.items():

@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     from steerfn.cli import _demo, _discover, _generate, _inspect
 
-    top = argparse.ArgumentParser(prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit.")
+    top = argparse.ArgumentParser(
+        prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit."
+    )
     top.add_argument("--version", action="version", version=f"steerfn {_version()}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (_demo, _discover, _generate, _inspect):
@@ -64,7 +66,9 @@ def _version() -> str:
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """`--model` and how to load it."""
-    command.add_argument("--model", default="demo", help="a hub name or folder; 'demo' (default) is SmolLM2-135M-Instruct")
+    command.add_argument(
+        "--model", default="demo", help="a hub name or folder; 'demo' (default) is SmolLM2-135M-Instruct"
+    )
     command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     command.add_argument("--quantization", choices=("int8", "int4"), help="load the weights quantized")
@@ -79,4 +83,6 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
         if options.quantization:
             raise SteerError("--quantization goes with --model NAME; the demo model is loaded as it is.")
         return sf.demo_model(device=options.device or "cpu", dtype=options.dtype, progress=not options.quiet)
-    return sf.from_pretrained(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
+    return sf.from_pretrained(
+        options.model, device=options.device, dtype=options.dtype, quantization=options.quantization
+    )

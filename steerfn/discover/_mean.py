@@ -62,11 +62,20 @@ def mean_difference(
     if sides["positive"] == sides["negative"]:
         raise DataError("positive and negative are the same texts, so their difference is zero; pass opposites.")
     options = {"position": position, "batch_size": batch_size, "chat": chat, "progress": progress}
-    means = {name: _mean(read(model, tokenizer, texts, sites, what=name, **options), len(texts)) for name, texts in sides.items()}
+    means = {
+        name: _mean(read(model, tokenizer, texts, sites, what=name, **options), len(texts))
+        for name, texts in sides.items()
+    }
     directions = {site: (mean - means["negative"][site]).float() for site, mean in means["positive"].items()}
     counts = {name: len(texts) for name, texts in sides.items()}
     where = position if isinstance(position, (str, int)) else getattr(position, "__name__", "function")
-    known = {"model": fingerprint(model), "method": "mean_difference", "counts": counts, "position": where, "chat": bool(chat)}
+    known = {
+        "model": fingerprint(model),
+        "method": "mean_difference",
+        "counts": counts,
+        "position": where,
+        "chat": bool(chat),
+    }
     return SteeringVector(directions, known)
 
 
