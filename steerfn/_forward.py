@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from steerfn._errors import ModelError, ShapeError
@@ -68,9 +69,7 @@ class Entry:
         self.sites, self.read_sites = operator.sites, operator.reads
         self.reads = tuple(site.name for site in self.read_sites)
         # A direction that is being trained changes between forward passes, and its graph is freed by backward.
-        self.live = any(
-            leaf.requires_grad for leaf in torch.utils._pytree.tree_leaves(operator) if isinstance(leaf, Tensor)
-        )
+        self.live = any(leaf.requires_grad for leaf in pytree.tree_leaves(operator) if isinstance(leaf, Tensor))
         self.devices = {site.name: devices(site) for site in self.sites}
         self.part = self._bind()
         self._moved: dict[tuple[str, torch.device], Any] = {}
@@ -117,7 +116,7 @@ class Selections:
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Generation:
@@ -233,7 +232,8 @@ class Frame:
             given = torch.as_tensor(given, device=index.device).reshape(-1, 1)
             if given.shape[0] not in (1, batch):
                 raise ShapeError(
-                    f"prompt_length has {given.shape[0]} values, but the batch has {batch} rows; pass one int, or one for each row."
+                    f"prompt_length has {given.shape[0]} values, but the batch has {batch} rows; "
+                    "pass one int, or one for each row."
                 )
             length = given.expand(batch, 1)
         return Tokens(index, length, real, copies)

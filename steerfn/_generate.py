@@ -112,7 +112,8 @@ def _by_prompt(op: Any, prompts: int) -> Any:
         return None if op is None else as_steering(op)
     if len(op) != prompts:
         raise DataError(
-            f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), or a single one."
+            f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), "
+            "or a single one."
         )
     return [None if each is None else as_steering(each) for each in op]
 
@@ -142,7 +143,7 @@ def _ends(model: Any, tokenizer: Any, hf: dict[str, Any]) -> set[int]:
     config = getattr(model, "generation_config", None)
     found = hf.get("eos_token_id", getattr(config, "eos_token_id", None))
     found = getattr(tokenizer, "eos_token_id", None) if found is None else found
-    return set(found) if isinstance(found, (list, tuple, set)) else {found}
+    return set(found) if isinstance(found, (list, tuple, set)) else set() if found is None else {int(found)}
 
 
 def _until_end(row: list[int], ends: set[int]) -> list[int]:

@@ -130,6 +130,16 @@ class BlockForward(Interposed):
         current = self.current()
         if current is None:
             return self.inner(*args, **kwargs)
+        if torch.compiler.is_compiling() or _forward.frame.get() is current:
+            return self._within(current, args, kwargs)
+        token = _forward.frame.set(current)  # a block called on its own: what is inside it shares its frame
+        try:
+            return self._within(current, args, kwargs)
+        finally:
+            _forward.frame.reset(token)
+
+    def _within(self, current: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The block's forward in a frame."""
         if args:
             hidden = current.apply(self.pre_name, self.pre, args[0])
             args = (hidden, *args[1:])

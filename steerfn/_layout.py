@@ -19,7 +19,8 @@ from steerfn._site import Site
 BLOCK_LISTS = ("layers", "h", "blocks", "layer")
 NOT_TEXT = ("vision", "visual", "audio", "image", "encoder_", "gated_cross", "speech", "depth_decoder")
 MIXERS = (
-    "self_attn attn attention self_attention multi_head_attention linear_attn temporal_block mamba conv mixer mamba_decoder.mamba"
+    "self_attn attn attention self_attention multi_head_attention linear_attn temporal_block mamba conv mixer "
+    "mamba_decoder.mamba"
 ).split()
 MLPS = "mlp feed_forward ffn block_sparse_moe mlp_block fc2".split()
 ATTN_POST_NORMS = "post_self_attn_layernorm post_norm1 post_operator_norm attn_sconv".split()
@@ -37,13 +38,14 @@ FUSED = {"BloomBlock": ("self_attention.dense", "mlp.dense_4h_to_h"), "MptBlock"
 # Blocks whose sublayers do not simply add to the stream: resid_pre and resid_post only.
 NO_ADDENDS = {
     "it normalises after the addition (post-LN)": (
-        "BertLayer RobertaLayer BartDecoderLayer TrOCRDecoderLayer MvpDecoderLayer MarianDecoderLayer PLBartDecoderLayer "
-        "BlenderbotSmallDecoderLayer ProphetNetDecoderLayer XLNetLayer Block XLMModel CamembertLayer ElectraLayer ErnieLayer "
-        "Data2VecTextLayer RoCBertLayer RoFormerLayer BigBirdLayer XmodLayer"
+        "BertLayer RobertaLayer BartDecoderLayer TrOCRDecoderLayer MvpDecoderLayer MarianDecoderLayer "
+        "PLBartDecoderLayer BlenderbotSmallDecoderLayer ProphetNetDecoderLayer XLNetLayer Block XLMModel "
+        "CamembertLayer ElectraLayer ErnieLayer Data2VecTextLayer RoCBertLayer RoFormerLayer BigBirdLayer XmodLayer"
     ),
     "it adds to a normalised residual": "MiniMaxDecoderLayer",
     "it keeps several residual streams": (
-        "DeepseekV4DecoderLayer HYV4DecoderLayer Glm5NextTextDecoderLayer Qwen4ExpTextDecoderLayer Gemma3nTextDecoderLayer"
+        "DeepseekV4DecoderLayer HYV4DecoderLayer Glm5NextTextDecoderLayer Qwen4ExpTextDecoderLayer "
+        "Gemma3nTextDecoderLayer"
     ),
     "it attends over earlier blocks": "Inkling2SlidingDecoderLayer Inkling2FullDecoderLayer",
     "it has two attentions and a shortcut": "LongcatFlashDecoderLayer",
@@ -130,19 +132,20 @@ class Layout:
         """
         found = tuple(dict.fromkeys(s for site in sites for s in site.resolve(self.n_layers)))
         for site in found:
-            block = self.blocks[site.layer]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            block = self.blocks[site.block]
             why = dict(block.missing).get(site.kind)
             if why is not None:
                 raise SiteError(f"{self.model} has no {site}: {why}. This block has {', '.join(block.kinds)}.")
             if site.head is not None and not 0 <= site.head < block.heads:
                 raise SiteError(
-                    f"{site} is out of range: the attention of this block has {block.heads} heads (0 to {block.heads - 1})."
+                    f"{site} is out of range: the attention of this block has {block.heads} heads "
+                    f"(0 to {block.heads - 1})."
                 )
         return found
 
     def width(self, site: Site) -> int:
         """The width of the hidden state at a concrete site."""
-        return self.blocks[site.layer].d_head if site.kind == "head_out" else self.d_model  # pyright: ignore
+        return self.blocks[site.block].d_head if site.kind == "head_out" else self.d_model
 
     def __str__(self) -> str:
         groups: list[tuple[list[int], Block]] = []
@@ -243,8 +246,8 @@ def _find(model: nn.Module) -> Layout:
     ]
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{type(model).__name__} is an encoder-decoder, whose layers are no single stream; pass a decoder-only causal "
-            "language model."
+            f"{type(model).__name__} is an encoder-decoder, whose layers are no single stream; pass a decoder-only "
+            "causal language model."
         )
     if not lists:
         raise ModelError(
@@ -365,13 +368,13 @@ def _heads(block: nn.Module, kind: str, mixers: list[str], config: Any) -> tuple
         if not paths or isinstance(getattr(root, "experts", None), nn.Module):
             continue
         path = min(paths, key=lambda n: n.count("."))
-        module = root.get_submodule(path)
+        module: Any = root.get_submodule(path)
         width = getattr(module, "in_features", None) or getattr(module, "nx", None)
         if width is None and getattr(module, "weight", None) is not None:  # Conv1D keeps its weight as [in, out]
             width = module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
         heads = _head_count(root, config)
         if width and heads and width % heads == 0:
-            return f"{name}.{path}", heads, width // heads
+            return f"{name}.{path}", heads, int(width) // heads
     return None, 0, 0
 
 

@@ -118,14 +118,14 @@ def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> None:
         if missing and len(met) == len(set(met)):
             return  # blocks that run only with other inputs (an image); those that ran are checked below
         raise ModelError(
-            f"The blocks of {found.model} at {found.blocks[0].path} do not each run once in a forward pass (they ran as "
-            f"{met}), so a layer would not mean one place; this architecture is not supported."
+            f"The blocks of {found.model} at {found.blocks[0].path} do not each run once in a forward pass (they ran "
+            f"as {met}), so a layer would not mean one place; this architecture is not supported."
         )
     for site, shape in seen:
         if len(shape) != 3:
             raise ModelError(
-                f"The state at {site} of {found.model} has shape {list(shape)}, not [batch, seq, d_model]: this architecture "
-                "keeps several residual streams, which is not supported."
+                f"The state at {site} of {found.model} has shape {list(shape)}, not [batch, seq, d_model]: this "
+                "architecture keeps several residual streams, which is not supported."
             )
         if shape[-1] != found.width(site):
             raise ModelError(

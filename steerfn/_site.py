@@ -62,7 +62,8 @@ class Site:
                 raise SiteError(
                     f"A range of layers is (start, stop, step), not {layer}; write {kind}[start:stop:step]."
                 )
-            start, stop, step = layer = tuple(None if part is None else _integer(part, "layer") for part in layer)
+            start, stop, step = (None if part is None else _integer(part, "layer") for part in layer)
+            layer = (start, stop, step)
             if step == 0:
                 raise SiteError(
                     f"A range of layers with a step of 0 names none; use a step of 1 or more in {kind}[::0]."
@@ -94,6 +95,17 @@ class Site:
     def is_range(self) -> bool:
         """Whether this names several blocks."""
         return isinstance(self.layer, tuple)
+
+    @property
+    def block(self) -> int:
+        """The layer of a site that names one block.
+
+        Raises:
+            SiteError: a range.
+        """
+        if isinstance(self.layer, tuple):
+            raise SiteError(f"{self} names several blocks; resolve it against a model first.")
+        return self.layer
 
     def resolve(self, n_layers: int) -> tuple["Site", ...]:
         """The concrete sites this means in a model of `n_layers` blocks, layers counted from 0.

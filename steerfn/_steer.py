@@ -92,7 +92,7 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     for vector in vectors:
         if "model" in vector.metadata:
             check_match(vector, root, strict=strict)
-    if any(site.is_range or site.layer < 0 for vector in vectors for site in vector.sites):
+    if any(site.block < 0 for vector in vectors for site in vector.sites):
         operator = operator.resolve(found.n_layers)
         vectors = operator.vectors
     found.resolve(tuple(site for vector in vectors for site in vector.sites) or operator.sites)
@@ -208,8 +208,8 @@ def as_steering(op: Any, alpha: Any = None, scope: Scope | None = None) -> Opera
         op = add(op, 1.0 if alpha is None else alpha)
     elif not isinstance(op, Operator):
         raise SteerError(
-            f"steer takes a SteeringVector or an operator, not a {type(op).__name__}; load a vector with sf.load(path) or "
-            "make one with sf.SteeringVector({sf.resid_post[12]: tensor})."
+            f"steer takes a SteeringVector or an operator, not a {type(op).__name__}; load a vector with sf.load(path) "
+            "or make one with sf.SteeringVector({sf.resid_post[12]: tensor})."
         )
     elif alpha is not None:
         raise SteerError(

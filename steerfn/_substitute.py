@@ -40,7 +40,7 @@ def plan(layout: Layout, sites: Iterable[Site] | None = None) -> Plan:
     if sites is None:
         wanted = {layer: set(block.kinds) for layer, block in enumerate(layout.blocks)}
     for site in sites or ():
-        wanted.setdefault(site.layer, set()).add(site.kind)  # pyright: ignore[reportArgumentType]
+        wanted.setdefault(site.block, set()).add(site.kind)
     found: Plan = {path: (Gate,) for path in gates(layout)}
     for layer, kinds in wanted.items():
         block = layout.blocks[layer]
@@ -244,7 +244,7 @@ def substitutions_of(root: nn.Module, layout: Layout) -> Substitutions:
 
 def device_of(root: nn.Module, layout: Layout, site: Site) -> torch.device:
     """Where a block computes: the device of its parameters, or the host's where they are offloaded."""
-    _, _, block = walk(root, layout.blocks[site.layer].path)  # pyright: ignore[reportArgumentType]
+    _, _, block = walk(root, layout.blocks[site.block].path)
     found = next((p.device for p in block.parameters()), torch.device("cpu"))
     hook = getattr(block, "_hf_hook", None)
     moved = getattr(hook, "execution_device", None)

@@ -29,8 +29,8 @@ def as_texts(texts: Any, what: str) -> list[Text]:
     for i, text in enumerate(found):
         if not isinstance(text, str) and not _is_conversation(text):
             raise DataError(
-                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation as a list of "
-                "messages with role and content."
+                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation as a "
+                "list of messages with role and content."
             )
         if isinstance(text, str) and not text.strip():
             raise DataError(f"{what}[{i}] is empty ({text!r}); remove it or give it words.")
@@ -59,8 +59,10 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
     Raises:
         DataError: no tokenizer, a template that is needed but missing, or a text without tokens.
     """
-    if not callable(tokenizer):
-        raise DataError(f"A tokenizer is needed, not {tokenizer!r:.80} of type {type(tokenizer).__name__}.")
+    if not hasattr(tokenizer, "apply_chat_template"):
+        raise DataError(
+            f"A transformers tokenizer is needed, not {tokenizer!r:.80} of type {type(tokenizer).__name__}."
+        )
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if chat is None:
         chat = has_template

@@ -312,7 +312,7 @@ def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
 
 
 def _floating(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
+    if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ShapeError(
             f"A direction holds floating-point numbers, not {tensor.dtype}; convert it with tensor.float()."
         )

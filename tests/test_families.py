@@ -8,7 +8,7 @@ import contextlib
 import pytest
 import torch
 from families import CORE, FAMILIES, build
-from snapshot import assert_same_bits
+from snapshot import assert_same_bits, same_bits
 from steering import sites_of, token_ids, vector_at
 
 import steerfn as sf
@@ -360,3 +360,122 @@ def test_every_row_is_steered_as_if_alone(family):
     if family != "recurrent_gemma":  # it keeps its state on its modules, and one token reads what was there before
         assert_same_bits(one, sf.functional(model)(op, ids[:1, :1]).logits.detach())
     assert one.shape[:2] == (1, 1)
+
+
+OPERATORS = {
+    "add": lambda v, w: sf.add(v, ALPHA),
+    "add by row": lambda v, w: sf.add(v, torch.tensor([1.0, -2.0])),
+    "ablate": lambda v, w: sf.ablate(v),
+    "project": lambda v, w: sf.project(v),
+    "clamp": lambda v, w: sf.clamp(v, 3.0),
+    "rotate": lambda v, w: sf.rotate(v, 0.7),
+    "rotate in a plane": lambda v, w: sf.rotate(v, 0.7, plane=w),
+    "renorm": lambda v, w: sf.renorm(sf.add(v)),
+    "chain": lambda v, w: sf.chain(sf.add(v), sf.ablate(w)),
+    "when": lambda v, w: sf.when(sf.projection_above(w, 0.0), sf.add(v)),
+    "rows": lambda v, w: sf.rows([sf.rotate(v, 0.3), None]),
+    "scheduled": lambda v, w: sf.scheduled(sf.add(v), [0.5]),
+    "at": lambda v, w: sf.at(sf.positions(1, -1), sf.add(v)),
+}
+
+HALF = [torch.bfloat16, torch.float16]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["fp32", "bf16", "fp16"])
+
+
+@families
+@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+def test_pitfall_14_half_precision_is_kept(family, dtype):
+    """A float32 vector in a half-precision stream: every site keeps its dtype, and the delta is the cast one."""
+    model = build(family).to(dtype)
+    sites = sites_of(model)
+    site = sf.resid_post[0 if family == "mllama" else 1]
+    v = vector_at(model, site)
+    block = model.get_submodule(blocks_of(model)[site.layer].path)
+    with torch.no_grad():
+        plain = model(token_ids()).logits
+        before = captured(model, sites)
+        with sf.steer(model, v, alpha=ALPHA):
+            context, after = model(token_ids()).logits, captured(model, sites)
+        pure = sf.functional(model)(sf.add(v, ALPHA), token_ids()).logits
+        handle = block.register_forward_hook(adding((torch.tensor(ALPHA) * v[site]).to(before[site].dtype)))
+        by_hook = model(token_ids()).logits
+        handle.remove()
+    assert_same_bits(context, by_hook)
+    assert_same_bits(pure, by_hook)
+    assert context.dtype == plain.dtype
+    assert not same_bits(context, plain)
+    for at, value in before.items():
+        assert after[at].dtype == value.dtype, at
+    assert before[site].dtype in (dtype, torch.float32)  # some families keep their stream in float32
+    with torch.no_grad():
+        everywhere = vector_at(model, sites, scale=0.1)
+        with sf.steer(model, everywhere):
+            assert model(token_ids()).logits.dtype == plain.dtype
+
+
+@dtypes
+@pytest.mark.parametrize("given", [torch.float64, torch.float32, *HALF], ids=["f64", "f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_pitfall_14_every_operator_computes_in_float32_and_casts(name, given, dtype):
+    model = build("llama").to(dtype)
+    site = sf.resid_post[1]
+    v, w = vector_at(model, site, seed=1).to(given), vector_at(model, site, seed=2).to(given)
+    op = OPERATORS[name](v, w)
+    with torch.no_grad():
+        before = captured(model, site)[site]
+        with sf.steer(model, op):
+            after = captured(model, site)[site]
+            assert model(token_ids()).logits.dtype == dtype
+    assert after.dtype == dtype
+    # The same operator in double precision on what was there: within the rounding of the stream, once for each
+    # operator of a chain.
+    exact = OPERATORS[name](v.to(torch.float64), w.to(torch.float64))
+    exact = exact(before.double(), sf.Info.of(before, site))
+    steps = 2 if name == "chain" else 1
+    spacing = torch.finfo(dtype).eps * exact.abs().clamp_min(before.abs().max().double())
+    assert ((after.double() - exact).abs() <= (steps + 1) * spacing).all()
+    changed = (after != before).any(-1)
+    assert changed.any() and (changed.all() or name in ("rows", "at", "when", "scheduled"))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "project"])
+def test_pitfall_14_large_states_in_half_precision_stay_finite(name):
+    """The norm of a state with entries of 10^4 overflows float16; no operator may take it there."""
+    site = sf.resid_post[0]
+    random = torch.Generator().manual_seed(3)
+    hidden = (1e4 * torch.randn(2, 6, 32, generator=random)).clamp(-3e4, 3e4).half()
+    v, w = (sf.SteeringVector({site: torch.randn(32, generator=random)}) for _ in range(2))
+    for vectors in ((v, w), (v.to(torch.float16), w.to(torch.float16)), (1e-3 * v, 1e3 * w)):
+        out = OPERATORS[name](*vectors)(hidden, sf.Info.of(hidden, site))
+        assert out.dtype == torch.float16 and torch.isfinite(out).all()
+
+
+@dtypes
+def test_pitfall_15_a_zero_direction_changes_nothing_in_any_dtype(dtype):
+    model = build("llama").to(dtype)
+    zero = 0 * vector_at(model, sites_of(model, "resid_post"))
+    with torch.no_grad():
+        plain = model(token_ids()).logits
+        for name, make in OPERATORS.items():
+            with sf.steer(model, make(zero, zero)):
+                assert_same_bits(model(token_ids()).logits, plain, name)
+
+
+def test_pitfall_14_int8_weights(tmp_path):
+    pytest.importorskip("torchao")
+    from test_models import save_tiny
+
+    model, _ = sf.from_pretrained(save_tiny(tmp_path), device="cpu", dtype="bf16", quantization="int8")
+    ids = token_ids() % 9
+    op = sf.chain(
+        sf.add(vector_at(model, sites_of(model, "resid_post"))), sf.ablate(vector_at(model, sf.attn_out[1], 5))
+    )
+    site = sf.resid_post[0]
+    with torch.no_grad():
+        plain, before = model(ids).logits, sf.capture(model, site)(ids)[1][site]
+        with sf.steer(model, op):
+            steered, after = model(ids).logits, sf.capture(model, site)(ids)[1][site]
+        assert_same_bits(sf.functional(model)(op, ids).logits, steered)
+        assert_same_bits(model(ids).logits, plain)
+    assert_same_bits(after, before + op.operators[0].vector[site].to(torch.bfloat16))
+    assert steered.dtype == plain.dtype and not same_bits(steered, plain)

@@ -384,3 +384,46 @@ def test_steering_that_does_nothing_is_bitwise_the_baseline(family):
         torch.testing.assert_close(found[1], plain[1])
     else:
         assert_same_bits(found[1], plain[1], "the unsteered row")
+
+
+def attributes(tokenizer):
+    """Everything a tokenizer holds that could be changed, as values that compare."""
+    found = {
+        name: copy.deepcopy(value)
+        for name, value in vars(tokenizer).items()
+        if isinstance(value, (str, int, float, bool, list, dict, tuple, set, type(None)))
+    }
+    for name in ("padding_side", "truncation_side", "special_tokens_map", "all_special_ids", "chat_template"):
+        found[f"{name} (property)"] = copy.deepcopy(getattr(tokenizer, name))
+    found["attribute names"] = sorted(vars(tokenizer))
+    found["length"] = len(tokenizer)
+    found["backend"] = tokenizer.backend_tokenizer.to_str()
+    return found
+
+
+def test_pitfall_24_the_real_model_and_its_tokenizer_are_left_as_they_were(demo):
+    model, tokenizer = demo
+    texts = ["The weather today is", "I feel"]
+    before = attributes(tokenizer)
+    ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    v = vector_at(model, sf.resid_post[15], scale=0.5)
+    plain = [model.generate(i, max_new_tokens=8, do_sample=False) for i in ids]
+    plain_logits = logits(model, ids[0])
+    with unchanged(model):
+        with sf.steer(model, v, scope=sf.generated):
+            steered = [model.generate(i, max_new_tokens=8, do_sample=False) for i in ids]
+        f = sf.functional(model)
+        f(sf.add(v), ids[0])
+        sf.capture(model, [sf.resid_post[3], sf.attn_out[4], sf.head_out[5, 2]])(ids[0])
+        with pytest.raises(ZeroDivisionError), sf.steer(model, everywhere_in(model)):
+            model.generate(ids[1], max_new_tokens=2, do_sample=False)
+            raise ZeroDivisionError
+        sf.generate(model, tokenizer, texts, sf.add(v), max_new_tokens=4)
+        list(sf.stream(model, tokenizer, texts[0], sf.add(v), max_new_tokens=4))
+        sf.mean_difference(model, tokenizer, positive=texts, negative=texts[:1], sites=12, progress=False)
+        sf.activations(model, tokenizer, texts, [12])
+        assert_same_bits(logits(model, ids[0]), plain_logits)
+    assert attributes(tokenizer) == before
+    for i, expected in zip(ids, plain, strict=True):
+        assert torch.equal(model.generate(i, max_new_tokens=8, do_sample=False), expected)
+    assert not all(torch.equal(a, b) for a, b in zip(steered, plain, strict=True))

@@ -13,6 +13,9 @@ from steering import token_ids, vector_at
 
 import steerfn as sf
 
+# What transformers 4.57 does while it imports some families.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
 OLD = transformers.__version__.startswith("4.")
 READS_PADDING = {"lfm2"} if OLD else set()
 """Families whose state passes through the pads: rows of one length only."""
@@ -114,12 +117,12 @@ def prepared(family):
     if family in CORE:
         return model, prompts((6, 6, 6)) if family in READS_PADDING else prompts(), v
     for rows in (prompts(), prompts((6, 6, 6))):  # without padding where the model takes account of pads
-        expected = [alone(model, v, row, [lambda i, p: 0.0]) for row in rows]
         try:
+            expected = [alone(model, v, row, [lambda i, p: 0.0]) for row in rows]
             for cached in (True, False):
                 assert_same(together(model, sf.identity, rows, use_cache=cached), expected, 0, "unsteered")
             return model, rows, v
-        except AssertionError as error:
+        except (AssertionError, RuntimeError) as error:  # Recurrent Gemma keeps the state of another batch
             reason = str(error)
     pytest.skip(f"{family}, unsteered, with a cache is another model than without: {reason}")
 

@@ -94,9 +94,8 @@ def run(options: argparse.Namespace) -> None:
     same, moved = torch.equal(before, after), (steered - before).abs().max().item()
     print("\n3. And back")
     print(f"     inside `with sf.steer(...)` the logits moved by up to {moved:.2f}; after it they are")
-    print(
-        f"     {'bit for bit what they were' if same else 'NOT WHAT THEY WERE: please report this'} ({before.numel():,} numbers compared)."
-    )
+    verdict = "bit for bit what they were" if same else "NOT WHAT THEY WERE: please report this"
+    print(f"     {verdict} ({before.numel():,} numbers compared).")
 
     path = sf.save(vector, options.save)
     print(f"\nSaved {path}. Next:")

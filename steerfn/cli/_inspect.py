@@ -32,9 +32,8 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({**about, "magnitude": {str(s): n for s, n in vector.magnitude.items()}}, indent=2))
         return
-    print(
-        f"{options.file}: {about['format']} (version {about['version']}), {vector.dtype}, width {len(vector.directions[0])}"
-    )
+    form, width = f"{about['format']} (version {about['version']})", len(vector.directions[0])
+    print(f"{options.file}: {form}, {vector.dtype}, width {width}")
     for site, norm in vector.magnitude.items():
         print(f"  {str(site):<16} |v| = {norm:.4g}")
     for key, value in vector.metadata.items():

@@ -65,7 +65,7 @@ def test_renorm_of_zero_states_and_to_zero():
     assert torch.equal(sf.renorm(sf.add(V, -2.0))(h, sf.Info.of(h))[0, 1], torch.zeros(3))
 
 
-@pytest.mark.parametrize(("dtype", "entry"), [(torch.float16, 6e4), (torch.float32, 1e30), (torch.float32, 1e-30)])
+@pytest.mark.parametrize(("dtype", "entry"), [(torch.float16, 3e4), (torch.float32, 1e30), (torch.float32, 1e-30)])
 def test_renorm_neither_overflows_nor_vanishes(dtype, entry):
     """Pitfall 14: the squares of these entries do not fit."""
     h = torch.full((1, 1, 3), entry, dtype=dtype)

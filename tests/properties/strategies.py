@@ -24,6 +24,7 @@ SITES = (sf.resid_post[0], sf.resid_pre[3], sf.resid_mid[1], sf.attn_out[2], sf.
 seeds = st.integers(0, 2**31)
 dtypes = st.sampled_from(DTYPES)
 sites = st.sampled_from(SITES)
+batches = st.integers(1, 3)
 alphas = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, -2.0, 7.25, 1e-3, -100.0])
 angles = st.sampled_from([0.0, 0.3, -0.7, 1.5, -2.0])
 
@@ -45,7 +46,7 @@ class State(NamedTuple):
 
 
 @st.composite
-def states(draw: Any, dtypes: Any = dtypes, batch: Any = st.integers(1, 3), zeros: bool = True) -> State:
+def states(draw: Any, dtypes: Any = dtypes, batch: Any = batches, zeros: bool = True) -> State:
     """`[1..3, 1..4, 1..17]` of any dtype and site, of several magnitudes, ragged prompts, zeros planted."""
     random = torch.Generator().manual_seed(draw(seeds))
     shape = (draw(batch), draw(st.integers(1, 4)), draw(st.integers(1, 17)))

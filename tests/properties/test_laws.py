@@ -580,7 +580,7 @@ def test_vectors_are_a_vector_space(vectors, a, b):
     assert_vectors_close(u + 0 * v, u, u)
     assert all(not d.any() for d in (u - u).directions)
     assert_vectors_close(u + (-u), 0 * u, u)
-    assert (1 * u).identical(u) and (-1 * u).identical(-u) and (-(-u)).identical(u)
+    assert (1 * u).identical(u) and (-1 * u).identical(-u) and (-u).__neg__().identical(u)
     assert_vectors_close(a * (b * u), (a * b) * u, 9 * u)
     assert_vectors_close(a * (u + v), a * u + a * v, 3 * u, 3 * v)
     assert_vectors_close((a + b) * u, a * u + b * u, 9 * u)
