@@ -1,6 +1,7 @@
 """The pure face: `f(op, *inputs)`, a steered forward that never touches the model."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,16 +84,25 @@ class Functional:
 def _call(root: nn.Module, params: Any, args: Any, kwargs: Any) -> Any:
     if params is None:
         return root(*args, **kwargs)
-    try:
-        return torch.func.functional_call(root, params, args, kwargs)
-    except (KeyError, TypeError, ValueError) as error:
-        known = dict(root.named_parameters())
-        unknown = [n for n in params if n not in known] if hasattr(params, "__iter__") else params
-        if unknown:
-            raise SteerError(
-                f"params holds names that the model does not have: {list(unknown)[:5]}; see model.named_parameters()."
-            ) from error
-        raise
+    if not torch.compiler.is_compiling():
+        _check_names(root, params)
+    return torch.func.functional_call(root, params, args, kwargs)
+
+
+def _check_names(root: nn.Module, params: Any) -> None:
+    """Refuse names that the model lacks: `functional_call` takes no notice of them."""
+    if not isinstance(params, Mapping):
+        raise SteerError(
+            "params is a mapping of names to tensors, such as dict(model.named_parameters()), not a "
+            f"{type(params).__name__}."
+        )
+    known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+    known.update(name for name, _ in root.named_buffers(remove_duplicate=False))
+    unknown = [name for name in params if name not in known]
+    if unknown:
+        raise SteerError(
+            f"params holds names that the model does not have: {unknown[:5]}; see model.named_parameters()."
+        )
 
 
 def functional(model: Any) -> Functional:

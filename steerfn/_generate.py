@@ -85,8 +85,10 @@ def generate(
     """
     found = as_texts(prompts, "prompts")
     ops = _by_prompt(op, len(found))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(f"batch_size is a number of prompts from 1, not {batch_size!r}.")
+    _check("batch_size is a number of prompts", batch_size)
+    _check("max_new_tokens is a number of tokens", max_new_tokens)
+    if seed is not None and not isinstance(seed, int):
+        raise DataError(f"seed is an int or None, not {seed!r}.")
     encoded = encode(tokenizer, found, chat)
     ends = _ends(model, tokenizer, hf)
     texts: list[str] = []
@@ -106,9 +108,14 @@ def generate(
     return Generations(tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)))
 
 
+def _check(what: str, count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise DataError(f"{what} from 1, not {count!r}.")
+
+
 def _by_prompt(op: Any, prompts: int) -> Any:
     """One steering for all prompts, or a list with one for each."""
-    if op is None or isinstance(op, Operator) or not isinstance(op, Sequence):
+    if op is None or isinstance(op, (Operator, str)) or not isinstance(op, Sequence):
         return None if op is None else as_steering(op)
     if len(op) != prompts:
         raise DataError(

@@ -277,12 +277,13 @@ def _width(vector: SteeringVector, heads: bool) -> int | None:
 
 
 def _one_site(key: Any) -> Site:
-    sites = as_sites(key)
-    if len(sites) > 1:
+    first, *more = as_sites(key)
+    if more:
         raise SiteError(
-            f"One site is needed here, not {len(sites)} ({_names(sites)}); select several with v.select(sites)."
+            f"One site is needed here, not {1 + len(more)} ({_names((first, *more))}); "
+            "select several with v.select(sites)."
         )
-    return sites[0]
+    return first
 
 
 def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:

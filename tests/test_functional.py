@@ -163,32 +163,22 @@ def test_open_contexts_do_not_reach_it(tiny):
 
 
 def test_it_does_not_reach_open_contexts_nor_capture(tiny):
+    """Also when it is called in the middle of a steered forward pass of the same model."""
     f, site = sf.functional(tiny), sf.resid_post[1]
-    v = vector_at(tiny, site)
-    seen = []
+    v, seen = vector_at(tiny, site), []
 
     def during(module, args, out):
-        seen.append(f(sf.add(v, 5.0), token_ids(seed=8)).logits)
+        if not seen:
+            seen.append(None)  # the pure view shares this hook
+            seen[0] = f(sf.add(v, 5.0), token_ids(seed=8)).logits
 
     with sf.steer(tiny, v):
         expected = sf.capture(tiny, site)(token_ids())[1][site]
-        pure = f(sf.add(v, 5.0), token_ids(seed=8)).logits
-        # In the middle of a steered forward pass of the same model.
-        handle = tiny.model.embed_tokens.register_forward_hook(
-            lambda *a: during(*a) if len(seen) == 0 and not busy else None
-        )
-        busy = []
-        original = during
-
-        def during(*a):
-            busy.append(1)
-            original(*a)
-            busy.clear()
-
+        handle = tiny.model.embed_tokens.register_forward_hook(during)
         found = sf.capture(tiny, site)(token_ids())[1][site]
         handle.remove()
     assert_same_bits(found, expected)
-    assert_same_bits(seen[0], pure)
+    assert_same_bits(seen[0], f(sf.add(v, 5.0), token_ids(seed=8)).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "mamba", "falcon", "llava", "lfm2"])
@@ -235,6 +225,21 @@ def test_params_with_wrong_names_or_shapes_are_refused(tiny):
     assert_same_bits(under(f, sf.identity, params=good), logits(tiny))
 
 
+def test_params_that_are_no_mapping_are_refused(tiny):
+    with pytest.raises(sf.SteerError, match=r"params is a mapping of names to tensors, .* not a list"):
+        sf.functional(tiny)(sf.identity, token_ids(), params=list(tiny.parameters()))
+
+
+def test_params_may_hold_buffers(tiny):
+    f, buffers = sf.functional(tiny), dict(tiny.named_buffers())
+    (name,) = [name for name in buffers if name.endswith("rotary_emb.inv_freq")]
+    slower = {name: buffers[name] * 0.5}
+    with unchanged(tiny):
+        found = under(f, sf.identity, params=slower)
+    tiny.get_submodule(name.rpartition(".")[0]).inv_freq = slower[name]
+    assert_same_bits(found, logits(tiny))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma", "bloom"])
 def test_params_of_a_tied_head(family):
     """`named_parameters` names a tied weight once; the head follows the embedding."""
@@ -275,22 +280,22 @@ def test_gradients_reach_the_parameters_given(tiny):
 def test_vmap_over_alpha_is_the_loop(family):
     model = eager(family) if family != "mamba" else build(family)
     f, v = sf.functional(model), vector_at(model, sf.resid_post[1])
-    alphas = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+    alphas, ids = torch.tensor([-1.0, 0.0, 0.5, 2.0]), token_ids()
     with torch.no_grad(), unchanged(model):
-        together = torch.func.vmap(lambda a: f(sf.add(v, a), token_ids(), use_cache=False).logits)(alphas)
-        loop = torch.stack([f(sf.add(v, float(a)), token_ids(), use_cache=False).logits for a in alphas])
+        together = torch.func.vmap(lambda a: f(sf.add(v, a), ids, use_cache=False).logits)(alphas)
+        loop = torch.stack([f(sf.add(v, float(a)), ids, use_cache=False).logits for a in alphas])
     torch.testing.assert_close(together, loop, rtol=1e-4, atol=1e-4)
 
 
 def test_vmap_over_vectors_is_the_loop():
     model = eager()
-    f, site = sf.functional(model), sf.resid_post[1]
+    f, site, ids = sf.functional(model), sf.resid_post[1], token_ids()
     vectors = [vector_at(model, site, seed=i) for i in range(3)]
     stacked = torch.stack([v[site] for v in vectors])
 
     def of(direction):
         shaped = torch.utils._pytree.tree_map(lambda _: direction, vectors[0])
-        return f(sf.ablate(shaped), token_ids(), use_cache=False).logits
+        return f(sf.ablate(shaped), ids, use_cache=False).logits
 
     with torch.no_grad():
         together = torch.func.vmap(of)(stacked)
@@ -298,13 +303,18 @@ def test_vmap_over_vectors_is_the_loop():
     torch.testing.assert_close(together, loop, rtol=1e-4, atol=1e-4)
 
 
+def in_double():
+    """GPT-2, which computes everything in the dtype of its weights, so that finite differences are precise."""
+    return eager("gpt2").double()
+
+
 def test_grad_of_a_vector_is_a_vector_of_finite_differences():
-    model = eager().double()
+    model = in_double()
     f = sf.functional(model)
     v = vector_at(model, [sf.resid_post[0], sf.attn_out[1]]).to(torch.float64)
 
     def loss(u):
-        return f(sf.add(u), token_ids(), labels=token_ids(), use_cache=False).loss
+        return f(sf.add(u), token_ids(), use_cache=False).logits.log_softmax(-1)[..., 7].sum()
 
     with unchanged(model):
         gradient = torch.func.grad(loss)(v)
@@ -313,20 +323,23 @@ def test_grad_of_a_vector_is_a_vector_of_finite_differences():
     with torch.no_grad():
         slope = (loss(v + 1e-5 * w) - loss(v - 1e-5 * w)) / 2e-5
     along = sum((gradient[site] * w[site]).sum() for site in v.sites)
-    torch.testing.assert_close(along, slope, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(along, slope, rtol=1e-5, atol=1e-7)
 
 
+# torch 2.13 does this when it loads its rules for forward mode.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_jvp_in_alpha_is_a_finite_difference():
-    model = eager().double()
+    model = in_double()
     f, v = sf.functional(model), vector_at(model, sf.resid_post[1]).to(torch.float64)
+    alpha, one = torch.tensor(0.7, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
 
     def of(a):
         return f(sf.add(v, a), token_ids(), use_cache=False).logits
 
-    value, tangent = torch.func.jvp(of, (torch.tensor(0.7).double(),), (torch.tensor(1.0).double(),))
-    with torch.no_grad():
-        torch.testing.assert_close(value, of(torch.tensor(0.7).double()))
-        slope = (of(torch.tensor(0.7).double() + 1e-5) - of(torch.tensor(0.7).double() - 1e-5)) / 2e-5
+    with torch.no_grad(), unchanged(model):
+        value, tangent = torch.func.jvp(of, (alpha,), (one,))
+        torch.testing.assert_close(value, of(alpha))
+        slope = (of(alpha + 1e-5) - of(alpha - 1e-5)) / 2e-5
     torch.testing.assert_close(tangent, slope, rtol=1e-5, atol=1e-7)
 
 

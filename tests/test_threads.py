@@ -217,7 +217,7 @@ class Words:
 
 def streamed(model, ids, start):
     """The text that a `TextIteratorStreamer` gives while `start` runs `generate` in a thread, and its warnings."""
-    streamer, caught = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60), []
+    streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
 
     def work():
         generate(model, ids, 5, streamer=streamer)

@@ -23,7 +23,7 @@ Bound = Callable[[Hidden, Info], Hidden]
 """An operator at one site, prepared: `(hidden, info) -> hidden`."""
 
 
-class Steerable(abc.ABC):
+class Steerable:
     """What operators and conditions share: immutable, made of vectors, resolvable against a model."""
 
     def _parts(self) -> tuple[Any, ...]:
@@ -58,7 +58,7 @@ class Steerable(abc.ABC):
         return map_children(lambda c: c.resolve(n_layers) if isinstance(c, (SteeringVector, Steerable)) else c, self)
 
 
-class Operator(Steerable):
+class Operator(Steerable, abc.ABC):
     """A pure function `(hidden, info) -> hidden` at its sites, and the identity everywhere else.
 
     Subclasses are frozen structs that define `bind`. The hidden state is `[batch, seq, width]`; the
@@ -132,7 +132,7 @@ def as_number(value: Any, what: str) -> Tensor:
             f"{what} is a tensor of shape {list(value.shape)} and {value.dtype}; pass a 0-d tensor, or a [batch] "
             "tensor with one value for each row."
         )
-    return value
+    return value.clone()  # what happens to the caller's tensor later does not reach the operator
 
 
 def as_operator(value: Any) -> Operator:

@@ -24,7 +24,7 @@ from steerfn.operators._base import (
 from steerfn.operators._info import Info
 
 
-class Condition(Steerable):
+class Condition(Steerable, abc.ABC):
     """A pure predicate on hidden states, one answer for each token; combine with `|`, `&` and `~`.
 
     A condition whose vector has a direction at the operator's site is read there; one with a single
