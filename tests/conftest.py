@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny seeded model, the real demo model, and two texts worth of vectors."""
+"""Shared fixtures: one tiny seeded model, the real demo model, token ids."""
 
 import pytest
 import torch
@@ -21,12 +21,6 @@ def tiny() -> PreTrainedModel:
 def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct and its tokenizer; fetched once, then from the cache."""
     return sf.demo_model(progress=False)
-
-
-def vector(*sites: sf.Site, width: int = 32, seed: int = 0, scale: float = 1.0) -> sf.SteeringVector:
-    """A seeded random vector at some sites."""
-    random = torch.Generator().manual_seed(seed)
-    return sf.SteeringVector({site: scale * torch.randn(width, generator=random) for site in sites})
 
 
 @pytest.fixture

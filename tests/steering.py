@@ -36,6 +36,12 @@ def vector_at(
     return sf.SteeringVector({s: scale * torch.randn(w, generator=random) for s, w in zip(sites, widths, strict=True)})
 
 
+def vector(*sites: sf.Site, width: int = 32, seed: int = 0, scale: float = 1.0) -> sf.SteeringVector:
+    """A seeded random vector at some sites."""
+    random = torch.Generator().manual_seed(seed)
+    return sf.SteeringVector({site: scale * torch.randn(width, generator=random) for site in sites})
+
+
 def everywhere_in(model: nn.Module, seed: int = 0, scale: float = 0.3) -> sf.SteeringVector:
     """A vector with a direction at every site, so that every module that can be substituted is."""
     return vector_at(model, sites_of(model), seed, scale)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import vector
 from families import build
+from steering import vector
 
 import steerfn as sf
 

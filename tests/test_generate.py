@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import vector
+from steering import vector
 from words import words
 
 import steerfn as sf
