@@ -43,7 +43,7 @@ class Steering:
             log.error("steering could not be set up; the model runs unsteered (fallback %d): %s", self.fallbacks, error)
             self._open.append(None)
             return self
-        _forward.active.set((*_forward.active.get(), entry))
+        _forward.active.set((*(e for e in _forward.active.get() if not e.closed), entry))
         self._open.append((substitutions, entry))
         return self
 

@@ -333,8 +333,8 @@ class _Copy:
             now is not then and original_of(now) is not then for now, then in zip(present, self.children, strict=True)
         ):
             return False
-        self.twin.__dict__.update(self.module.__dict__)
-        self.twin.__dict__.update(self.own)
+        # In one step: another thread may be running this copy, and must never meet the model's own children in it.
+        self.twin.__dict__.update({**self.module.__dict__, **self.own})
         for name in self.shared:
             self.own[name].update(self.module.__dict__[name])
         return True
