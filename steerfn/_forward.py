@@ -33,12 +33,14 @@ class Host:
     Attributes:
         parts: the bound operators of every open steering of every thread, in opening order; compiled
             regions are steered by all of them, since they cannot tell threads apart.
+        reads: the names of the sites that each of them reads besides.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
     """
 
     def __init__(self) -> None:
         self.parts: tuple[Bounds, ...] = ()
+        self.reads: tuple[tuple[str, ...], ...] = ()
         self.frame: Any = None
         self.prompt: Any = None
 
@@ -172,7 +174,8 @@ class Frame:
     ) -> None:
         self.host, self.parts, self.entries = host, parts, entries
         self.mask, self.past, self.prompt = mask, past, prompt
-        self.wanted = tuple(name for e in entries for name in e.reads)
+        reads = [e.reads for e in entries] if entries else host.reads
+        self.wanted = tuple(name for names in reads for name in names)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
         self._tokens: Any = None

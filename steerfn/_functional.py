@@ -76,8 +76,9 @@ class Functional:
         operator = as_steering(op).resolve(self._layout.n_layers)
         bound = {site.name: operator.bind(site) for site in operator.sites}
         spine.host.parts = ({name: b for name, b in bound.items() if b is not None},)
+        spine.host.reads = (tuple(site.name for site in operator.reads),)
         out = _call(spine.root, params, args, kwargs)
-        spine.host.parts = ()
+        spine.host.parts = spine.host.reads = ()
         return out
 
 

@@ -111,7 +111,7 @@ def twin_of(module: nn.Module) -> nn.Module:
 def interpose(module: nn.Module, twin: nn.Module, makes: tuple[Make, ...], host: Host) -> None:
     """Give a copy of `module` an instance forward that acts at its sites, around its own forward."""
     forward: Any = twin.__dict__.pop("forward", None) or types.MethodType(type(module).forward, twin)
-    if module.__dict__.get("_compiled_call_impl") is not None:
+    if twin.__dict__.get("_compiled_call_impl") is not None:
         # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
         forward = module
         twin.__dict__["_compiled_call_impl"] = None
@@ -208,6 +208,7 @@ class Substitutions:
             self._placed.update(new)
             self._users += 1
             self.host.parts = (*self.host.parts, entry.part)
+            self.host.reads = (*self.host.reads, entry.reads)
 
     def _shadow(self, root: nn.Module, name: str, make: Callable[[Any], Any], new: dict[Any, Any]) -> None:
         key = (id(root), f"{name}()")
@@ -218,7 +219,9 @@ class Substitutions:
         """Leave; the last to leave puts everything back."""
         with self._lock:
             self._users -= 1
-            self.host.parts = tuple(part for part in self.host.parts if part is not entry.part)
+            left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
+            self.host.parts = tuple(self.host.parts[i] for i in left)
+            self.host.reads = tuple(self.host.reads[i] for i in left)
             if self._users == 0:
                 _undo(self._placed)
                 self._placed = {}
@@ -316,7 +319,8 @@ class _Copy:
     def __init__(self, module: nn.Module, whole: bool) -> None:
         self.module, self.twin = module, twin_of(module)
         self.own = {n: v for n, v in self.twin.__dict__.items() if module.__dict__.get(n) is not v}
-        self.own["_modules"] = dict(module._modules)
+        # Code that `module.compile()` made runs the module's own children, never those of a copy.
+        self.own.update({"_modules": dict(module._modules), "_compiled_call_impl": None})
         if getattr(type(module), "_can_record_outputs", None) is not None:
             self.own[INSTALLED] = _Installed(module)
         self.shared = ("_parameters", "_buffers") if whole else ()

@@ -129,7 +129,7 @@ def test_pitfall_35_the_compiled_pure_view_is_eager_for_every_kind(tiny, kind):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("kind", ["add", "generated", "when", "rows", "sublayers"])
+@pytest.mark.parametrize("kind", ["add", "generated", "when", "when read before", "rows", "sublayers"])
 def test_a_compiled_model_is_steered_by_every_kind_of_context(tiny, kind):
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(tiny, backend=counter, fullgraph=True)
@@ -156,10 +156,10 @@ def test_the_pure_view_compiles_with_inductor(tiny):
 
 
 def test_a_compiled_function_of_alpha_has_gradients(tiny):
-    f, v = sf.functional(tiny), vector_at(tiny, sf.resid_post[1])
+    f, v, ids = sf.functional(tiny), vector_at(tiny, sf.resid_post[1]), token_ids()
 
     def loss(alpha):
-        return f(sf.add(v, alpha), token_ids(), use_cache=False).logits.square().mean()
+        return f(sf.add(v, alpha), ids, use_cache=False).logits.square().mean()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     one, two = torch.tensor(0.7, requires_grad=True), torch.tensor(0.7, requires_grad=True)

@@ -36,6 +36,7 @@ def test_finds_every_block_and_changes_nothing(family):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # XLNet in 4.57 calls its cache otherwise
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in CORE])
 def test_finds_every_block_of_the_other_families(family):
     model = build(family)
@@ -45,7 +46,8 @@ def test_finds_every_block_of_the_other_families(family):
     except sf.ModelError as error:
         assert "several residual streams" in str(error) or "do not each run once" in str(error)
         return
-    assert found.n_layers == 3 and found.d_model == 32 and found.checked.startswith("by a forward pass on ")
+    assert found.n_layers == (4 if family == "nemotron_h" else 3)  # it has four kinds of blocks
+    assert found.d_model == 32 and found.checked.startswith("by a forward pass on ")
 
 
 def test_prints_where_every_site_is(tiny):

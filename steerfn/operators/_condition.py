@@ -81,12 +81,13 @@ class _Test:
 
 def _state_at(site: Site, info: Info) -> Hidden:
     """The hidden state met at an earlier site."""
-    if info.reads is None or site not in info.reads:
-        raise SteerError(
-            f"A condition is read at {site}, but the hidden state there is not known at {info.site}; outside a model "
-            "pass it as Info(site, tokens, reads={site: hidden})."
-        )
-    return info.reads[site]
+    for met, state in (info.reads or {}).items():  # by name: `torch.compile` finds no equal site in a dict
+        if met.name == site.name:
+            return state
+    raise SteerError(
+        f"A condition is read at {site}, but the hidden state there is not known at {info.site}; outside a model "
+        "pass it as Info(site, tokens, reads={site: hidden})."
+    )
 
 
 @struct

@@ -77,3 +77,12 @@ def test_renorm_neither_overflows_nor_vanishes(dtype, entry):
 def test_renorm_leaves_unsteered_tokens_bitwise():
     out = sf.renorm(sf.at(sf.positions(1), sf.add(V)))(H, INFO)
     assert torch.equal(out[:, [0, 2]], H[:, [0, 2]]) and not torch.equal(out[:, 1], H[:, 1])
+
+
+def test_renorm_leaves_unsteered_rows_bitwise_however_they_lie_in_memory():
+    """A sum adds in another order over another layout, so equal states would get norms one rounding apart."""
+    for width in (17, 32, 100, 128):
+        h = torch.randn(width, 3, 2, generator=torch.Generator().manual_seed(width)).permute(2, 1, 0)
+        v = sf.SteeringVector({sf.resid_post[0]: torch.ones(width)})
+        out = sf.renorm(sf.rows([None, sf.ablate(v)]))(h, sf.Info.of(h))
+        assert torch.equal(out[0], h[0]) and not torch.equal(out[1], h[1])

@@ -95,3 +95,16 @@ def test_refusals():
             sf.ShapeError, match=r"^The schedule returned .*; given token indices of shape \[2, 6\] it must"
         ):
             sf.scheduled(sf.add(V), bad)(H, INFO)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_the_gradient_with_respect_to_a_strength_is_the_change(strength):
+    """At 0 and 1 too, where the result is h or op(h) bit for bit."""
+
+    def total(strengths):
+        return sf.scheduled(sf.ablate(V), strengths)(H, INFO).sum()
+
+    slope = torch.func.grad(total)(torch.tensor([strength]))
+    change = sf.ablate(V)(H, INFO) - H
+    expected = sum(change[b, int(LENGTHS[b]) - 1 :].sum() for b in range(2))
+    assert torch.allclose(slope, expected, atol=1e-5) and slope.abs() > 0.01
