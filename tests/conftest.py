@@ -1,5 +1,7 @@
 """Shared fixtures: one tiny seeded model, the real demo model, token ids."""
 
+import warnings
+
 import pytest
 import torch
 from families import build
@@ -9,6 +11,11 @@ import steerfn as sf
 
 # Tiny models gain nothing from a second thread, and test processes that run side by side lose a lot.
 torch.set_num_threads(1)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch compiles rules for forward-mode gradients with its own deprecated jit
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 @pytest.fixture

@@ -27,6 +27,11 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+def compilations(counter):
+    """How often something was compiled; a trace that dynamo gave up to start again leaves an empty graph."""
+    return sum(len(graph.graph.nodes) > 0 for graph in counter.graphs)
+
+
 def run(model, **options):
     with torch.no_grad():
         return model(token_ids(), use_cache=False, **options).logits
@@ -47,7 +52,7 @@ def test_pitfalls_31_and_35_compile_first_then_steer_ten_times(tiny, backend):
             assert not torch.allclose(found, baseline, **NEAR)
             assert_same_bits(run(compiled), baseline, f"after context {i}")
             assert_same_bits(run(tiny), eager)
-    assert counter.frame_count <= 2
+    assert compilations(counter) <= 2
 
 
 def test_pitfall_35_a_context_on_the_compiled_wrapper_is_the_same(tiny):
@@ -60,7 +65,7 @@ def test_pitfall_35_a_context_on_the_compiled_wrapper_is_the_same(tiny):
             found = run(compiled)
         assert_same_bits(found, sf.functional(tiny)(op, token_ids(), use_cache=False).logits.detach())
         assert_same_bits(run(compiled), baseline)
-    assert counter.frame_count <= 2
+    assert compilations(counter) <= 2
 
 
 def test_nested_contexts_on_a_compiled_model(tiny):
@@ -76,7 +81,7 @@ def test_nested_contexts_on_a_compiled_model(tiny):
                 assert not same_bits(run(compiled), one)
             assert_same_bits(run(compiled), one)
         assert_same_bits(run(compiled), baseline)
-    assert counter.frame_count <= 3  # none, one and two steerings
+    assert compilations(counter) <= 3  # none, one and two steerings
 
 
 def kinds(model):
@@ -126,7 +131,7 @@ def test_pitfall_35_the_compiled_pure_view_is_eager_for_every_kind(tiny, kind):
             expected = f(op, token_ids(), attention_mask=mask, use_cache=False).logits
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             assert not torch.allclose(found, plain, rtol=1e-4, atol=1e-4)
-    assert counter.frame_count == 1
+    assert compilations(counter) == 1
 
 
 @pytest.mark.parametrize("kind", ["add", "generated", "when", "when read before", "rows", "sublayers"])
@@ -141,7 +146,7 @@ def test_a_compiled_model_is_steered_by_every_kind_of_context(tiny, kind):
         torch.testing.assert_close(found, expected, **NEAR)
         assert not torch.allclose(found, baseline, **NEAR)
     assert_same_bits(run(compiled), baseline)
-    assert counter.frame_count <= 2
+    assert compilations(counter) <= 2
 
 
 def test_the_pure_view_compiles_with_inductor(tiny):
@@ -152,7 +157,7 @@ def test_the_pure_view_compiles_with_inductor(tiny):
         for i in range(10):
             found = compiled(sf.add(v, float(i)), token_ids(), use_cache=False).logits
             torch.testing.assert_close(found, f(sf.add(v, float(i)), token_ids(), use_cache=False).logits, **NEAR)
-    assert counter.frame_count == 1
+    assert compilations(counter) == 1
 
 
 def test_a_compiled_function_of_alpha_has_gradients(tiny):
@@ -233,4 +238,4 @@ def test_pitfall_31_other_families(family):
         with sf.steer(model, vector_at(model, sf.resid_post[1], seed=i), 2.0 + i):
             torch.testing.assert_close(run(compiled), run(model), **NEAR)
         assert_same_bits(run(compiled), baseline)
-    assert counter.frame_count <= 2
+    assert compilations(counter) <= 2

@@ -1,7 +1,6 @@
 """Hypothesis profiles: `HYPOTHESIS_PROFILE=thorough pytest tests/properties` for a night's worth of cases."""
 
 import os
-import warnings
 
 from hypothesis import HealthCheck, settings
 
@@ -11,7 +10,3 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch compiles rules for forward-mode gradients with its own deprecated jit
-    import torch._decomp.decompositions_for_jvp  # noqa: F401
