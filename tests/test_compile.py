@@ -13,9 +13,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import steerfn as sf
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*", "ignore::UserWarning:torch.*"
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*", "ignore::UserWarning:torch.*"
+    ),
+]
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
 
 

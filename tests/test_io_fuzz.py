@@ -25,6 +25,8 @@ from steerfn._io import load, save
 from steerfn._site import attn_out, head_out, resid_post
 from steerfn._vector import SteeringVector
 
+pytestmark = pytest.mark.heavy
+
 MUTATIONS = 2000
 SECONDS = 30.0
 """Of processor time for one format; a mutation takes about a millisecond."""

@@ -11,8 +11,8 @@ import steerfn as sf
 FAMILIES = ["llama", "mistral", "gemma2", "qwen2", "phi", "gpt2", "gpt_neox", "olmo2", "stablelm", "granite"]
 
 
-# Norms and softmax of most families compute in float32 whatever the model's dtype, so a step must be large enough for its
-# rounding to vanish in the difference; GPT-2 is float64 throughout and shows that the derivative is exact.
+# Norms and softmax of most families compute in float32 whatever the model's dtype, so a step must be large enough for
+# its rounding to vanish in the difference; GPT-2 is float64 throughout and shows that the derivative is exact.
 STEP, CLOSE = 1e-3, {"rtol": 1e-3, "atol": 1e-3}
 EXACT_STEP, EXACT = 1e-6, {"rtol": 1e-5, "atol": 1e-7}
 

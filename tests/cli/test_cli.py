@@ -11,6 +11,8 @@ import torch
 import steerfn as sf
 from steerfn.cli import main
 
+pytestmark = pytest.mark.heavy
+
 
 def run(*arguments, cwd, stdin=None):
     """A command in a process of its own, on the CPU."""
@@ -22,7 +24,7 @@ def run(*arguments, cwd, stdin=None):
         capture_output=True,
         text=True,
         timeout=250,
-        env={**os.environ, "COLUMNS": "90"},
+        env={**os.environ, "COLUMNS": "90", "OMP_NUM_THREADS": "1"},  # the other test process wants a core too
     )
 
 
