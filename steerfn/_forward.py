@@ -122,10 +122,10 @@ def _is_transformed(tensor: Tensor) -> bool:
 
 
 class Generation:
-    """The prompt of a running `generate`, and how many tokens its forward passes have seen."""
+    """The prompts of a running `generate`, and how many tokens its forward passes have seen."""
 
-    def __init__(self, host: Host, length: int, mask: Tensor | None) -> None:
-        self.host, self.length, self.mask, self.seen = host, length, mask, 0
+    def __init__(self, host: Host, rows: int, length: int, mask: Tensor | None) -> None:
+        self.host, self.rows, self.length, self.mask, self.seen = host, rows, length, mask, 0
 
     def advance(self, cached: Any, seq: int) -> Any:
         """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (0: nothing).
@@ -201,16 +201,16 @@ class Frame:
         where = torch.arange(seq, device=device) + self.past
         if self.prompt is None:
             return self._in_plain_forward(mask, where, batch, seq)
-        prompt, copies = self.prompt, 1
+        prompt = self.prompt
+        copies = batch // prompt.rows if batch % prompt.rows == 0 else 1  # beams, num_return_sequences
         if prompt.mask is None and mask is not None and mask.shape[-1] >= prompt.length:
             prompt.mask = mask[:, : prompt.length]
         if prompt.mask is None:
             index = where.expand(batch, seq)
-            return Tokens(index, torch.full((batch, 1), prompt.length, device=device), None)
+            return Tokens(index, torch.full((batch, 1), prompt.length, device=device), None, copies)
         held = prompt.mask.to(device=device, dtype=torch.long)
         if held.shape[0] != batch and batch % held.shape[0] == 0:
-            copies = batch // held.shape[0]
-            held = held.repeat_interleave(copies, 0)
+            held = held.repeat_interleave(batch // held.shape[0], 0)
         if held.shape[0] != batch:
             held = torch.ones(batch, prompt.length, dtype=torch.long, device=device)
         counted = held.cumsum(-1)

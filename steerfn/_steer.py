@@ -149,12 +149,13 @@ class _Generate:
 
 
 def _prompt(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
-    """The prompt of a call of `generate`: its length in tokens, and its padding mask."""
+    """The prompts of a call of `generate`: how many, their length in tokens, and their padding mask."""
     given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
     tokens = next((t for t in given if isinstance(t, Tensor)), None)
     mask = kwargs.get("attention_mask")
     mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    return Generation(host, 1 if tokens is None else tokens.shape[1], mask)
+    rows, length = (1, 1) if tokens is None else tokens.shape[:2]
+    return Generation(host, max(rows, 1), length, mask)
 
 
 def steer(

@@ -1,9 +1,11 @@
 """The pure view: `f(op, *inputs)` is the model's own output under `op`, and the model is never touched."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from families import build
-from snapshot import assert_same_bits, unchanged
+from snapshot import assert_same_bits, same_bits, unchanged
 from steering import everywhere_in, sites_of, token_ids, vector_at
 
 import steerfn as sf
@@ -367,3 +369,27 @@ def test_a_steered_function_of_a_frozen_model_leaves_requires_grad_alone():
     assert gradient.magnitude[sf.resid_post[1]] > 0
     assert all(not p.requires_grad and p.grad is None for p in model.parameters())
     assert all(site in sites_of(model) for site in gradient.sites)
+
+
+def test_params_in_two_threads_at_once(tiny):
+    """`functional_call` writes the parameters into the private copy, so calls with `params` take turns."""
+    f, v = sf.functional(tiny), vector_at(tiny, sf.resid_post[1])
+    scales = [0.5, 1.0, 1.5, 2.0]
+    params = [{name: s * p.detach() for name, p in tiny.named_parameters()} for s in scales]
+    with torch.no_grad():
+        plain = tiny(token_ids()).logits
+        alone = [f(sf.add(v, s), token_ids(), params=p).logits for s, p in zip(scales, params, strict=True)]
+        without = f(sf.add(v), token_ids()).logits
+
+    def work(i):
+        with torch.no_grad():
+            if i == len(params):
+                return [same_bits(f(sf.add(v), token_ids()).logits, without) for _ in range(10)]
+            return [
+                same_bits(f(sf.add(v, scales[i]), token_ids(), params=params[i]).logits, alone[i]) for _ in range(10)
+            ]
+
+    with unchanged(tiny), ThreadPoolExecutor(5) as pool:
+        for i, found in enumerate(pool.map(work, range(5))):
+            assert all(found), f"thread {i}"
+    assert_same_bits(tiny(token_ids()).logits.detach(), plain)

@@ -256,6 +256,22 @@ def test_beams_and_returned_sequences(family):
         assert torch.equal(together, expected)
 
 
+@pytest.mark.parametrize("many", [{"num_beams": 2, "num_return_sequences": 2}, {"num_beams": 3}])
+def test_beams_without_a_mask(many):
+    """Which rows belong to one prompt is known from the prompts, not from their mask."""
+    model = build("llama")
+    ids, n = token_ids(2, 5), many.get("num_return_sequences", 1)
+    ops = [operators(model)["rotate"], operators(model)["add"]]
+    together = steered(model, sf.rows(ops), ids, **many)
+    for i, op in enumerate(ops):
+        assert torch.equal(together[n * i : n * (i + 1)], steered(model, op, ids[i : i + 1], **many))
+    v, alphas = vector_at(model, sf.resid_post[1]), torch.tensor([0.0, 3.0])
+    together = steered(model, sf.add(v, alphas), ids, **many)
+    for i, alpha in enumerate(alphas):
+        alone = steered(model, sf.add(v, alpha), ids[i : i + 1], **many)
+        assert torch.equal(together[n * i : n * (i + 1)], alone)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "mixtral"])
 def test_sampling_under_a_seed(family):
     model = build(family)

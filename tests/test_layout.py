@@ -1,6 +1,8 @@
 """What `layout` finds, what it says about it, and what it refuses."""
 
+import copy
 import gc
+import pickle
 import warnings
 import weakref
 
@@ -371,3 +373,18 @@ def test_no_warnings_about_anything():
         warnings.simplefilter("error")
         for family in ("llama", "gpt2", "llava"):
             print(sf.layout(build(family)))
+
+
+def test_models_pickle_and_copy_after_use(tiny):
+    """Nothing that a context, the pure view or a capture leaves on a model stops it from being sent elsewhere."""
+    plain, v = tiny(token_ids()).logits.detach(), vector_at(tiny, [sf.resid_post[1], sf.attn_out[0]])
+    with sf.steer(tiny, v):
+        steered = tiny(token_ids()).logits.detach()
+        tiny.generate(token_ids(), max_new_tokens=2, do_sample=False)
+    sf.functional(tiny)(sf.add(v), token_ids())
+    sf.capture(tiny, 1)(token_ids())
+    for twin in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
+        assert_same_bits(twin(token_ids()).logits.detach(), plain)
+        with sf.steer(twin, v):
+            assert_same_bits(twin(token_ids()).logits.detach(), steered)
+            assert_same_bits(tiny(token_ids()).logits.detach(), plain)
