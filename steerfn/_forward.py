@@ -189,20 +189,25 @@ class Frame:
     def tokens(self, hidden: Tensor) -> Tokens:
         """Which token each position of `hidden` holds; computed once for each device."""
         if torch.compiler.is_compiling():
-            return self._locate(hidden)
+            return self.locate(hidden.shape[0], hidden.shape[1], hidden.device)
         key = (hidden.shape[0], hidden.shape[1], hidden.device)
         if self._tokens_for != key:
-            self._tokens, self._tokens_for = self._locate(hidden), key
+            self._tokens, self._tokens_for = _Deferred(self, key), key
         return self._tokens
 
-    def _locate(self, hidden: Tensor) -> Tokens:
-        batch, seq, device = hidden.shape[0], hidden.shape[1], hidden.device
+    def without_padding(self) -> bool:
+        """Whether no position can be padding, as far as that is known without looking at a tensor."""
+        if self.prompt is None:
+            return self.mask is None
+        return isinstance(self.past, int) and self.past >= self.prompt.length
+
+    def locate(self, batch: int, seq: int, device: torch.device) -> Tokens:
+        """Which token each position of a `[batch, seq, width]` state on a device holds."""
         mask = None if self.mask is None else self.mask.to(device=device, dtype=torch.long)
         where = torch.arange(seq, device=device) + self.past
         if self.prompt is None:
             return self._in_plain_forward(mask, where, batch, seq)
-        prompt = self.prompt
-        copies = batch // prompt.rows if batch % prompt.rows == 0 else 1  # beams, num_return_sequences
+        prompt, copies = self.prompt, self.copies(batch)
         if prompt.mask is None and mask is not None and mask.shape[-1] >= prompt.length:
             prompt.mask = mask[:, : prompt.length]
         if prompt.mask is None:
@@ -219,8 +224,12 @@ class Frame:
         real = held.gather(1, inside).bool() | (where >= prompt.length)
         return Tokens(index, counted[:, -1:], _unless_all(real), copies)
 
+    def copies(self, batch: int) -> int:
+        """Consecutive rows that hold one prompt: beams, `num_return_sequences`."""
+        rows = batch if self.prompt is None else self.prompt.rows
+        return batch // rows if batch % rows == 0 else 1
+
     def _in_plain_forward(self, mask: Tensor | None, where: Tensor, batch: int, seq: int) -> Tokens:
-        copies = 1
         if mask is not None and mask.shape[0] == batch and mask.shape[-1] >= seq:
             counted = mask.cumsum(-1)
             if mask.shape[-1] == seq:  # a mask of the new tokens only: the cached ones count as real
@@ -239,7 +248,7 @@ class Frame:
                     "pass one int, or one for each row."
                 )
             length = given.expand(batch, 1)
-        return Tokens(index, length, real, copies)
+        return Tokens(index, length, real)
 
     def touches(self, name: str) -> bool:
         """Whether anything acts on or reads a site."""
@@ -280,6 +289,25 @@ class Frame:
             entry.fallbacks += 1
             log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
             return hidden
+
+
+class _Deferred(Tokens):
+    """The tokens of a frame, located when something asks: a plain addition to a decoded token never does."""
+
+    def __init__(self, frame: Frame, key: tuple[int, int, torch.device]) -> None:
+        fields = {"_frame": frame, "_key": key, "copies": frame.copies(key[0])}
+        if frame.without_padding():
+            fields["real"] = None
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("index", "prompt_length", "real"):
+            raise AttributeError(name)
+        found = self._frame.locate(*self._key)
+        for each in ("index", "prompt_length", "real"):
+            object.__setattr__(self, each, getattr(found, each))
+        return getattr(found, name)
 
 
 def _info(site: Site, tokens: Tokens, reads: Any, selections: Any) -> Info:
