@@ -120,19 +120,23 @@ def test_bf16_is_read_in_float32(tiny):
     assert acts[sf.resid_post[1]].dtype == torch.float32
 
 
-def test_out_of_memory_halves_the_batch(tiny):
+@pytest.mark.parametrize("most", [24, 10])
+def test_out_of_memory_halves_the_batch(tiny, most):
     sizes = []
 
     def full(module, args):
-        sizes.append(len(args[0]))
-        if len(args[0]) > 2:
+        sizes.append(args[0].shape[0] * args[0].shape[1])
+        if sizes[-1] > most:
             raise torch.OutOfMemoryError("no more")
 
-    want = sf.activations(tiny, words(), TEXTS, 1, progress=False)[sf.resid_post[1]]
+    texts = [*TEXTS, *(f"{t} z" for t in TEXTS)]
+    want = sf.activations(tiny, words(), texts, 1, progress=False)[sf.resid_post[1]]
     tiny.model.layers[0].register_forward_pre_hook(full)
-    got = sf.activations(tiny, words(), TEXTS, 1, progress=False)[sf.resid_post[1]]
+    got = sf.activations(tiny, words(), texts, 1, progress=False)[sf.resid_post[1]]
     torch.testing.assert_close(got, want)
-    assert sizes[0] == 6 and max(sizes[2:]) <= 2
+    assert max(sizes) > most >= sizes[-1]
+    with pytest.raises(torch.OutOfMemoryError):  # not even one text fits
+        sf.activations(tiny, words(), ["a " * most], 1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_out_of_memory_halves_the_batch(tiny):
         ({"texts": ["a", 3]}, "texts[1] is 3 of type int; pass a text, or a conversation"),
         ({"texts": {"a": 1}}, "texts is a list of texts, not"),
         ({"position": 9}, "Position 9 is outside a text of 2 tokens; use an index it has, 'last' or 'mean'."),
-        ({"position": "first"}, "position is 'last', 'mean', an index or a function of the token ids, not 'first'."),
+        ({"position": "first"}, "an index or a function of the token ids, not 'first'."),
         ({"batch_size": 0}, "batch_size is 'auto' or a number of texts from 1, not 0."),
         ({"sites": 7}, "resid_post[7] is out of range: the model has 3 blocks"),
         ({"sites": []}, "No site was given"),

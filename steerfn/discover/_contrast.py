@@ -1,0 +1,79 @@
+"""The texts of a discovery: two sides, encoded once, and what is read of each."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from steerfn._errors import DataError
+from steerfn._text import as_texts, encode
+from steerfn.reading import Position, Read, explained, position_name, reads
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contrast:
+    """Two sides of texts.
+
+    Attributes:
+        reads: what is read of each text, the positives first.
+        positive: how many positives.
+        about: for metadata: counts, position, chat, and the tokens read most often, by their text.
+    """
+
+    reads: Sequence[Read]
+    positive: int
+    about: dict[str, Any]
+
+    @property
+    def negative(self) -> int:
+        """How many negatives."""
+        return len(self.reads) - self.positive
+
+
+def contrast(
+    tokenizer: Any,
+    positive: Any,
+    negative: Any,
+    *,
+    position: Position,
+    chat: bool | None,
+    paired: bool,
+    explain: bool = False,
+) -> Contrast:
+    """Encode two sides of texts.
+
+    Raises:
+        DataError: no texts on one side, an empty one, sides that are the same, unequal counts where pairs are needed,
+            or a position outside a text.
+    """
+    if chat not in (True, False, None):
+        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
+    if sides["positive"] == sides["negative"]:
+        raise DataError("positive and negative are the same texts, so their difference is zero; pass opposites.")
+    counts = {name: len(texts) for name, texts in sides.items()}
+    if paired and counts["positive"] != counts["negative"]:
+        raise DataError(
+            f"Pairs are needed, but there are {counts['positive']} positive and {counts['negative']} negative texts; "
+            "give each positive its negative, or use mean_difference, which takes unequal counts."
+        )
+    rows = encode(tokenizer, [*sides["positive"], *sides["negative"]], chat)
+    pairs = counts["positive"] if counts["positive"] == counts["negative"] else None
+    found = reads(rows, position, pairs)
+    if explain:
+        print(explained(tokenizer, found))
+    about = {
+        "counts": counts,
+        "position": position_name(position),
+        "chat": chat,
+        "tokens_read": _tokens(tokenizer, found),
+    }
+    return Contrast(found, counts["positive"], about)
+
+
+def _tokens(tokenizer: Any, found: Sequence[Read]) -> dict[str, int] | str:
+    """How often which token is read, by its text, the most frequent first."""
+    if any(len(read.where) > 1 for read in found):
+        return "all"
+    counted = collections.Counter(read.ids[read.where[0]] for read in found)
+    return {tokenizer.decode([token]): count for token, count in counted.most_common(8)}
