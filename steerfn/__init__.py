@@ -10,6 +10,7 @@ with sf.steer(model, v, alpha=2.0):
 
 __version__ = "0.1.0"
 
+from steerfn import datasets as datasets
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture
@@ -43,6 +44,8 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
+from steerfn.discover import LintReport as LintReport
+from steerfn.discover import lint_pairs as lint_pairs
 from steerfn.discover import mean_difference as mean_difference
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator

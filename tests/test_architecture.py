@@ -30,6 +30,7 @@ LAYERS = [
         "reading*",
         "_recipes*",
         "discover*",
+        "datasets*",
     ),
     ("evaluate*", "_compare*"),
     ("cli*", "plot*", "engines*", "serve*", "integrations*", "_table*", "", "__main__"),

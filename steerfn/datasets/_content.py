@@ -1,0 +1,145 @@
+"""What a text file holds, with the place of every entry, before anyone asks what it means."""
+
+import csv
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from steerfn._io_document import Refused, brief
+
+MAX_BYTES = 128 * 2**20
+"""Largest file read: a hundred times the published sets of a thousand questions."""
+
+
+JSON, JSON_LINES, PLAIN = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson"), (".txt", ".csv")
+
+
+class Row(NamedTuple):
+    """An entry and where it is, as an error will call it: "line 3", "entry [2]"."""
+
+    where: str
+    value: Any
+
+
+def content(path: Path) -> dict[str, Any] | list[Row]:
+    """The JSON object in a file, or its rows: of a JSON list, JSON lines, a CSV table (as dicts), or plain lines.
+
+    Raises:
+        Refused: a file that is missing, too large, binary, empty, or broken JSON or CSV.
+    """
+    text = _text(path)
+    suffix = path.suffix.lower()
+    if text.lstrip()[0] in "[{" or suffix in JSON:
+        try:
+            return _json(text, suffix)
+        except Refused:
+            if suffix not in PLAIN:  # there a line may well begin with a bracket
+                raise
+    table = _table(text, must=suffix == ".csv")
+    return [Row(f"line {n}", line.strip()) for n, line in _lines(text)] if table is None else table
+
+
+def _text(path: Path) -> str:
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
+            raise Refused("it is not a regular file", "pass a JSON, JSONL, CSV or text file")
+        if about.st_size > MAX_BYTES:
+            raise Refused(f"it has {about.st_size} bytes, and {MAX_BYTES} are read at most", "divide it, or sample it")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Refused("there is no such file", "check the name and its folder") from None
+    except (OSError, ValueError) as error:
+        raise Refused(getattr(error, "strerror", None) or str(error), "check its name and permissions") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"it is no text in UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start})",
+            "unpack it if it is an archive, or save it as JSON, JSONL or CSV in UTF-8",
+        ) from None
+    if "\0" in text:
+        raise Refused("it is binary (it holds NUL bytes)", "save it as JSON, JSONL or CSV in UTF-8")
+    if not text.strip():
+        raise Refused("it is empty", "write at least one example of each side")
+    return text
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    # Not splitlines, which also divides at separators that JSON allows inside a string.
+    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _json(text: str, suffix: str) -> dict[str, Any] | list[Row]:
+    """The whole text as one JSON value; where it is several, one a line."""
+    lines = list(_lines(text))
+    if suffix in JSON_LINES and len(lines) == 1:
+        return _json_lines(lines)
+    try:
+        found = _parsed(text, "its text")
+    except Refused as whole:
+        try:
+            _parsed(lines[0][1], "line 1")
+        except Refused:
+            raise whole from None
+        if len(lines) == 1:
+            raise
+        return _json_lines(lines)
+    if isinstance(found, dict):
+        return found
+    if isinstance(found, list):
+        return [Row(f"entry [{i}]", value) for i, value in enumerate(found)]
+    raise Refused(f"it holds the JSON value {brief(found)}", "write a list of pairs")
+
+
+def _json_lines(lines: list[tuple[int, str]]) -> list[Row]:
+    return [Row(f"line {n}", _parsed(line, f"line {n}")) for n, line in lines]
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise Refused(f"the JSON of {what} is nested too deeply", "write a list of pairs") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}" if what == "its text" else f"column {error.colno}"
+        raise Refused(f"{what} is not valid JSON ({error.msg} at {where})", "correct it there") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise Refused(f"{what} is not valid JSON ({error})", "correct it") from None
+
+
+COLUMNS = {"positive", "negative", "statement", "label", "question"}
+"""A first line of comma-separated words with two of these is the header of a table."""
+
+
+def _table(text: str, must: bool) -> list[Row] | None:
+    """The rows of a CSV with a header we know; without one None, or a refusal where it must be a table."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [column.strip().casefold() for column in next(reader)]
+        if len(COLUMNS & set(header)) < 2 or len(set(header)) < len(header):
+            if not must:
+                return None
+            raise Refused(
+                f"its columns are {brief(', '.join(header))}",
+                "a CSV has the columns positive,negative or statement,label, each once and separated by commas",
+            )
+        rows, start = [], reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise Refused(
+                    f"line {start} has {len(cells)} columns and its header {len(header)}",
+                    "put texts that contain a comma in double quotes",
+                )
+            if cells:
+                rows.append(Row(f"line {start}", dict(zip(header, cells, strict=True))))
+            start = reader.line_num + 1
+        return rows
+    except csv.Error as error:
+        if not must and reader.line_num < 2:
+            return None
+        raise Refused(f"line {reader.line_num} is not valid CSV ({error})", "correct the quotes there") from None

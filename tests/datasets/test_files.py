@@ -1,0 +1,295 @@
+"""Files of contrast pairs: each format by its content, published files in place, and every refusal by its text."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import steerfn as sf
+from steerfn.datasets import ContrastSet, _content, from_file
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good day."}]
+ITEM = {
+    "question": "Tea?\n (A) Yes\n (B) No \n",
+    "answer_matching_behavior": " (A)",
+    "answer_not_matching_behavior": "(B)",
+}
+
+
+def published(name):
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(name, value):
+        path = tmp_path / name
+        data = value if isinstance(value, (str, bytes)) else json.dumps(value)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return path
+
+    return write
+
+
+def lines(*values):
+    return "\n".join(json.dumps(v) for v in values) + "\n"
+
+
+FORMATS = {
+    "pairs.json": [["a", "b"], ["c", "d"]],
+    "objects.json": [{"positive": "a", "negative": "b", "more": 1}, {"negative": "d", "positive": "c"}],
+    "pairs.jsonl": lines(["a", "b"], ["c", "d"]),
+    "objects.jsonl": "\n"
+    + lines({"positive": "a", "negative": "b"})
+    + "\r\n"
+    + lines({"positive": "c", "negative": "d"}),
+    "shipped.json": {"pairs": [["a", "b"], ["c", "d"]]},
+    "columns.csv": "Negative,positive\nb,a\r\n\nd,c\n",
+    "marked.json": b"\xef\xbb\xbf" + json.dumps([["a", "b"], ["c", "d"]]).encode(),
+    "marked.csv": b"\xef\xbb\xbfpositive,negative\na,b\nc,d\n",
+    "json-without-suffix": [["a", "b"], ["c", "d"]],
+    "jsonl-called.json": lines(["a", "b"], ["c", "d"]),
+    "json-called.jsonl": '[["a", "b"],\n ["c", "d"]]',
+    "csv-called.txt": "positive,negative\na,b\nc,d\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_pairs(file, name):
+    path = file(name, FORMATS[name])
+    assert from_file(path) == ContrastSet(path.stem, ("a", "c"), ("b", "d"), True, source=name)
+    assert from_file(str(path)) == from_file(path)
+
+
+@pytest.mark.parametrize("name", ["one.jsonl", "one.json"])
+def test_one_row_alone(file, name):
+    assert from_file(file(name, {"positive": "a", "negative": "b"})).paired
+    assert from_file(file("row.jsonl", ["a", "b"])).positive == ("a",)
+    assert len(from_file(file(name, ITEM)).items) == 1
+
+
+@pytest.mark.parametrize("name", ["caa.json", "evals.jsonl"])
+def test_questions(file, name):
+    rows = [ITEM, {**ITEM, "question": "Cake?", "label_confidence": 0.9}]
+    d = from_file(file(name, lines(*rows) if name.endswith("l") else rows))
+    assert d.positive == ("Tea?\n (A) Yes\n (B) No (A)", "Cake? (A)")
+    assert d.negative == ("Tea?\n (A) Yes\n (B) No (B)", "Cake? (B)")
+    assert d.paired and d.items == tuple(rows)
+
+
+def test_labels(file):
+    text = 'statement,label\n"Ice, floats.",1\nIce sinks.,0\n"A ""quoted""\nword.",1\n'
+    d = from_file(file("facts.csv", text))
+    assert d.positive == ("Ice, floats.", 'A "quoted"\nword.') and d.negative == ("Ice sinks.",) and not d.paired
+    rows = [{"statement": "a", "label": True}, {"statement": "b", "label": 0}]
+    assert from_file(file("facts.json", rows)).negative == ("b",)
+
+
+def test_two_lists_are_no_pairs_and_the_first_is_positive(file):
+    d = from_file(
+        file("two.json", {"negative": ["b", "d"], "positive": ["a"], "other": ["x"], "description": "A word."})
+    )
+    assert (d.positive, d.negative, d.paired, d.description) == (("a",), ("b", "d"), False, "A word.")
+    d = from_file(file("cast.json", {"yes": ["a"], "no": ["b", "d"]}))
+    assert (d.positive, d.negative, d.paired) == (("a",), ("b", "d"), False)
+    assert d.description == "positive: yes, negative: no"
+
+
+def test_conversations(file):
+    for value in ([[TALK, "b"]], [{"positive": TALK, "negative": "b"}], {"positive": TALK, "negative": "b"}):
+        d = from_file(file("talk.json", value))
+        assert d.positive == (TALK,) and d.negative == ("b",) and d.paired
+    assert from_file(file("talk.json", {"positive": [TALK, "a"], "negative": ["b"]})).positive == (TALK, "a")
+
+
+def test_two_files(file):
+    left, right = file("happy.json", ["a", "c", TALK]), file("sad.txt", "[b]\n\n  d d \r\n")
+    d = from_file(left, negative=right)
+    assert d == ContrastSet("happy vs sad", ("a", "c", TALK), ("[b]", "d d"), source="happy.json, sad.txt")
+    assert from_file(right, left).positive == ("[b]", "d d")
+    assert from_file(file("rows.jsonl", '"a"\n"c"\n'), negative=left).positive == ("a", "c")
+
+
+def test_separators_inside_strings_are_kept(file):
+    d = from_file(file("odd.jsonl", '["a\u2028b", "c"]\n["d\x85", "\\u00e9\\ud83d\\ude00"]\n'))
+    assert d.positive == ("a\u2028b", "d\x85") and d.negative == ("c", "é😀")
+
+
+BAD = {
+    "no.json": ("[1, 2", "its text is not valid JSON (Expecting ',' delimiter at line 1, column 6); correct it there."),
+    "word.json": ("hello", "its text is not valid JSON (Expecting value at line 1, column 1); correct it there."),
+    "number.json": ("12", "it holds the JSON value 12; write a list of pairs."),
+    "bad.jsonl": (
+        '["a", "b"]\n["c", d]\n',
+        "line 2 is not valid JSON (Expecting value at column 7); correct it there.",
+    ),
+    "deep.json": ("[" * 200_000, "the JSON of its text is nested too deeply; write a list of pairs."),
+    "binary.json": (
+        b"PK\x03\x04\xff\xfe",
+        "it is no text in UTF-8 (byte 0xff at offset 4); unpack it if it is an archive",
+    ),
+    "nul.txt": ("a\0b", "it is binary (it holds NUL bytes); save it as JSON, JSONL or CSV in UTF-8."),
+    "wide.txt": ("text".encode("utf-16"), "it is no text in UTF-8 (byte 0xff at offset 0); unpack it"),
+    "empty.json": (" \n", "it is empty; write at least one example of each side."),
+    "list.json": ("[]", "its list is empty; write at least one example of each side."),
+    "header.csv": ("positive,negative\n", "its list is empty; write at least one example of each side."),
+    "side.json": ({"positive": ["a"], "negative": []}, "its list 'negative' is empty; write at least one example"),
+    "numbers.json": ([1, 2], "entry [0] is 1; write a list of [positive, negative] pairs, or one of the formats"),
+    "keys.json": ([{"a": 1, "b": 2}], "entry [0] has the keys a, b, which name no sides; write a list of"),
+    "one.json": ({"data": ["a", "b"]}, "its object has the keys data, which name no sides; write a list"),
+    "three.json": ([["a", "b"], ["a", "b", "c"]], "entry [1] is a list of 3; a pair is [positive, negative]."),
+    "mixed.json": ([["a", "b"], "c"], "entry [1] is c, unlike the entries before; give it positive, negative."),
+    "lacks.jsonl": (
+        lines({"positive": "a", "negative": "b"}, {"positive": "a"}),
+        "line 2 lacks negative; every entry needs positive, negative.",
+    ),
+    "question.json": (
+        [ITEM, {k: v for k, v in ITEM.items() if k != "question"}],
+        "entry [1] lacks question; every entry needs question, answer_matching_behavior, answer_not_matching_behavior.",
+    ),
+    "talk.json": ([{**ITEM, "question": TALK}], "entry [0] has a conversation as its question; write the question and"),
+    "null.json": (
+        [["a", None]],
+        "entry [0] has None of type NoneType as its negative; give it text, or a conversation",
+    ),
+    "dict.json": (
+        [["a", {"role": "user"}]],
+        "entry [0] has {'role': 'user'} of type dict as its negative; give it text",
+    ),
+    "blank.json": ([["a", "b"], [" ", "b"]], "entry [1] has an empty positive; remove it or give it words."),
+    "cut.json": (
+        '[["a", "\\ud83d"]]',
+        "entry [0] has half a surrogate pair in its negative; write the whole character.",
+    ),
+    "pairs.json": ({"pairs": [["a", "b"], ["c"]]}, "pairs[1] is a list of 1; a pair is [positive, negative]."),
+    "item.json": ({"left": ["a"], "right": [3]}, "right[0] has 3 of type int as its text; give it text"),
+    "texts.json": (
+        ["a", "b", "c"],
+        "it is a list of 3 texts, which is one side of a contrast; pass the other side too: "
+        "from_file('texts.json', negative='other.json').",
+    ),
+    "lines.txt": ("a\nb\n", "it is a list of 2 texts, which is one side of a contrast; pass the other side too"),
+    "talks.json": ([TALK, TALK], "it is a list of 2 texts, which is one side of a contrast"),
+    "goal.csv": ("goal,target\na,b\n", "its columns are goal, target; a CSV has the columns positive,negative or"),
+    "semi.csv": (
+        "positive;negative\na;b\n",
+        "its columns are positive;negative; a CSV has the columns positive,negative",
+    ),
+    "twice.csv": ("positive,negative,positive\na,b,c\n", "its columns are positive, negative, positive; a CSV has"),
+    "comma.csv": (
+        "positive,negative\na,b\nc, d,e\n",
+        "line 3 has 3 columns and its header 2; put texts that contain a comma in double quotes.",
+    ),
+    "several.csv": ('positive,negative\n"a\nb",c\n\nd,e,f\n', "line 5 has 3 columns and its header 2; put texts"),
+    "quote.csv": (
+        'positive,negative\na,b\n"c,d\ne,f\n',
+        "is not valid CSV (unexpected end of data); correct the quotes",
+    ),
+    "label.csv": (
+        "statement,label\na,1\nb,2\n",
+        "line 3 has the label 2; a label is 1 for positive or 0 for negative.",
+    ),
+    "labels.csv": ("statement,label\na,1\nb,1\n", "none of its 2 statements has the label 0; add the other side."),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_by_their_text(file, name):
+    value, message = BAD[name]
+    path = file(name, value)
+    with pytest.raises(sf.FileError) as caught:
+        from_file(path)
+    assert f"Cannot read '{path}': " in str(caught.value) and message in str(caught.value)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(sf.FileError, match="no.json': there is no such file; check the name and its folder."):
+        from_file(tmp_path / "no.json")
+    with pytest.raises(sf.FileError, match="it is not a regular file; pass a JSON, JSONL, CSV or text file."):
+        from_file(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        with pytest.raises(sf.FileError, match="it is not a regular file"):
+            from_file(tmp_path / "pipe.json")
+    with pytest.raises(sf.FileError, match="embedded null byte; check its name and permissions."):
+        from_file("a\0b")
+    with pytest.raises(sf.FileError, match="named by text or a Path, not by 3 of type int."):
+        from_file(3)
+
+
+def test_an_absurdly_large_file_is_not_read(tmp_path):
+    path = tmp_path / "large.json"
+    with open(path, "wb") as large:
+        large.truncate(_content.MAX_BYTES + 1)
+    with pytest.raises(sf.FileError, match=r"it has 134217729 bytes, and 134217728 are read at most; divide it"):
+        from_file(path)
+
+
+def test_two_files_must_both_be_one_side(file):
+    texts, pairs = file("texts.json", ["a"]), file("pairs.json", [["a", "b"]])
+    for first, second in (
+        (texts, pairs),
+        (pairs, texts),
+        (texts, file("two.json", {"positive": ["a"], "negative": []})),
+    ):
+        wrong = second if first is texts else first
+        with pytest.raises(sf.FileError) as caught:
+            from_file(first, negative=second)
+        assert f"Cannot read '{wrong}': it is no list of texts; with negative= both files are lists" in str(
+            caught.value
+        )
+    with pytest.raises(sf.FileError, match="none.json': the list is empty; write at least one example of each side."):
+        from_file(texts, negative=file("none.json", []))
+    with pytest.raises(sf.FileError, match=r"gap.json': entry \[1\] has an empty text; remove it or give it words."):
+        from_file(texts, negative=file("gap.json", ["a", ""]))
+
+
+@pytest.mark.parametrize("name", ["sycophancy", "survival-instinct", "myopic-reward", "corrigible-neutral-HHH"])
+@pytest.mark.parametrize("folder", ["generate", "test_ab"])
+def test_caa_as_published(folder, name):
+    path = published(f"caa/{folder}/{name}.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    d = from_file(path)
+    assert d.paired and d.items == tuple(rows) and d.name == name and d.source == f"{name}.json"
+    for row, positive, negative in zip(rows, d.positive, d.negative, strict=True):
+        assert positive == f"{row['question'].rstrip()} {row['answer_matching_behavior'].strip()}"
+        assert negative == f"{row['question'].rstrip()} {row['answer_not_matching_behavior'].strip()}"
+
+
+def test_anthropic_evals_as_published():
+    for path in sorted(published("anthropic_evals").rglob("*.jsonl")):
+        d = from_file(path)
+        assert len(d) == len(d.items) == len(path.read_text(encoding="utf-8").splitlines()) and d.paired
+        assert Counter(t.rsplit(None, 1)[-1] for t in d.positive).keys() <= {
+            "Yes",
+            "No",
+            *(f"({c})" for c in "ABCDEFGH"),
+        }
+
+
+def test_repe_facts_as_published():
+    d = from_file(published("repe/facts_true_false.csv"))
+    assert (len(d.positive), len(d.negative), d.paired) == (306, 306, False)
+    assert "The largest flower in the world is the daisy." in d.negative
+
+
+def test_repe_emotions_as_published():
+    happy, sad = published("repe/emotions/happiness.json"), published("repe/emotions/sadness.json")
+    d = from_file(happy, negative=sad)
+    assert (d.name, len(d.positive), len(d.negative), d.paired) == ("happiness vs sadness", 203, 228, False)
+    with pytest.raises(sf.FileError, match=r"list of 203 texts.*from_file\('happiness.json', negative='other.json'\)"):
+        from_file(happy)
+
+
+def test_cast_as_published():
+    d = from_file(published("refusal/cast_behavior_refusal.json"))
+    assert d.positive[0] == "Absolutely! I'd be delighted" and d.negative[-1] == "I'm unable to assist with that"
+    assert (len(d.positive), len(d.negative), d.paired) == (100, 100, False)
+    assert d.description == "positive: compliant_responses, negative: non_compliant_responses"
