@@ -45,8 +45,16 @@ from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
 from steerfn.discover import LintReport as LintReport
+from steerfn.discover import caa as caa
+from steerfn.discover import from_sae as from_sae
 from steerfn.discover import lint_pairs as lint_pairs
 from steerfn.discover import mean_difference as mean_difference
+from steerfn.discover import optimise as optimise
+from steerfn.discover import random_vector as random_vector
+from steerfn.discover import refusal_direction as refusal_direction
+from steerfn.discover import spread as spread
+from steerfn.discover import torchrun as torchrun
+from steerfn.integrations._ray import ray_workers as ray_workers
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator
 from steerfn.operators import Scope as Scope

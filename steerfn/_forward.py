@@ -54,6 +54,7 @@ class Entry:
         devices: device of each site's block.
         prompt_length: real tokens of each row's prompt in plain forward passes; None: all of them.
         on_error: "raise", or "baseline" to leave a failing site as it is, loudly.
+        matter: of a pass that only reads, the flat places of the tokens that are read; None: all.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Entry:
         devices: Callable[[Site], torch.device],
         prompt_length: Any = None,
         on_error: str = "raise",
+        matter: Tensor | None = None,
     ) -> None:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
+        self.matter = matter
         self.closed = False
         self.fallbacks = 0
         self.selections = Selections()
@@ -176,6 +179,7 @@ class Frame:
         self.mask, self.past, self.prompt = mask, past, prompt
         reads = [e.reads for e in entries] if entries else host.reads
         self.wanted = tuple(name for names in reads for name in names)
+        self.matter = entries[0].matter if len(entries) == 1 else None
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
         self._tokens: Any = None

@@ -214,6 +214,25 @@ class HeadsForward(Interposed):
         return self.inner(joined.reshape(given.shape), *args[1:], **kwargs)
 
 
+class TokenwiseForward(Interposed):
+    """The forward of a module that takes every token alone, run on the tokens that matter; the others come out 0.
+
+    In the last block of a pass that only reads, nothing but the tokens that are read matters after attention.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        current = self.current()
+        if current is None or current.matter is None or len(args) != 1 or kwargs:
+            return self.inner(*args, **kwargs)
+        flat = args[0].reshape(-1, args[0].shape[-1])
+        matter = current.matter.to(flat.device)
+        out = self.inner(flat[matter].unsqueeze(0))
+        if not isinstance(out, Tensor):
+            return self.inner(*args)
+        whole = out.new_zeros(flat.shape[0], out.shape[-1]).index_copy_(0, matter, out[0])
+        return whole.reshape(*args[0].shape[:-1], out.shape[-1])
+
+
 def first(out: Any) -> Any:
     """The hidden state among a module's outputs: a bare tensor, or the first of several."""
     return out[0] if isinstance(out, (tuple, list)) else out

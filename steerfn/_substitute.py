@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from steerfn._forward import Entry, Host
-from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed
+from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
 from steerfn._layout import Block, Layout, unwrapped
 from steerfn._site import Site
 
@@ -34,8 +34,11 @@ BLOCK_KINDS = {"resid_pre", "resid_post"}
 """The sites for which a block's own forward is enough."""
 
 
-def plan(layout: Layout, sites: Iterable[Site] | None = None) -> Plan:
-    """The modules to substitute for some sites, or for every site of the model, gates included."""
+def plan(layout: Layout, sites: Iterable[Site] | None = None, *, tokenwise: bool = False) -> Plan:
+    """The modules to substitute for some sites, or for every site of the model, gates included.
+
+    `tokenwise` adds those of the deepest block that take every token alone.
+    """
     wanted: dict[int, set[str]] = {}
     if sites is None:
         wanted = {layer: set(block.kinds) for layer, block in enumerate(layout.blocks)}
@@ -51,6 +54,11 @@ def plan(layout: Layout, sites: Iterable[Site] | None = None) -> Plan:
             within[path] = (*within.get(path, ()), make)  # in BLOOM one module is the projection and the addend
             if kind in kinds or (kind == "attn_out" and "resid_mid" in kinds):
                 needed.add(path)
+        if tokenwise and layer == max(wanted):
+            for path in (block.projection, block.mlp and block.mlp.path):
+                if path is not None:
+                    within[path] = (TokenwiseForward, *(within.get(path, ()) if path in needed else ()))
+                    needed.add(path)
         found.update({f"{block.path}.{path}": within[path] for path in within if path in needed})
     return found
 
@@ -191,7 +199,8 @@ class Substitutions:
         with self._lock:
             new: dict[tuple[int, str], Swap | Shadow] = {}
             try:
-                for path, makes in plan(layout, (*entry.sites, *entry.read_sites)).items():
+                sites = (*entry.sites, *entry.read_sites)
+                for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                     if path == "":  # the blocks are the model's own children, so the model is the gate
                         gate = functools.partial(around, module=root, makes=makes, host=self.host)
                         self._shadow(root, "forward", gate, new)

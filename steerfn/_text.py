@@ -66,7 +66,7 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if chat is None:
         chat = has_template
-    found = []
+    written: dict[int, str] = {}  # by the template, special tokens included
     for i, text in enumerate(texts):
         if chat or not isinstance(text, str):
             if not has_template:
@@ -75,13 +75,17 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
                 )
             messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
             opening = messages[-1]["role"] != "assistant"
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special tokens
-        else:
-            ids = tokenizer(text)["input_ids"]
-        if not ids:
-            raise DataError(f"Text {i} has no tokens: {text!r:.80}; give it words.")
-        found.append(list(ids))
+            written[i] = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+    plain = {i: text for i, text in enumerate(texts) if i not in written}
+    found: list[list[int]] = [[] for _ in texts]
+    for some, special in ((plain, True), (written, False)):
+        if some:
+            ids = tokenizer(list(some.values()), add_special_tokens=special)["input_ids"]
+            for i, row in zip(some, ids, strict=True):
+                found[i] = list(row)
+    for i, row in enumerate(found):
+        if not row:
+            raise DataError(f"Text {i} has no tokens: {texts[i]!r:.80}; give it words.")
     return found
 
 

@@ -5,6 +5,7 @@ checkpoint), split over processes (a shard) and repeated bit for bit.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import input_device
 from steerfn.operators import Info, Operator
+from steerfn.reading._abilities import abilities, window
 from steerfn.reading._packing import Row, alone, pack
 from steerfn.reading._positions import Read
-from steerfn.reading._sharing import shares, window
 
 TOKENS = {"cpu": 1024}
 """Tokens, padding included, that `batch_size="auto"` puts into one batch, by device: what fills the cores and still
@@ -108,6 +109,7 @@ class Plan:
         sites: resolved sites.
         reads: what is read of each text.
         rows: every text in exactly one row.
+        narrow: whether the last block works, after its attention, on the tokens that are read alone.
         budget: tokens of a batch, padding included; None for `limit`.
         limit: texts of a batch; None for `budget`.
     """
@@ -115,6 +117,7 @@ class Plan:
     sites: tuple[Site, ...]
     reads: Sequence[Read]
     rows: Sequence[Row]
+    narrow: bool
     budget: int | None
     limit: int | None
 
@@ -149,7 +152,7 @@ def plan(
         reads: what is read of each text.
         sites: one or several; an int means `resid_post`.
         batch_size: texts at once, or "auto".
-        share: whether texts that begin alike share rows; None where the model can. False is the plain path.
+        share: None shares and saves what the model can; False is the plain path, True shares regardless.
 
     Raises:
         DataError: a batch size that is none.
@@ -162,15 +165,16 @@ def plan(
     wanted = at.resolve(as_sites(sites))
     # Inside a steering context a text must be whole and alone: scopes count its tokens.
     steered = bool(_forward.entries_of(substitutions_of(root, at).host))
-    if share is None:
-        share = (
-            not steered and len(reads) > 1 and shares(root, at, lambda rows, r, s: _pass(root, root, at, s, r, rows))
-        )
+    if share is None and not steered:
+        able = abilities(root, at, wanted, functools.partial(_pass, root, root, at, wanted))
+        share, narrow = able.share, able.narrow
+    else:
+        share, narrow = bool(share) and not steered, False
     limit = None if isinstance(batch_size, str) else batch_size
     longest = window(getattr(root, "config", None))
     rows = pack(reads, whole=steered, share=share, width=at.d_model, longest=longest, most=limit)
     budget = None if limit else TOKENS.get(input_device(root).type, TOKENS_ELSEWHERE)
-    return Plan(wanted, reads, rows, budget, limit)
+    return Plan(wanted, reads, rows, narrow, budget, limit)
 
 
 def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> Iterator[Batch]:
@@ -191,7 +195,7 @@ def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> 
         while start < len(planned.rows):
             rows = planned.batch(start, budget)
             try:
-                texts, states = _pass(model, root, at, planned.sites, planned.reads, rows)
+                texts, states = _pass(model, root, at, planned.sites, planned.reads, rows, planned.narrow)
             except torch.OutOfMemoryError:
                 if len(rows) > 1 and budget is not None:
                     budget = len(rows) * len(rows[0].ids) // 2
@@ -209,13 +213,19 @@ def _one_by_one(
 ) -> tuple[list[int], dict[Site, Tensor]]:
     """The texts of rows that are too large together, each in a pass of its own."""
     apart = [alone(number, [row.ids[j] for j in path]) for row in rows for number, path in row.paths]
-    found = [_pass(model, root, at, planned.sites, planned.reads, [row]) for row in apart]
+    found = [_pass(model, root, at, planned.sites, planned.reads, [row], planned.narrow) for row in apart]
     states = {site: torch.cat([each[site] for _, each in found]) for site in planned.sites}
     return [number for texts, _ in found for number in texts], states
 
 
 def _pass(
-    model: Any, root: Any, at: Layout, sites: tuple[Site, ...], reads: Sequence[Read], rows: Sequence[Row]
+    model: Any,
+    root: Any,
+    at: Layout,
+    sites: tuple[Site, ...],
+    reads: Sequence[Read],
+    rows: Sequence[Row],
+    narrow: bool = False,
 ) -> tuple[list[int], dict[Site, Tensor]]:
     """One forward pass over some rows, padded on the right, where no causal model looks."""
     device, longest = input_device(root), max(len(row.ids) for row in rows)
@@ -233,7 +243,9 @@ def _pass(
     texts, places = _places(rows, reads, longest)
     store: dict[Site, Tensor] = {}
     substitutions = substitutions_of(root, at)
-    entry = Entry(substitutions.host, _Reading(sites, places, store), lambda site: device_of(root, at, site))
+    reading = _Reading(sites, places, store)
+    matter = places.index.unique() if narrow else None
+    entry = Entry(substitutions.host, reading, lambda site: device_of(root, at, site), matter=matter)
     substitutions.open(root, at, entry, {})
     token = _forward.active.set((*_forward.active.get(), entry))
     try:

@@ -100,6 +100,39 @@ def test_an_attention_that_takes_no_mask_does_not_share(tiny, monkeypatch):
     assert_equals_alone(tiny, found)
 
 
+def test_the_last_block_works_on_the_tokens_that_are_read_alone(tiny):
+    """After its attention; the blocks before it on all."""
+    seen = {}
+
+    def counting(module, key):
+        def forward(hidden, plain=module.forward):
+            seen[key] = hidden.shape[-2]
+            return plain(hidden)
+
+        return forward
+
+    for layer in (0, 1):
+        for name in ("mlp.up_proj", "self_attn.o_proj", "self_attn.k_proj"):
+            module = tiny.get_submodule(f"model.layers.{layer}.{name}")
+            module.forward = counting(module, (layer, name))
+    read(tiny, [ROWS[0]], sites=[1])
+    all_ = len(ROWS[0])
+    assert seen == {
+        **{(0, n): all_ for n in ("mlp.up_proj", "self_attn.o_proj", "self_attn.k_proj")},
+        **{(1, "mlp.up_proj"): 1, (1, "self_attn.o_proj"): 1, (1, "self_attn.k_proj"): all_},
+    }
+
+
+def test_a_block_that_mixes_tokens_after_attention_works_on_all(tiny):
+    """The MLP's output at each token depends on the token before it: skipping tokens would be wrong."""
+    mix = lambda m, a, out: out + torch.roll(out, 1, -2) if out.shape[-2] > 1 else out  # noqa: E731
+    tiny.model.layers[1].mlp.register_forward_hook(mix)
+    found, planned = read(tiny, ROWS[:3], sites=[1])
+    assert not planned.narrow and not any(row.shared for row in planned.rows)
+    for ids, state in zip(ROWS[:3], found[sf.resid_post[1]], strict=True):
+        torch.testing.assert_close(state, alone(tiny, ids, sf.resid_post[1], -1), rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_after_the_deepest_site_and_the_head_do_not_run(tiny):
     ran = []
     for name in ("model.layers.0", "model.layers.1", "model.layers.2", "lm_head"):

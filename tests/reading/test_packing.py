@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerfn.reading import Read
-from steerfn.reading._packing import pack
+from steerfn.reading._packing import alone, filled, pack, trees
 
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=8)
 
@@ -54,10 +54,25 @@ def test_what_comes_after_the_token_that_is_read_is_left_out():
 
 def test_joining_must_save_more_than_it_costs():
     """In a narrow model attention dominates: a long row of texts that share one token is not worth it."""
-    ids = [(1, *range(10 * i, 10 * i + 9)) for i in range(1, 30)]
-    assert len(packed(ids, width=10**6)) == 1
-    assert 1 < len(packed(ids, width=16)) <= len(ids)
-    assert [len(row.paths) for row in packed([(1, 2), (3, 4)])] == [1, 1]  # nothing in common
+    ids = {i: (1, *range(10 * i, 10 * i + 9)) for i in range(1, 30)}
+    assert len(trees(ids, 10**6, None)) == 1
+    assert 1 < len(trees(ids, 16, None)) <= len(ids)
+    assert [len(row.paths) for row in trees({0: (1, 2), 1: (3, 4)}, 10**6, None)] == [1, 1]  # nothing in common
+
+
+@given(texts, st.sampled_from([4, 16, 64]), st.sampled_from([None, 1, 3]))
+def test_short_rows_fill_up_long_ones(ids, width, most):
+    """First fit: no row could take another whole, and none is longer than the longest or the limits."""
+    single = [alone(i, text) for i, text in enumerate(ids)]
+    rows = filled(single, width, most)
+    assert sorted(number for row in rows for number, _ in row.paths) == list(range(len(ids)))
+    assert all(tuple(row.ids[j] for j in path) == ids[number] for row in rows for number, path in row.paths)
+    size = min(max(max(map(len, ids)), width // 4), width // 2)
+    lengths = sorted(len(row.ids) for row in rows)
+    assert all(len(row.ids) <= max(size, len(ids[row.paths[0][0]])) for row in rows)
+    assert all(most is None or len(row.paths) <= most for row in rows)
+    if most is None and len(rows) > 1:
+        assert lengths[0] + lengths[1] > size
 
 
 def test_limits():
@@ -68,5 +83,5 @@ def test_limits():
 
 
 def test_rows_of_one_text_come_first_and_the_longest_of_each_kind():
-    rows = packed([(9,) * 3, (1, 2, 3), (1, 2, 4), (8,) * 5, (5, 1), (5, 2)])
+    rows = packed([(9,) * 3, (1, 2, 3), (1, 2, 4), (8,) * 5, (5, 1), (5, 2)], width=8)
     assert [(row.shared, len(row.ids)) for row in rows] == [(False, 5), (False, 3), (True, 4), (True, 3)]
