@@ -1,12 +1,16 @@
 """The one road from texts to a vector that every method takes."""
 
+import os
 from typing import Any, TypedDict
 
+from steerfn._errors import DataError
 from steerfn._fingerprint import fingerprint
 from steerfn._vector import SteeringVector
 from steerfn.discover._collect import job, states_by_site
 from steerfn.discover._contrast import contrast
+from steerfn.discover._keeping import Keeping, qualities
 from steerfn.discover._method import Method
+from steerfn.discover._workers import Workers, finished
 from steerfn.reading import Position
 
 
@@ -21,6 +25,12 @@ class Options(TypedDict, total=False):
             them as they are.
         progress: show a progress bar on stderr.
         explain: print which token is read of the first texts, by its text.
+        checkpoint: a file in which the run keeps how far it has come, every few seconds and when it is interrupted.
+            The same call continues from it and ends with the same vector, bit for bit; then the file is deleted.
+        workers: who reads the texts: `sf.torchrun()`, `sf.ray_workers(...)`, or None for this process alone.
+        quality: also measure how good the direction is at each site, cross-validated, and put it into the metadata
+            (`sf.quality(v)` reads it back). All activations are kept for it: memory grows with texts times sites.
+        seed: another seed divides the texts into other folds for `quality`.
     """
 
     position: Position
@@ -28,6 +38,10 @@ class Options(TypedDict, total=False):
     chat: bool | None
     progress: bool
     explain: bool
+    checkpoint: str | os.PathLike[str] | None
+    workers: Workers | None
+    quality: bool
+    seed: int
 
 
 def discover(
@@ -43,10 +57,22 @@ def discover(
     chat: bool | None = False,
     progress: bool = True,
     explain: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    workers: Workers | None = None,
+    quality: bool = False,
+    seed: int = 0,
 ) -> SteeringVector:
     """The vector that a method makes of two sides of texts, with its history as metadata."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
+    if not isinstance(quality, bool):
+        raise DataError(f"quality is True or False, not {quality!r:.80}.")
     texts = contrast(tokenizer, positive, negative, position=position, chat=chat, paired=method.paired, explain=explain)
-    work = job(model, texts, method, sites, batch_size)
-    found = states_by_site(work, work.run(model, progress=progress))
-    directions = {site: method.finalize(state).float() for site, state in found.items()}
-    return SteeringVector(directions, {"model": fingerprint(model), "method": method.name, **texts.about})
+    work = job(model, texts, Keeping(method) if quality else method, sites, batch_size)
+    with finished(work, model, progress=progress, checkpoint=checkpoint, workers=workers) as run:
+        found = states_by_site(work, run)
+        directions = {site: work.method.finalize(state) for site, state in found.items()}
+        about = {"model": fingerprint(model), "method": method.name, **texts.about}
+        if quality:
+            about["quality"] = qualities(method, found, directions, seed, progress)
+        return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)

@@ -4,6 +4,7 @@ A plan is a value: the same texts and options give the same rows in the same ord
 checkpoint), split over processes (a shard) and repeated bit for bit.
 """
 
+import contextvars
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steerfn import _forward
-from steerfn._errors import DataError
+from steerfn._errors import DataError, ModelError
 from steerfn._forward import Entry
 from steerfn._layout import Layout, layout, unwrapped
 from steerfn._site import Site, as_sites
@@ -22,7 +23,7 @@ from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import input_device
 from steerfn.operators import Info, Operator
-from steerfn.reading._abilities import abilities, window
+from steerfn.reading._abilities import Abilities, abilities, window
 from steerfn.reading._packing import Row, alone, pack
 from steerfn.reading._positions import Read
 
@@ -40,13 +41,19 @@ class _AllRead(BaseException):
 class _Places:
     """The places of a batch that are read: flat indices, and which text each belongs to where some have several."""
 
+    shape: tuple[int, int]
     index: Tensor
     weights: Tensor | None
     segments: Tensor | None
     texts: int
 
-    def gather(self, hidden: Tensor) -> Tensor:
+    def gather(self, hidden: Tensor, site: Site) -> Tensor:
         """`[texts, width]` out of `[rows, seq, width]`, in at least float32."""
+        if hidden.shape[:2] != self.shape:
+            raise ModelError(
+                f"The hidden state at {site} has shape {list(hidden.shape)} for {self.shape[0]} rows of {self.shape[1]} "
+                "tokens, not [rows, tokens, width], so texts cannot be read there; use sf.capture."
+            )
         device = hidden.device
         found = hidden.reshape(-1, hidden.shape[-1])[self.index.to(device)]
         found = found.to(torch.promote_types(found.dtype, torch.float32))
@@ -63,7 +70,7 @@ class _Reader:
     wanted: Any
 
     def __call__(self, hidden: Tensor, info: Info) -> Tensor:
-        self.store[info.site] = self.places.gather(hidden)
+        self.store[info.site] = self.places.gather(hidden, info.site)
         if len(self.store) == self.wanted:
             raise _AllRead
         return hidden
@@ -109,7 +116,7 @@ class Plan:
         sites: resolved sites.
         reads: what is read of each text.
         rows: every text in exactly one row.
-        narrow: whether the last block works, after its attention, on the tokens that are read alone.
+        can: what the model computes right.
         budget: tokens of a batch, padding included; None for `limit`.
         limit: texts of a batch; None for `budget`.
     """
@@ -117,7 +124,7 @@ class Plan:
     sites: tuple[Site, ...]
     reads: Sequence[Read]
     rows: Sequence[Row]
-    narrow: bool
+    can: Abilities
     budget: int | None
     limit: int | None
 
@@ -136,15 +143,14 @@ class Plan:
         for row in self.rows[start : start + 4096]:
             held += len(row.paths)
             full = held > self.limit if self.limit else (len(chosen) + 1) * len(first.ids) > (budget or 1)
-            if chosen and (full or row.shared != first.shared):
+            padded = not self.can.pad and len(row.ids) != len(first.ids)
+            if chosen and (full or padded or row.shared != first.shared):
                 break
             chosen.append(row)
         return chosen
 
 
-def plan(
-    model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str = "auto", share: bool | None = None
-) -> Plan:
+def plan(model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str = "auto", share: bool = True) -> Plan:
     """Plans how to read texts at sites of a model.
 
     Args:
@@ -152,7 +158,7 @@ def plan(
         reads: what is read of each text.
         sites: one or several; an int means `resid_post`.
         batch_size: texts at once, or "auto".
-        share: None shares and saves what the model can; False is the plain path, True shares regardless.
+        share: False is the plain path: every text in a row of its own, every token run.
 
     Raises:
         DataError: a batch size that is none.
@@ -165,16 +171,16 @@ def plan(
     wanted = at.resolve(as_sites(sites))
     # Inside a steering context a text must be whole and alone: scopes count its tokens.
     steered = bool(_forward.entries_of(substitutions_of(root, at).host))
-    if share is None and not steered:
-        able = abilities(root, at, wanted, functools.partial(_pass, root, root, at, wanted))
-        share, narrow = able.share, able.narrow
-    else:
-        share, narrow = bool(share) and not steered, False
+    # In an empty context, where no steering is open: what a model can is asked of the model itself.
+    ask = functools.partial(_pass, root, root, at, wanted)
+    can = contextvars.Context().run(abilities, root, at, wanted, ask)
+    if steered or not share:
+        can = dataclasses.replace(can, share=False, narrow=False)
     limit = None if isinstance(batch_size, str) else batch_size
     longest = window(getattr(root, "config", None))
-    rows = pack(reads, whole=steered, share=share, width=at.d_model, longest=longest, most=limit)
+    rows = pack(reads, whole=steered, share=can.share, width=at.d_model, longest=longest, most=limit)
     budget = None if limit else TOKENS.get(input_device(root).type, TOKENS_ELSEWHERE)
-    return Plan(wanted, reads, rows, narrow, budget, limit)
+    return Plan(wanted, reads, rows, can, budget, limit)
 
 
 def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> Iterator[Batch]:
@@ -195,7 +201,7 @@ def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> 
         while start < len(planned.rows):
             rows = planned.batch(start, budget)
             try:
-                texts, states = _pass(model, root, at, planned.sites, planned.reads, rows, planned.narrow)
+                texts, states = _pass(model, root, at, planned.sites, planned.reads, rows, planned.can.narrow)
             except torch.OutOfMemoryError:
                 if len(rows) > 1 and budget is not None:
                     budget = len(rows) * len(rows[0].ids) // 2
@@ -213,7 +219,7 @@ def _one_by_one(
 ) -> tuple[list[int], dict[Site, Tensor]]:
     """The texts of rows that are too large together, each in a pass of its own."""
     apart = [alone(number, [row.ids[j] for j in path]) for row in rows for number, path in row.paths]
-    found = [_pass(model, root, at, planned.sites, planned.reads, [row], planned.narrow) for row in apart]
+    found = [_pass(model, root, at, planned.sites, planned.reads, [row], planned.can.narrow) for row in apart]
     states = {site: torch.cat([each[site] for _, each in found]) for site in planned.sites}
     return [number for texts, _ in found for number in texts], states
 
@@ -283,6 +289,7 @@ def _places(rows: Sequence[Row], reads: Sequence[Read], longest: int) -> tuple[l
             segments.extend([len(texts)] * len(where))
             weights.extend([1 / len(where)] * len(where))
             texts.append(number)
+    shape, places = (len(rows), longest), torch.tensor(index)
     if len(index) == len(texts):
-        return texts, _Places(torch.tensor(index), None, None, len(texts))
-    return texts, _Places(torch.tensor(index), torch.tensor(weights), torch.tensor(segments), len(texts))
+        return texts, _Places(shape, places, None, None, len(texts))
+    return texts, _Places(shape, places, torch.tensor(weights), torch.tensor(segments), len(texts))

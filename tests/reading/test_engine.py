@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from families import CORE, build
+from families import CORE, FAMILIES, build
 
 import steerfn as sf
 from steerfn import reading
@@ -64,6 +64,30 @@ def test_attention_kernels_and_means(attention, position):
     found, planned = read(model, position=position)
     assert any(row.shared for row in planned.rows)
     assert_equals_alone(model, found, position)
+
+
+@pytest.mark.parametrize("family", ["paligemma", "deepseek_v32"])
+def test_texts_are_not_padded_where_a_model_sees_the_padding(family):
+    if family not in FAMILIES:
+        pytest.skip(f"this release of transformers has no {family}")
+    model = build(family)
+    found, planned = read(model)
+    assert not planned.can.pad and not planned.can.share
+    assert_equals_alone(model, found)
+
+
+def test_a_state_that_is_not_rows_by_tokens_is_refused():
+    with pytest.raises(sf.ModelError, match="not .rows, tokens, width., so texts cannot be read there; use sf.capture"):
+        read(build("xlnet"))
+
+
+def test_what_a_model_can_is_not_asked_under_steering():
+    model, v = build("llama"), sf.SteeringVector({sf.resid_post[0]: 100 * torch.ones(32)})
+    with sf.steer(model, v, scope=sf.last_prompt_token):
+        assert not any(row.shared for row in read(model)[1].rows)
+    found, planned = read(model)
+    assert any(row.shared for row in planned.rows)
+    assert_equals_alone(model, found)
 
 
 def test_bf16():
@@ -128,7 +152,7 @@ def test_a_block_that_mixes_tokens_after_attention_works_on_all(tiny):
     mix = lambda m, a, out: out + torch.roll(out, 1, -2) if out.shape[-2] > 1 else out  # noqa: E731
     tiny.model.layers[1].mlp.register_forward_hook(mix)
     found, planned = read(tiny, ROWS[:3], sites=[1])
-    assert not planned.narrow and not any(row.shared for row in planned.rows)
+    assert not planned.can.narrow and not any(row.shared for row in planned.rows)
     for ids, state in zip(ROWS[:3], found[sf.resid_post[1]], strict=True):
         torch.testing.assert_close(state, alone(tiny, ids, sf.resid_post[1], -1), rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,1 @@
+"""Other people's systems, each imported only when it is used."""
