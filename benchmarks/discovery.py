@@ -1,6 +1,6 @@
 """What discovery costs against the libraries that people use for it, in one run, on the same model and texts.
 
-    python benchmarks/discovery.py [--rounds 5] [--quick]
+    python benchmarks/discovery.py [--rounds 5] [--cases 8]
 
 Sets up a virtual environment of its own with the rivals (steering-vectors 0.12.2, repeng 0.4.0, transformers 4.57, which
 they need) and this checkout, and runs everything there. Each round runs every library once, in an order that turns;
@@ -24,7 +24,7 @@ DATA = ROOT.parent / "shared" / "data"
 HOME = Path(os.environ.get("STEERFN_RIVALS") or Path.home() / ".cache" / "steerfn" / "rivals")
 PINS = ["torch==2.13.0", "transformers==4.57.6", "steering-vectors==0.12.2", "accelerate", "gguf>=0.19", "scikit-learn"]
 OURS = ["safetensors", "einops", "jaxtyping", "beartype", "numpy"]
-LAYER, BATCHES = 12, (1, 4, 8, 16, 32)
+LAYER, BATCHES = 12, (4, 16, 32)
 
 
 def rivals() -> Path:
@@ -58,41 +58,35 @@ def sentences(count: int) -> list[tuple[str, str]]:
     return list(zip(happy, sad, strict=True))
 
 
-class Steerfn:
+def ours(model, tokenizer, pairs, layers, batch):
     """This library, at its defaults."""
+    import steerfn as sf
 
-    def run(self, model, tokenizer, pairs, layers, batch):
-        import steerfn as sf
-
-        positive, negative = zip(*pairs, strict=True)
-        v = sf.mean_difference(model, tokenizer, positive, negative, layers, progress=False)
-        return {layer: v[layer] for layer in layers}
-
-
-class SteeringVectors:
-    def run(self, model, tokenizer, pairs, layers, batch):
-        from steering_vectors import train_steering_vector
-
-        found = train_steering_vector(model, tokenizer, pairs, layers=layers, batch_size=batch)
-        return dict(found.layer_activations)
+    del batch
+    positive, negative = zip(*pairs, strict=True)
+    v = sf.mean_difference(model, tokenizer, positive, negative, layers, progress=False)
+    return {layer: v[layer] for layer in layers}
 
 
-class Repeng:
+def steering_vectors(model, tokenizer, pairs, layers, batch):
+    from steering_vectors import train_steering_vector
+
+    return train_steering_vector(model, tokenizer, pairs, layers=layers, batch_size=batch).layer_activations
+
+
+def repeng(model, tokenizer, pairs, layers, batch):
     """Only its reading of hidden states, not the PCA that follows."""
+    import numpy as np
+    import torch
 
-    def run(self, model, tokenizer, pairs, layers, batch):
-        import numpy as np
-        import torch
+    np.float_ = np.float64  # repeng 0.4.0 names a type that numpy 2 has dropped
+    from repeng.extract import batched_get_hiddens
 
-        np.float_ = np.float64  # repeng 0.4.0 names a type that numpy 2 has dropped
-        from repeng.extract import batched_get_hiddens
-
-        texts = [text for pair in pairs for text in pair]
-        read = batched_get_hiddens(model, tokenizer, texts, layers, batch)
-        return {n: torch.from_numpy(np.mean(h[::2] - h[1::2], axis=0, dtype=np.float64)) for n, h in read.items()}
+    read = batched_get_hiddens(model, tokenizer, [text for pair in pairs for text in pair], layers, batch)
+    return {n: torch.from_numpy(np.mean(h[::2] - h[1::2], axis=0, dtype=np.float64)) for n, h in read.items()}
 
 
-LIBRARIES = {"steerfn": Steerfn(), "steering-vectors": SteeringVectors(), "repeng": Repeng()}
+LIBRARIES = {"steerfn": ours, "steering-vectors": steering_vectors, "repeng": repeng}
 
 
 def best_batch(name, model, tokenizer, pairs) -> int:
@@ -100,7 +94,7 @@ def best_batch(name, model, tokenizer, pairs) -> int:
     took = {}
     for batch in BATCHES:
         start = time.perf_counter()
-        LIBRARIES[name].run(model, tokenizer, pairs, [LAYER], batch)
+        LIBRARIES[name](model, tokenizer, pairs, [LAYER], batch)
         took[batch] = time.perf_counter() - start
     return min(took, key=took.__getitem__)
 
@@ -109,20 +103,20 @@ def compare(title, target, model, tokenizer, pairs, layers, rounds) -> None:
     import torch
 
     names = list(LIBRARIES)
-    sample = random.Random(0).sample(pairs, min(32, len(pairs)))
+    sample = random.Random(0).sample(pairs, 32)
     batch = {name: best_batch(name, model, tokenizer, sample) for name in names[1:]}
     seconds, vectors = {name: [] for name in names}, {}
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             start = time.perf_counter()
-            vectors[name] = LIBRARIES[name].run(model, tokenizer, pairs, layers, batch.get(name))
+            vectors[name] = LIBRARIES[name](model, tokenizer, pairs, layers, batch.get(name))
             seconds[name].append(time.perf_counter() - start)
-    ours = seconds["steerfn"]
-    print(f"\n{title}: steerfn {statistics.median(ours):.2f} s (median of {rounds})")
+    mine = seconds["steerfn"]
+    print(f"\n{title}: steerfn {statistics.median(mine):.2f} s (median of {rounds})")
     best = float("inf")
     for name in names[1:]:
-        ratios = [theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(seconds[name], mine, strict=True)]
         agree = min(
             float(torch.cosine_similarity(vectors[name][n].double(), vectors["steerfn"][n].double(), dim=0))
             for n in layers
@@ -132,7 +126,7 @@ def compare(title, target, model, tokenizer, pairs, layers, rounds) -> None:
             f"  {name:<18} batch {batch[name]:>2}  {statistics.median(seconds[name]):7.2f} s   "
             f"{statistics.median(ratios):5.2f} x ({min(ratios):.2f} - {max(ratios):.2f})   cosine {agree:.6f}"
         )
-        assert agree > 0.9999, f"{name} computed something else"
+        assert agree > 0.99999, f"{name} computed something else"
     print(f"  against the best rival: {best:.2f} x (target {target} x)", flush=True)
 
 
@@ -191,7 +185,7 @@ def memory(counts=(64, 256, 1000)) -> None:
         print(f"  {count:>5} pairs: {peak:.0f} MiB, {peak - before:+.0f} MiB over 8 pairs", flush=True)
 
 
-def main(rounds: int, quick: bool) -> None:
+def main(rounds: int, count: int) -> None:
     import torch
     import transformers
 
@@ -202,32 +196,32 @@ def main(rounds: int, quick: bool) -> None:
     every = list(range(model.config.num_hidden_layers))
     cases = [
         ("64 CAA pairs (corrigible), one layer", 8, caa("corrigible-neutral-HHH", 64), [LAYER]),
-        ("64 CAA pairs (sycophancy), one layer", 8, caa("sycophancy", 64), [LAYER]),
         ("203 + 203 short sentences, one layer", 2.5, sentences(203), [LAYER]),
         ("64 CAA pairs (corrigible), all layers", 3, caa("corrigible-neutral-HHH", 64), every),
+        ("64 CAA pairs (sycophancy), one layer", 8, caa("sycophancy", 64), [LAYER]),
         ("256 CAA pairs (corrigible), one layer", 8, caa("corrigible-neutral-HHH", 256), [LAYER]),
+        ("256 CAA pairs (corrigible), all layers", 3, caa("corrigible-neutral-HHH", 256), every),
         ("256 CAA pairs (sycophancy), one layer", 8, caa("sycophancy", 256), [LAYER]),
         ("256 CAA pairs (sycophancy), all layers", 3, caa("sycophancy", 256), every),
     ]
-    for title, target, pairs, layers in cases[:4] if quick else cases:
-        compare(title, target, model, tokenizer, pairs, layers, rounds)
     share_of_peak(model, tokenizer, caa("sycophancy", 64), rounds)
-    if not quick:
-        memory()
+    for title, target, pairs, layers in cases[:count]:
+        compare(title, target, model, tokenizer, pairs, layers, rounds)
+    memory()
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--quick", action="store_true", help="the smaller cases only")
+    arguments.add_argument("--cases", type=int, default=8, help="how many of the eight comparisons, the shortest first")
     arguments.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if not DATA.exists():
         sys.exit(f"The texts are read from {DATA}, which is not there.")
     if chosen.inside:
         os.environ["TQDM_DISABLE"] = "1"
-        main(chosen.rounds, chosen.quick)
+        main(chosen.rounds, chosen.cases)
     else:
-        command = [str(rivals()), __file__, "--inside", "--rounds", str(chosen.rounds)]
+        command = [str(rivals()), __file__, "--inside", "--rounds", str(chosen.rounds), "--cases", str(chosen.cases)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        sys.exit(subprocess.run(command + ["--quick"] * chosen.quick, env=environment).returncode)
+        sys.exit(subprocess.run(command, env=environment).returncode)

@@ -11,6 +11,7 @@ with sf.steer(model, v, alpha=2.0):
 __version__ = "0.1.0"
 
 from steerfn import datasets as datasets
+from steerfn import plot as plot
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture
@@ -44,12 +45,18 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
+from steerfn.discover import Calibration as Calibration
 from steerfn.discover import LintReport as LintReport
+from steerfn.discover import Profile as Profile
+from steerfn.discover import Quality as Quality
 from steerfn.discover import caa as caa
+from steerfn.discover import calibrate as calibrate
 from steerfn.discover import from_sae as from_sae
+from steerfn.discover import layer_profile as layer_profile
 from steerfn.discover import lint_pairs as lint_pairs
 from steerfn.discover import mean_difference as mean_difference
 from steerfn.discover import optimise as optimise
+from steerfn.discover import quality as quality
 from steerfn.discover import random_vector as random_vector
 from steerfn.discover import refusal_direction as refusal_direction
 from steerfn.discover import spread as spread

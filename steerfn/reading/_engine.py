@@ -51,8 +51,8 @@ class _Places:
         """`[texts, width]` out of `[rows, seq, width]`, in at least float32."""
         if hidden.shape[:2] != self.shape:
             raise ModelError(
-                f"The hidden state at {site} has shape {list(hidden.shape)} for {self.shape[0]} rows of {self.shape[1]} "
-                "tokens, not [rows, tokens, width], so texts cannot be read there; use sf.capture."
+                f"The hidden state at {site} has shape {list(hidden.shape)} for {self.shape[0]} rows of "
+                f"{self.shape[1]} tokens, not [rows, tokens, width], so texts cannot be read there; use sf.capture."
             )
         device = hidden.device
         found = hidden.reshape(-1, hidden.shape[-1])[self.index.to(device)]
