@@ -52,10 +52,15 @@ from steerfn.discover import Quality as Quality
 from steerfn.discover import caa as caa
 from steerfn.discover import calibrate as calibrate
 from steerfn.discover import from_sae as from_sae
+from steerfn.discover import iti as iti
+from steerfn.discover import lat as lat
 from steerfn.discover import layer_profile as layer_profile
+from steerfn.discover import lda as lda
+from steerfn.discover import linear_probe as linear_probe
 from steerfn.discover import lint_pairs as lint_pairs
 from steerfn.discover import mean_difference as mean_difference
 from steerfn.discover import optimise as optimise
+from steerfn.discover import pca as pca
 from steerfn.discover import quality as quality
 from steerfn.discover import random_vector as random_vector
 from steerfn.discover import refusal_direction as refusal_direction

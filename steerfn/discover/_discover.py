@@ -3,8 +3,13 @@
 import os
 from typing import Any, TypedDict
 
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
 from steerfn._errors import DataError
 from steerfn._fingerprint import fingerprint
+from steerfn._site import Site
 from steerfn._vector import SteeringVector
 from steerfn.discover._collect import job, states_by_site
 from steerfn.discover._contrast import contrast
@@ -30,7 +35,7 @@ class Options(TypedDict, total=False):
         workers: who reads the texts: `sf.torchrun()`, `sf.ray_workers(...)`, or None for this process alone.
         quality: also measure how good the direction is at each site, cross-validated, and put it into the metadata
             (`sf.quality(v)` reads it back). All activations are kept for it: memory grows with texts times sites.
-        seed: another seed divides the texts into other folds for `quality`.
+        seed: another seed divides the texts into other folds for `quality`; `lat` draws with it, too.
     """
 
     position: Position
@@ -63,16 +68,44 @@ def discover(
     seed: int = 0,
 ) -> SteeringVector:
     """The vector that a method makes of two sides of texts, with its history as metadata."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
+    checked_seed(seed)
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
     texts = contrast(tokenizer, positive, negative, position=position, chat=chat, paired=method.paired, explain=explain)
     work = job(model, texts, Keeping(method) if quality else method, sites, batch_size)
     with finished(work, model, progress=progress, checkpoint=checkpoint, workers=workers) as run:
         found = states_by_site(work, run)
-        directions = {site: work.method.finalize(state) for site, state in found.items()}
-        about = {"model": fingerprint(model), "method": method.name, **texts.about}
+        outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}
+        directions = {site: direction for site, (direction, _) in outcomes.items()}
+        about = {"model": fingerprint(model), "method": method.name, **texts.about, **method.about()}
+        for site, (_, known) in outcomes.items():
+            for name, value in known.items():
+                about.setdefault(name, {})[site.name] = value
         if quality:
             about["quality"] = qualities(method, found, directions, seed, progress)
         return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed.
+
+    Raises:
+        DataError: something else than an int.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
+    return seed
+
+
+def _outcome(method: Method, site: Site, state: Any) -> tuple[Tensor, dict[str, Any]]:
+    """What a method makes of its state at one site; what goes wrong names the site."""
+    numbers = [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in numbers):
+        raise DataError(
+            f"The activations at {site} are not all finite numbers; load the model in bfloat16 or float32 "
+            "(float16 overflows), or leave that site out."
+        )
+    try:
+        return method.outcome(state)
+    except DataError as error:
+        raise DataError(f"At {site}: {error}") from None

@@ -41,6 +41,14 @@ class Method(abc.ABC):
     def finalize(self, state: Any) -> Tensor:
         """The direction, `[width]`, float64, in units of the hidden state."""
 
+    def outcome(self, state: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The direction, and what else is known of it at its site: JSON values by name, for the metadata."""
+        return self.finalize(state), {}
+
+    def about(self) -> dict[str, Any]:
+        """The method's parameters, for the metadata."""
+        return {}
+
     def of(self, positive: Rows, negative: Rows) -> Tensor:
         """The direction of activations at hand."""
         return self.finalize(self.update(self.init(positive.values.shape[-1]), positive, negative))

@@ -1,0 +1,89 @@
+"""The examples of an optimisation: from what a user writes to token ids, and to a part to stop by."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from steerfn._errors import DataError
+from steerfn._text import Text, as_texts, encode
+from steerfn.discover._held_out import held_out as hold_out
+from steerfn.discover._objective import Continuation, Examples, Preference
+from steerfn.reading._positions import common_prefix
+
+
+def examples_of(
+    tokenizer: Any, promote: Any, suppress: Any, pairs: Any, chat: bool | None
+) -> tuple[Examples, dict[str, list[Text]]]:
+    """The examples, and the prompt of each by kind."""
+    if chat not in (True, False, None):
+        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    found: dict[str, tuple[Any, ...]] = {}
+    prompts: dict[str, list[Text]] = {}
+    for name, given, size, shape in (
+        ("promote", promote, 2, "(prompt, continuation)"),
+        ("suppress", suppress, 2, "(prompt, continuation)"),
+        ("pairs", pairs, 3, "(prompt, preferred, rejected)"),
+    ):
+        items = [] if given is None else given
+        if isinstance(items, str) or not isinstance(items, Sequence):
+            raise DataError(f"{name} is a list of {shape}, not {items!r:.80}.")
+        for i, item in enumerate(items):
+            if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != size:
+                raise DataError(f"{name}[{i}] is {item!r:.80}; pass {shape}.")
+        rows = [
+            tuple(_continuation(tokenizer, prompt, each, chat, f"{name}[{i}]") for each in following)
+            for i, (prompt, *following) in enumerate(items)
+        ]
+        for i, row in enumerate(rows):
+            if size == 3 and row[0].ids == row[1].ids:
+                raise DataError(f"pairs[{i}] prefers a continuation to itself; pass two that differ.")
+        found[name] = tuple(Preference(row[0], row[1]) if size == 3 else row[0] for row in rows)
+        prompts[name] = [prompt for prompt, *_ in items]
+    examples = Examples(**found)
+    if not len(examples):
+        raise DataError(
+            "There is nothing to optimise; pass promote=[(prompt, continuation)], suppress=[...] or "
+            "pairs=[(prompt, preferred, rejected)]."
+        )
+    return examples, prompts
+
+
+def divided(examples: Examples, prompts: dict[str, list[Text]], part: float, seed: int) -> tuple[Examples, Examples]:
+    """Examples to learn from and to stop by, divided by prompt; a kind that cannot be divided is in both."""
+    if part == 0:
+        return examples, examples
+    out = iter(hold_out([prompt for each in prompts.values() for prompt in each], part, seed))
+    sides: dict[bool, dict[str, tuple[Any, ...]]] = {False: {}, True: {}}
+    for field in dataclasses.fields(examples):
+        items = getattr(examples, field.name)
+        flags = [next(out) for _ in items]
+        apart = any(flags) and not all(flags)
+        for side, held in sides.items():
+            held[field.name] = tuple(x for x, flag in zip(items, flags, strict=True) if flag is side or not apart)
+    return Examples(**sides[False]), Examples(**sides[True])
+
+
+def _continuation(tokenizer: Any, prompt: Text, following: Any, chat: bool | None, where: str) -> Continuation:
+    """A prompt and what follows it as token ids; the text is tokenized as a whole, as the model would meet it.
+
+    Raises:
+        DataError: an empty prompt or continuation, or one whose tokens cannot be told from the prompt's.
+    """
+    if not isinstance(following, str) or not following:
+        raise DataError(f"The continuation of {where} is {following!r:.80}; pass a text that is not empty.")
+    [prompt] = as_texts([prompt], f"the prompt of {where}")
+    [before] = encode(tokenizer, [prompt], chat)
+    if chat or not isinstance(prompt, str) or (chat is None and getattr(tokenizer, "chat_template", None)):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        opening = messages[-1]["role"] != "assistant"  # as `encode` does
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+        ids = tokenizer(text + following, add_special_tokens=False)["input_ids"]
+    else:
+        [ids] = encode(tokenizer, [prompt + following], False)
+    start = common_prefix(before, ids)
+    if start == 0 or start == len(ids):
+        raise DataError(
+            f"The tokens of {where} cannot be divided into prompt and continuation ({prompt!r:.60} and "
+            f"{following!r:.60}); begin the continuation with a space or a new line."
+        )
+    return Continuation(tuple(ids), start)

@@ -1,0 +1,104 @@
+"""Linear artificial tomography: the main axis of differences whose sign is drawn by chance."""
+
+import hashlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from steerfn._errors import DataError
+from steerfn._struct import static, struct
+from steerfn._vector import SteeringVector
+from steerfn.discover._axis import top_axis
+from steerfn.discover._discover import Options, checked_seed, discover
+from steerfn.discover._method import Method, along
+from steerfn.discover._moments import Sums
+from steerfn.discover._rows import Rows
+
+
+@struct
+class Swapped:
+    """Sums of the differences of pairs, and their sum once some pairs are swapped (`x x^T` has no sign)."""
+
+    differences: Sums
+    total: Tensor
+
+
+@struct
+class Lat(Method):
+    """See `lat`."""
+
+    seed: int = static(default=0)
+    name: ClassVar[str] = "lat"
+    paired: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked_seed(self.seed)
+
+    def init(self, width: int) -> Swapped:
+        return Swapped(Sums.zero(width, second=True), torch.zeros(width, dtype=torch.float64))
+
+    def update(self, state: Swapped, positive: Rows, negative: Rows) -> Swapped:
+        differences = positive.values - negative.values
+        return Swapped(
+            state.differences.plus(differences), state.total + signs(positive.index, self.seed) @ differences
+        )
+
+    def finalize(self, state: Swapped) -> Tensor:
+        count = int(state.differences.count)
+        if count < 2:
+            raise DataError(
+                f"lat centres the differences, and of {count} pair nothing is left; pass at least 2 pairs, or use "
+                "sf.pca or sf.mean_difference."
+            )
+        mean = state.total / count
+        covariance = state.differences.second - torch.outer(mean, mean)
+        return along(top_axis(covariance, count), state.differences.mean)
+
+    def about(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+
+def signs(index: Tensor, seed: int) -> Tensor:
+    """-1 for the pairs that are swapped, 1 for the others, by the numbers of the pairs and the seed alone.
+
+    Of the pairs 2k and 2k + 1 chance swaps one. Tosses for every pair alone would now and then swap nearly all or
+    nearly none of a few pairs, and centring would then remove the signal.
+    """
+    swapped = [(hashlib.sha256(f"{seed} {i // 2}".encode()).digest()[0] + i) % 2 for i in index.tolist()]
+    return 1.0 - 2.0 * torch.tensor(swapped, dtype=torch.float64)
+
+
+def lat(
+    model: Any, tokenizer: Any, positive: Any, negative: Any, sites: Any, **options: Unpack[Options]
+) -> SteeringVector:
+    """Linear artificial tomography: `v = u <u, d>`, `u` the first principal component of `s_i (p_i - n_i)`, centred.
+
+    `s_i = +-1` swaps the texts of half of the pairs at random, so the axis is found without the labels; they give its
+    sign and length: `d = mean(h(positive)) - mean(h(negative))`. Which pairs are swapped depends on `seed` and on
+    their numbers alone (of every two neighbours one), not on batches or workers.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        positive: texts that show the behaviour.
+        negative: as many that show its opposite, each the counterpart of a positive.
+        sites: one or several; an int means `resid_post`.
+        options: what every method takes, see `Options`; another `seed` swaps other pairs.
+
+    Returns:
+        A vector in float32, in units of the residual stream.
+
+    Raises:
+        DataError: fewer than 2 pairs, unequal counts, an empty text, or a position outside a text.
+        SiteError: a site that the model lacks.
+
+    Source: Zou et al. 2023, "Representation Engineering".
+
+    Example:
+        >>> import steerfn as sf
+        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day.", "What grief!"]
+        >>> v = sf.lat(model, tokenizer, happy, sad, sites=14, seed=1)  # doctest: +SKIP
+    """
+    return discover(Lat(options.get("seed", 0)), model, tokenizer, positive, negative, sites, **options)

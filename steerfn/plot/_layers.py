@@ -1,0 +1,91 @@
+"""A layer profile as a figure."""
+
+import collections
+from typing import Any
+
+from steerfn._errors import DataError, SteerError
+from steerfn._site import Site
+from steerfn.discover._profile import Profile
+from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, tidy
+
+
+def layers(profile: Profile) -> Any:
+    """How well the two sides are told apart at every layer: held-out AUC above, Cohen's d below.
+
+    One line for each kind of site, points for heads. Chance is dashed, the site with the best AUC is named.
+
+    Args:
+        profile: from `layer_profile`.
+
+    Returns:
+        A `matplotlib.figure.Figure` of 6 x 4 inches: `figure.savefig("layers.png")`, or .svg, .pdf.
+
+    Raises:
+        SteerError: not a profile, or matplotlib is not installed.
+        DataError: a profile that was not cross-validated.
+
+    Example:
+        >>> import steerfn as sf
+        >>> profile = sf.layer_profile(model, tokenizer, happy, sad)  # doctest: +SKIP
+        >>> sf.plot.layers(profile).savefig("layers.png")  # doctest: +SKIP
+    """
+    if not isinstance(profile, Profile):
+        raise SteerError(
+            f"plot.layers takes a Profile, not a {type(profile).__name__}; make one with "
+            "sf.layer_profile(model, tokenizer, positive, negative)."
+        )
+    table = profile.table
+    if all(each.auc is None for _, each in table):
+        raise DataError(
+            "This profile has no held-out AUC, because a side has fewer than two texts; pass more texts to "
+            "layer_profile."
+        )
+    made = figure()
+    upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    kinds: dict[str, list[Any]] = collections.defaultdict(list)
+    for site, each in table:
+        kinds[site.kind].append((site, each))
+    for i, (kind, found) in enumerate(kinds.items()):
+        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 3.5}
+        line = "none" if kind == "head_out" else "-"
+        depth = [site.block for site, _ in found]
+        for axes, values in ((upper, [each.auc for _, each in found]), (lower, [each.cohens_d for _, each in found])):
+            known = [float("nan") if value is None else value for value in values]
+            axes.plot(depth, known, linestyle=line, linewidth=1.4, label=kind, **look)
+    for axes, chance in ((upper, 0.5), (lower, 0.0)):
+        axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        tidy(axes)
+    _name_the_best(upper, profile, dict(table))
+    (positive, negative), folds = table[0][1].n, table[0][1].folds
+    method = str(profile.vectors.metadata.get("method", "direction")).replace("_", " ")
+    upper.set_title(
+        f"{method}: {positive} positive, {negative} negative texts, {folds} folds", fontsize=9, loc="left", pad=10
+    )
+    upper.set_ylabel("Held-out AUC\n(dashed: chance)", fontsize=9)
+    lower.set_ylabel("Cohen's d\n(pooled SD)", fontsize=9)
+    lower.set_xlabel("Layer (block index, from 0)", fontsize=9)
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    if len(kinds) > 1:
+        upper.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="lower right")
+    return made
+
+
+def _name_the_best(axes: Any, profile: Profile, table: dict[Site, Any]) -> None:
+    """A ring around the best site, and its name beside it, inside the axes."""
+    best = profile.best()
+    value = table[best].auc
+    values = [each.auc for each in table.values() if each.auc is not None]
+    bottom, top = min([0.5, *values]), max(values)
+    room = max(top - bottom, 0.05)
+    axes.set_ylim(bottom - 0.12 * room, top + 0.3 * room)
+    axes.plot([best.block], [value], "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+    blocks = [site.block for site in table]
+    late = best.block > (min(blocks) + max(blocks)) / 2
+    axes.annotate(
+        f"best: {best}, AUC {value:.2f}",
+        (best.block, value),
+        xytext=(6 if late else -6, 8),
+        textcoords="offset points",
+        fontsize=8,
+        ha="right" if late else "left",
+    )
