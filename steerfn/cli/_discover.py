@@ -1,20 +1,23 @@
-"""`steerfn discover`: a steering vector from two text files, or from a JSONL of pairs."""
+"""`steerfn discover`: a steering vector from texts, or how good one would be at every layer."""
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from steerfn._errors import DataError
 from steerfn.cli._main import add_model_options, load_model
 
+METHODS = ("mean_difference", "pca", "lat", "linear_probe", "lda", "caa")
+
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("discover", help="make a vector from texts", description=__doc__)
-    command.add_argument("--positive", metavar="FILE", help="texts that show the behaviour, one a line")
-    command.add_argument("--negative", metavar="FILE", help="texts that show its opposite, one a line")
-    command.add_argument("--pairs", metavar="FILE", help='instead: JSONL of {"positive": ..., "negative": ...}')
+    texts = command.add_argument_group("texts (one of three)")
+    texts.add_argument("--positive", metavar="FILE", help="texts that show the behaviour, one a line or a JSON list")
+    texts.add_argument("--negative", metavar="FILE", help="texts that show its opposite")
+    texts.add_argument("--pairs", metavar="FILE", help="pairs or items in any format of steerfn.datasets.from_file")
+    texts.add_argument("--dataset", metavar="NAME", help="a set that ships with steerfn, such as 'sentiment'")
+    command.add_argument("--method", choices=METHODS, default="mean_difference", help="(default: %(default)s)")
     command.add_argument(
         "--layer", type=int, action="append", help="block to read at, resid_post; may be repeated (default: the middle)"
     )
@@ -22,13 +25,19 @@ def add_to(commands: Any) -> None:
         "--site", action="append", default=[], help="any other site, such as 'attn_out[3]'; may be repeated"
     )
     command.add_argument(
-        "--position", default="last", help="'last' token, 'mean' over tokens, or an index (default: %(default)s)"
+        "--profile", action="store_true", help="show how good every layer is, and take the best unless --layer is given"
+    )
+    command.add_argument(
+        "--position",
+        help="'last' token, 'mean' over tokens, 'answer' (where a pair differs), or an index (default: 'last', for "
+        "caa 'answer')",
     )
     command.add_argument("--batch-size", default="auto", help="texts at once (default: %(default)s)")
     command.add_argument("--chat", action="store_true", help="put the texts into the chat template")
-    command.add_argument(
-        "--out", required=True, metavar="FILE", help="the vector: a name ending in .safetensors or .json"
-    )
+    command.add_argument("--quality", action="store_true", help="cross-validate, and keep the numbers in the vector")
+    command.add_argument("--checkpoint", metavar="FILE", help="keep how far it has come, to go on after a break")
+    command.add_argument("--explain", action="store_true", help="show which token is read of the first texts")
+    command.add_argument("--out", metavar="FILE", help="the vector: a name ending in .safetensors or .json")
     add_model_options(command)
     command.set_defaults(run=run)
 
@@ -37,22 +46,48 @@ def run(options: argparse.Namespace) -> None:
     """Read the texts, compute, save, say what was made."""
     import steerfn as sf
 
-    positive, negative = texts(options)
+    texts = contrast_set(options)
+    if not (options.out or options.profile):
+        raise DataError("discover needs --out FILE for the vector, or --profile.")
+    if options.method == "caa" and (options.profile or not texts.items):
+        why = "--profile goes with another method" if texts.items else "these texts are no questions with two answers"
+        raise DataError(f"--method caa reads questions with two answers, read at the answer: {why}.")
     model, tokenizer = load_model(options)
-    sites = [*(options.layer or []), *options.site] or [sf.layout(model).n_layers // 2]
-    vector = sf.mean_difference(
-        model,
-        tokenizer,
-        positive=positive,
-        negative=negative,
-        sites=sites,
-        position=number_or_word(options.position),
-        batch_size=number_or_word(options.batch_size),
-        chat=options.chat,
-        progress=not options.quiet,
-    )
-    path = sf.save(vector, options.out)
-    print(f"{path}: {vector}, from {len(positive)} positive and {len(negative)} negative texts")
+    common: dict[str, Any] = {
+        "batch_size": number_or_word(options.batch_size),
+        "progress": not options.quiet,
+        "checkpoint": options.checkpoint,
+    }
+    if options.chat or options.method != "caa":  # which uses the template where there is one
+        common["chat"] = options.chat
+    if options.position is not None:
+        common["position"] = number_or_word(options.position)
+    sites = [*(options.layer or []), *options.site]
+    if options.profile:
+        profile = sf.layer_profile(
+            model, tokenizer, texts.positive, texts.negative, method=options.method, explain=options.explain, **common
+        )
+        print(profile)
+        if not options.out:
+            return
+        if not sites:
+            return report(profile.vector(), texts, options.out)
+    common |= {"quality": options.quality or options.profile, "explain": options.explain and not options.profile}
+    sites = sites or [sf.layout(model).n_layers // 2]
+    method = getattr(sf, options.method)
+    given = (texts.items,) if options.method == "caa" else (texts.positive, texts.negative)
+    report(method(model, tokenizer, *given, sites, **common), texts, options.out)
+
+
+def report(vector: Any, texts: Any, out: str) -> None:
+    """Save a vector and say what it is."""
+    import steerfn as sf
+
+    path = sf.save(vector, out)
+    print(f"{path}: {vector}, from {len(texts.positive)} positive and {len(texts.negative)} negative texts")
+    if "quality" in vector.metadata:
+        for site, quality in sf.quality(vector).items():
+            print(f"  {site}: {quality}")
 
 
 def number_or_word(text: str) -> int | str:
@@ -63,47 +98,18 @@ def number_or_word(text: str) -> int | str:
         return text
 
 
-def texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The positive and the negative texts that the options name."""
-    if options.pairs and not (options.positive or options.negative):
-        return pairs(options.pairs)
-    if options.pairs or not (options.positive and options.negative):
-        raise DataError("discover needs --positive FILE and --negative FILE, or --pairs FILE.")
-    return lines(options.positive), lines(options.negative)
+def contrast_set(options: argparse.Namespace) -> Any:
+    """The texts that the options name."""
+    import steerfn as sf
 
-
-def read(path: str) -> str:
-    """A text file, or a clear refusal."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"Cannot read '{path}': {error.strerror or error}; check the name.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"'{path}' is not UTF-8 text; save it as UTF-8.") from None
-
-
-def lines(path: str) -> list[str]:
-    """The lines of a file that are not blank."""
-    found = [line.strip() for line in read(path).splitlines() if line.strip()]
-    if not found:
-        raise DataError(f"'{path}' holds no text; write one example a line.")
-    return found
-
-
-def pairs(path: str) -> tuple[list[str], list[str]]:
-    """The two sides of a JSONL of pairs."""
-    positive, negative = [], []
-    for number, line in enumerate(read(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            pair = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"'{path}', line {number} is not JSON ({error}).") from None
-        if not isinstance(pair, dict) or not all(isinstance(pair.get(k), str) for k in ("positive", "negative")):
-            raise DataError(f'\'{path}\', line {number} is not {{"positive": "...", "negative": "..."}}.')
-        positive.append(pair["positive"])
-        negative.append(pair["negative"])
-    if not positive:
-        raise DataError(f"'{path}' holds no pairs.")
-    return positive, negative
+    two = bool(options.positive or options.negative)
+    if two + bool(options.pairs) + bool(options.dataset) != 1 or (two and not (options.positive and options.negative)):
+        raise DataError(
+            "discover needs --positive FILE and --negative FILE, or --pairs FILE, or --dataset NAME "
+            f"({', '.join(sf.datasets.names())})."
+        )
+    if options.dataset:
+        return sf.datasets.load(options.dataset)
+    if options.pairs:
+        return sf.datasets.from_file(options.pairs)
+    return sf.datasets.from_file(options.positive, negative=options.negative)

@@ -10,7 +10,7 @@ from steerfn._errors import DataError
 STEPS = 200
 """Newton steps; ten are usual."""
 TOLERANCE = 1e-20
-"""What one more step would gain, as a part of the loss: weights are then right to about ten digits."""
+"""The last step gains less than this part of the loss: weights were right to about ten digits before it."""
 
 
 def logistic(positive: Tensor, negative: Tensor, l2: float) -> tuple[Tensor, float]:
@@ -57,6 +57,7 @@ def logistic(positive: Tensor, negative: Tensor, l2: float) -> tuple[Tensor, flo
         step = torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1)
         gain = gradient @ step
         if gain <= TOLERANCE * loss:
+            weights = weights - step
             w = weights[:-1] @ span
             return w, float(weights[-1] - w @ center)
         size = 1.0

@@ -1,7 +1,7 @@
 """Layer profiles: how good a direction is at every layer, in one pass."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from typing_extensions import Unpack
@@ -11,11 +11,22 @@ from steerfn._site import Site, resid_post
 from steerfn._struct import struct
 from steerfn._vector import SteeringVector
 from steerfn.discover._discover import Options, discover
+from steerfn.discover._lat import Lat
+from steerfn.discover._lda import Lda
 from steerfn.discover._mean import MeanDifference
 from steerfn.discover._method import Method
+from steerfn.discover._pca import DifferencePca
+from steerfn.discover._probe import LinearProbe
 from steerfn.discover._quality import Quality, number, quality
 
-METHODS: Mapping[str, Method] = {method.name: method for method in (MeanDifference(),)}
+METHODS: Mapping[str, Callable[[int], Method]] = {
+    "lat": Lat,
+    "lda": lambda _: Lda(),
+    "linear_probe": lambda _: LinearProbe(),
+    "mean_difference": lambda _: MeanDifference(),
+    "pca": lambda _: DifferencePca(),
+}
+"""Methods by name, each made with a seed, with which only `lat` draws."""
 NUMBERS = ("auc", "cohens_d", "pair_cosine", "relative_norm")
 BAR = 20
 """Characters of a bar that stands for an AUC of 1."""
@@ -100,8 +111,8 @@ class Profile:
 
     def __str__(self) -> str:
         table = self.table
-        (positive, negative), folds = table[0][1].n, table[0][1].folds
-        held = f"{folds}-fold cross-validated" if folds else "not cross-validated: fewer than two texts on a side"
+        (positive, negative), folds = table[0][1].n, max(each.folds for _, each in table)
+        held = f"{folds}-fold cross-validated" if folds else "not cross-validated: too few texts"
         best = None if all(each.auc is None for _, each in table) else self.best()
         wide = max(len(site.name) for site, _ in table)
         lines = [
@@ -151,7 +162,8 @@ def layer_profile(
         positive: texts that show the behaviour.
         negative: texts that show its opposite.
         sites: one or several; an int means `resid_post`. Default: `resid_post` of every layer.
-        method: makes the directions; a name or a `Method`.
+        method: makes the directions: "mean_difference", "pca", "lat", "linear_probe" or "lda" with its defaults, or
+            a `Method`.
         options: what every method takes, see `Options`; `seed` draws the folds. Memory holds one float64 row for
             each text and site.
 
@@ -169,10 +181,10 @@ def layer_profile(
     """
     if isinstance(method, str):
         if method not in METHODS:
-            raise DataError(f"There is no method named {method!r} here; use one of {', '.join(sorted(METHODS))}.")
-        method = METHODS[method]
+            raise DataError(f"There is no method named {method!r} here; use one of {', '.join(METHODS)}.")
+        method = METHODS[method](options.get("seed", 0))
     if not isinstance(method, Method):
-        raise DataError(f"method is a name ({', '.join(sorted(METHODS))}) or a Method, not {method!r:.80}.")
+        raise DataError(f"method is a name ({', '.join(METHODS)}) or a Method, not {method!r:.80}.")
     where = resid_post[:] if sites is None else sites
     chosen: Options = {**options, "quality": True}
     return Profile(discover(method, model, tokenizer, positive, negative, where, **chosen))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._errors import DataError
+from steerfn._errors import DataError, SteerWarning
 from steerfn._site import Site
 from steerfn._vector import SteeringVector, unit
 from steerfn.discover._method import Method
@@ -26,9 +27,9 @@ class Quality:
 
     Attributes:
         auc: held-out area under the ROC curve: the chance that a positive text scores above a negative one, 0.5 for
-            a direction that says nothing. None with fewer than two texts on a side.
-        cohens_d: the difference of the held-out mean scores, in pooled standard deviations. None with fewer than two
-            texts on a side, or where scores that differ have no spread.
+            a direction that says nothing. None with fewer than two texts on a side, or too few for the method.
+        cohens_d: the difference of the held-out mean scores, in pooled standard deviations. None where the AUC is,
+            or where scores that differ have no spread.
         pair_cosine: mean cosine between the differences of two pairs, 1 where all point the same way. None where the
             counts differ, or with one pair.
         relative_norm: the direction's norm over the mean norm of the hidden states that were read.
@@ -93,6 +94,8 @@ def quality(v: SteeringVector) -> dict[Site, Quality]:
     Raises:
         DataError: a vector without quality, or with a damaged one.
 
+    Source: Hanley and McNeil 1982 for the area under the curve as the share of pairs; Cohen 1988 for d.
+
     Example:
         >>> import steerfn as sf
         >>> v = sf.mean_difference(model, tokenizer, happy, sad, 14, quality=True)  # doctest: +SKIP
@@ -133,6 +136,9 @@ def measure(
         seed: another seed, other folds.
         folds: at most; never more than texts on a side.
         direction: what the method makes of all rows, where that is known.
+
+    Warns:
+        SteerWarning: the method has too few texts without one of the folds.
     """
     sides = positive.ordered(), negative.ordered()
     counts = len(sides[0]), len(sides[1])
@@ -141,16 +147,24 @@ def measure(
     norms = torch.cat([side.values for side in sides]).norm(dim=-1)
     typical = float(norms.mean())
     folds = min(folds, *counts)
-    high = low = None
+    scores = None
     if folds >= 2:
-        high, low = held_out_scores(method, *sides, folds_of(counts, folds, seed))
+        try:
+            scores = held_out_scores(method, *sides, folds_of(counts, folds, seed))
+        except DataError as error:  # what all texts are enough for, those of the other folds need not be
+            warnings.warn(
+                f"The direction could not be cross-validated, so it has no held-out AUC: without one of {folds} folds "
+                f"of {counts[0]} positive and {counts[1]} negative texts, {error}",
+                SteerWarning,
+                stacklevel=2,
+            )
     return Quality(
-        auc=None if high is None or low is None else auc(high, low),
-        cohens_d=None if high is None or low is None else cohens_d(high, low),
+        auc=None if scores is None else auc(*scores),
+        cohens_d=None if scores is None else cohens_d(*scores),
         pair_cosine=pair_cosine(sides[0].values - sides[1].values) if counts[0] == counts[1] else None,
         relative_norm=float(direction.norm()) / typical if typical else 0.0,
         n=counts,
-        folds=folds if folds >= 2 else 0,
+        folds=0 if scores is None else folds,
     )
 
 

@@ -37,8 +37,8 @@ def layers(profile: Profile) -> Any:
     table = profile.table
     if all(each.auc is None for _, each in table):
         raise DataError(
-            "This profile has no held-out AUC, because a side has fewer than two texts; pass more texts to "
-            "layer_profile."
+            "This profile has no held-out AUC, because there were too few texts to cross-validate; pass more texts to "
+            "layer_profile, at least two a side."
         )
     made = figure()
     upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -56,7 +56,7 @@ def layers(profile: Profile) -> Any:
         axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         tidy(axes)
     _name_the_best(upper, profile, dict(table))
-    (positive, negative), folds = table[0][1].n, table[0][1].folds
+    (positive, negative), folds = table[0][1].n, max(each.folds for _, each in table)
     method = str(profile.vectors.metadata.get("method", "direction")).replace("_", " ")
     upper.set_title(
         f"{method}: {positive} positive, {negative} negative texts, {folds} folds", fontsize=9, loc="left", pad=10
@@ -66,7 +66,7 @@ def layers(profile: Profile) -> Any:
     lower.set_xlabel("Layer (block index, from 0)", fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
     if len(kinds) > 1:
-        upper.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="lower right")
+        upper.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="best")
     return made
 
 

@@ -79,18 +79,54 @@ def test_pairs_and_layout(demo, tmp_path):
     assert layout.returncode == 0 and "30 blocks, d_model 576" in layout.stdout
 
 
+def test_discover_from_a_shipped_set_shows_the_layers_and_takes_the_best(demo, tmp_path):
+    made = run("discover", "--dataset", "sentiment", "--profile", "--out", "v.safetensors", "--quiet", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    [best] = [line.split()[0] for line in made.stdout.splitlines() if line.endswith("<- best")]
+    v = sf.load(tmp_path / "v.safetensors")
+    assert [site.name for site in v.sites] == [best] and sf.quality(v)[v.sites[0]].auc > 0.9
+    assert made.stdout.count("resid_post[") >= 30 and max(map(len, made.stdout.splitlines())) <= 140
+
+
+def test_discover_with_another_method_and_items(demo, tmp_path):
+    items = [
+        {
+            "question": f"Is {n} even?\n (A) Yes\n (B) No",
+            "answer_matching_behavior": "(A)",
+            "answer_not_matching_behavior": "(B)",
+        }
+        for n in (2, 4, 6)
+    ]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    options = ("--pairs", "items.json", "--layer", 3, "--out", "v.json", "--quiet", "--explain")
+    made = run("discover", *options, "--method", "caa", "--quality", cwd=tmp_path)
+    assert made.returncode == 0 and "[[A]]" in made.stdout and "Quality(AUC" in made.stdout, made.stderr
+    want = sf.caa(*demo, items, 3, progress=False)
+    assert sf.load(tmp_path / "v.json").allclose(want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["discover", "--out", "v.json"], "discover needs --positive FILE and --negative FILE, or --pairs FILE."),
+        (["discover", "--out", "v.json"], "discover needs --positive FILE and --negative FILE, or --pairs FILE, or"),
+        (
+            ["discover", "--dataset", "sentiment", "--positive", "a", "--out", "v.json"],
+            "discover needs --positive FILE and",
+        ),
+        (["discover", "--dataset", "sentimnt", "--out", "v.json"], "Did you mean 'sentiment'?"),
+        (["discover", "--dataset", "sentiment"], "discover needs --out FILE for the vector, or --profile."),
+        (["discover", "--dataset", "sentiment", "--method", "caa", "--out", "v.json"], "no questions with two answers"),
         (["discover", "--positive", "no.txt", "--negative", "no.txt", "--out", "v.json"], "Cannot read 'no.txt'"),
-        (["discover", "--pairs", "bad.jsonl", "--out", "v.json"], "'bad.jsonl', line 1 is not JSON"),
-        (["discover", "--pairs", "odd.jsonl", "--out", "v.json"], "'odd.jsonl', line 1 is not {"),
+        (["discover", "--pairs", "bad.jsonl", "--out", "v.json"], "Cannot read 'bad.jsonl': line 1 is not valid JSON"),
+        (["discover", "--pairs", "odd.jsonl", "--out", "v.json"], "Cannot read 'odd.jsonl': line 1 lacks negative"),
         (
             ["discover", "--positive", "blank.txt", "--negative", "blank.txt", "--out", "v.json"],
-            "'blank.txt' holds no text",
+            "Cannot read 'blank.txt': it is empty",
         ),
-        (["discover", "--positive", "latin.txt", "--negative", "latin.txt", "--out", "v.json"], "is not UTF-8 text"),
+        (
+            ["discover", "--positive", "latin.txt", "--negative", "latin.txt", "--out", "v.json"],
+            "it is no text in UTF-8",
+        ),
         (
             ["generate", "hello", "--vector", "none.safetensors"],
             "Cannot load 'none.safetensors': there is no such file",

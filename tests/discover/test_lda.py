@@ -27,6 +27,7 @@ def centred(positive, negative):
     return torch.cat([positive - positive.mean(0), negative - negative.mean(0)]).numpy()
 
 
+@pytest.mark.filterwarnings("ignore:Only one sample available")
 @pytest.mark.parametrize("shrinkage", [0.0, 1e-3, 0.3, 1])
 @pytest.mark.parametrize(("counts", "width"), SHAPES)
 def test_a_fixed_shrinkage_equals_scikit_learn(counts, width, shrinkage):

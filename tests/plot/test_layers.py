@@ -1,0 +1,119 @@
+"""The figure of a layer profile: what it draws is what the profile says, without a display."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from words import words
+
+import steerfn as sf
+
+POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "b d", "c c a", "x y z"]
+NEGATIVE = ["o p", "q r s t", "u", "v w a", "t t", "s o u", "r"]
+
+
+@pytest.fixture(scope="module")
+def profile():
+    from families import build
+
+    sites = [sf.resid_post[:], sf.attn_out[:], sf.head_out[1, 2]]
+    return sf.layer_profile(build("llama"), words(), POSITIVE, NEGATIVE, sites=sites, progress=False)
+
+
+def lines(axes):
+    """What is drawn, by its label: (layers, values)."""
+    found = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    return {name: (list(line.get_xdata()), list(line.get_ydata())) for name, line in found.items()}
+
+
+def test_pitfall_27_every_point_is_at_its_layer(profile):
+    upper, lower = sf.plot.layers(profile).axes
+    for axes, name in ((upper, "auc"), (lower, "cohens_d")):
+        drawn = lines(axes)
+        assert set(drawn) == {"resid_post", "attn_out", "head_out"}
+        points = {(kind, layer): value for kind, (xs, ys) in drawn.items() for layer, value in zip(xs, ys, strict=True)}
+        assert points == {(site.kind, site.layer): getattr(each, name) for site, each in profile}
+
+
+def test_axes_are_labelled_and_the_best_site_named(profile):
+    made = sf.plot.layers(profile)
+    upper, lower = made.axes
+    assert isinstance(made, Figure) and made.get_size_inches().tolist() == [6.0, 4.0]
+    assert lower.get_xlabel() == "Layer (block index, from 0)"
+    assert upper.get_ylabel().startswith("Held-out AUC") and lower.get_ylabel() == "Cohen's d\n(pooled SD)"
+    best = profile.best()
+    assert [t.get_text() for t in upper.texts] == [f"best: {best}, AUC {dict(profile)[best].auc:.2f}"]
+    assert upper.get_title(loc="left") == "mean difference: 7 positive, 7 negative texts, 5 folds"
+    assert [t.get_text() for t in upper.get_legend().get_texts()] == [
+        "attn_out",
+        "resid_post",
+        "head_out",
+    ]
+
+
+def test_kinds_differ_in_colour_and_marker(profile):
+    upper, _ = sf.plot.layers(profile).axes
+    drawn = [line for line in upper.get_lines() if not line.get_label().startswith("_")]
+    assert len({line.get_color() for line in drawn}) == len({line.get_marker() for line in drawn}) == 3
+    assert [line.get_linestyle() for line in drawn if line.get_label() == "head_out"] == ["None"]
+
+
+def test_one_kind_needs_no_legend(profile):
+    only = sf.Profile(profile.vectors.select(sf.resid_post[:]))
+    assert sf.plot.layers(only).axes[0].get_legend() is None
+
+
+def test_what_is_not_known_is_a_gap(profile):
+    held = dict(profile.vectors.metadata["quality"])
+    held["resid_post[1]"] = {**held["resid_post[1]"], "auc": None, "cohens_d": None}
+    gap = sf.Profile(profile.vectors.select(sf.resid_post[:]).with_metadata(quality=held))
+    for axes in sf.plot.layers(gap).axes:
+        ((_, values),) = lines(axes).values()
+        assert values[1] != values[1] and values[0] == values[0]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_it_is_saved_without_a_display(profile, tmp_path, kind):
+    path = tmp_path / f"layers.{kind}"
+    sf.plot.layers(profile).savefig(path)
+    assert path.stat().st_size > 5000
+
+
+def process(code):
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+
+
+MADE = """
+import sys, torch
+import steerfn as sf
+assert "matplotlib" not in sys.modules and callable(sf.plot.layers)
+q = {f"resid_post[{i}]": sf.Quality(0.5 + i / 10, i, None, 0.1, (3, 3), 3).to_dict() for i in range(3)}
+p = sf.Profile(sf.SteeringVector({sf.resid_post[i]: torch.ones(4) for i in range(3)}, {"quality": q}))
+"""
+
+
+def test_pitfall_30_pyplot_and_its_global_state_are_not_touched():
+    done = process(MADE + "sf.plot.layers(p); assert 'matplotlib.pyplot' not in sys.modules; print('done')")
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_without_matplotlib_the_error_names_the_fix():
+    caught = "\ntry:\n    sf.plot.layers(p)\nexcept sf.SteerError as error:\n    print(error)"
+    done = process(MADE + "sys.modules['matplotlib'] = None" + caught)
+    assert done.stdout == 'Plots need matplotlib, which is not installed: pip install "steerfn[plot]".\n', done.stderr
+
+
+def test_errors_by_their_text(tiny):
+    few = sf.layer_profile(tiny, words(), ["a"], ["b"], progress=False)
+    v = sf.SteeringVector({sf.resid_post[1]: torch.ones(4)})
+    for value, message in (
+        (few, "This profile has no held-out AUC, because there were too few texts to cross-validate;"),
+        (v, "plot.layers takes a Profile, not a SteeringVector; make one with sf.layer_profile("),
+    ):
+        with pytest.raises(sf.SteerError) as caught:
+            sf.plot.layers(value)
+        assert message in str(caught.value)
