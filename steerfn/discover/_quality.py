@@ -39,7 +39,7 @@ class Quality:
     Example:
         >>> from steerfn import Quality
         >>> Quality(auc=0.93, cohens_d=2.1, pair_cosine=0.2, relative_norm=0.35, n=(60, 60), folds=5)
-        Quality(AUC 0.930, d 2.10, pair cosine 0.20, relative norm 0.350; 60 + 60 texts, 5 folds)
+        Quality(AUC 0.930, d 2.10, pair cosine 0.20, relative norm 0.35; 60 + 60 texts, 5 folds)
     """
 
     auc: float | None

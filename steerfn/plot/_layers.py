@@ -4,7 +4,6 @@ import collections
 from typing import Any
 
 from steerfn._errors import DataError, SteerError
-from steerfn._site import Site
 from steerfn.discover._profile import Profile
 from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, tidy
 
@@ -12,7 +11,7 @@ from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, tidy
 def layers(profile: Profile) -> Any:
     """How well the two sides are told apart at every layer: held-out AUC above, Cohen's d below.
 
-    One line for each kind of site, points for heads. Chance is dashed, the site with the best AUC is named.
+    One line for each kind of site, points for heads. Chance is dashed, the site with the best AUC ringed and named.
 
     Args:
         profile: from `layer_profile`.
@@ -55,7 +54,14 @@ def layers(profile: Profile) -> Any:
     for axes, chance in ((upper, 0.5), (lower, 0.0)):
         axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         tidy(axes)
-    _name_the_best(upper, profile, dict(table))
+    best, shown = profile.best(), dict(table)
+    ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": "black"}
+    name = f"best: {best}, AUC {shown[best].auc:.3f}"
+    upper.plot([best.block], [shown[best].auc], linestyle="none", label=name, **ring)
+    known = [0.5, *(each.auc for _, each in table if each.auc is not None)]
+    # Nothing lies beyond 0 and 1, so no tick does; the margin is that of half a ring.
+    margin = 0.08 * max(max(known) - min(known), 0.05)
+    upper.set_ylim(max(min(known) - margin, -0.03), min(max(known) + margin, 1.03))
     (positive, negative), folds = table[0][1].n, max(each.folds for _, each in table)
     method = str(profile.vectors.metadata.get("method", "direction")).replace("_", " ")
     upper.set_title(
@@ -65,27 +71,7 @@ def layers(profile: Profile) -> Any:
     lower.set_ylabel("Cohen's d\n(pooled SD)", fontsize=9)
     lower.set_xlabel("Layer (block index, from 0)", fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    if len(kinds) > 1:
-        upper.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="best")
+    # Below the axes, where no line runs through it.
+    handles, labels = upper.get_legend_handles_labels()
+    made.legend(handles, labels, frameon=False, fontsize=8, ncols=min(len(labels), 4), loc="outside lower center")
     return made
-
-
-def _name_the_best(axes: Any, profile: Profile, table: dict[Site, Any]) -> None:
-    """A ring around the best site, and its name beside it, inside the axes."""
-    best = profile.best()
-    value = table[best].auc
-    values = [each.auc for each in table.values() if each.auc is not None]
-    bottom, top = min([0.5, *values]), max(values)
-    room = max(top - bottom, 0.05)
-    axes.set_ylim(bottom - 0.12 * room, top + 0.3 * room)
-    axes.plot([best.block], [value], "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
-    blocks = [site.block for site in table]
-    late = best.block > (min(blocks) + max(blocks)) / 2
-    axes.annotate(
-        f"best: {best}, AUC {value:.2f}",
-        (best.block, value),
-        xytext=(6 if late else -6, 8),
-        textcoords="offset points",
-        fontsize=8,
-        ha="right" if late else "left",
-    )

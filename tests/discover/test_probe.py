@@ -49,6 +49,16 @@ def test_the_gradient_is_zero_at_any_scale(l2, scale, shape):
     assert float(centred.norm()) <= 1e-6 * l2 * float(w.detach().norm()) and abs(float(b.grad)) < 1e-8 * first
 
 
+@pytest.mark.parametrize("far", [10.0, 100.0, 1000.0])
+def test_an_outlier_at_which_whole_newton_steps_go_too_far(far):
+    positive = torch.tensor([[0.0], [far]], dtype=torch.float64)
+    negative = torch.tensor([[1.0]] * 30 + [[-1.0]], dtype=torch.float64)
+    w, b = logistic(positive, negative, 1e-3)
+    expected = fitted(positive, negative, 1e-3)
+    assert float(w) == pytest.approx(float(expected.coef_[0, 0]), rel=1e-5)
+    assert b == pytest.approx(float(expected.intercept_[0]), rel=1e-5)
+
+
 def test_the_vector_points_along_the_weights_with_the_length_of_the_data():
     positive, negative, _ = planted(2, (50, 30))
     v = LinearProbe(0.5).of(positive, negative)

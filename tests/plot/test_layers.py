@@ -25,7 +25,7 @@ def profile():
 
 def lines(axes):
     """What is drawn, by its label: (layers, values)."""
-    found = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    found = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith(("_", "best"))}
     return {name: (list(line.get_xdata()), list(line.get_ydata())) for name, line in found.items()}
 
 
@@ -45,25 +45,28 @@ def test_axes_are_labelled_and_the_best_site_named(profile):
     assert lower.get_xlabel() == "Layer (block index, from 0)"
     assert upper.get_ylabel().startswith("Held-out AUC") and lower.get_ylabel() == "Cohen's d\n(pooled SD)"
     best = profile.best()
-    assert [t.get_text() for t in upper.texts] == [f"best: {best}, AUC {dict(profile)[best].auc:.2f}"]
+    name = f"best: {best}, AUC {dict(profile)[best].auc:.3f}"
+    (ring,) = [line for line in upper.get_lines() if line.get_label() == name]
+    assert ring.get_xydata().tolist() == [[best.layer, dict(profile)[best].auc]]
     assert upper.get_title(loc="left") == "mean difference: 7 positive, 7 negative texts, 5 folds"
-    assert [t.get_text() for t in upper.get_legend().get_texts()] == [
-        "attn_out",
-        "resid_post",
-        "head_out",
-    ]
+    (legend,) = made.legends
+    assert {t.get_text() for t in legend.get_texts()} == {"resid_post", "attn_out", "head_out", name}
+
+
+def test_nothing_is_drawn_outside_the_axes_and_no_tick_beyond_certainty(profile):
+    held = {name: {**each, "auc": 1.0} for name, each in profile.vectors.metadata["quality"].items()}
+    for some in (profile, sf.Profile(profile.vectors.with_metadata(quality=held))):
+        upper = sf.plot.layers(some).axes[0]
+        low, high = upper.get_ylim()
+        assert all(low < each.auc < high for _, each in some) and low < 0.5 < high <= 1.05
+        assert max(tick for tick in upper.get_yticks() if tick <= high) <= 1.0
 
 
 def test_kinds_differ_in_colour_and_marker(profile):
     upper, _ = sf.plot.layers(profile).axes
-    drawn = [line for line in upper.get_lines() if not line.get_label().startswith("_")]
+    drawn = [line for line in upper.get_lines() if not line.get_label().startswith(("_", "best"))]
     assert len({line.get_color() for line in drawn}) == len({line.get_marker() for line in drawn}) == 3
     assert [line.get_linestyle() for line in drawn if line.get_label() == "head_out"] == ["None"]
-
-
-def test_one_kind_needs_no_legend(profile):
-    only = sf.Profile(profile.vectors.select(sf.resid_post[:]))
-    assert sf.plot.layers(only).axes[0].get_legend() is None
 
 
 def test_what_is_not_known_is_a_gap(profile):
