@@ -23,14 +23,25 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
     assert "LlamaForCausalLM: 30 blocks" in out and "True torch.Size" in out
 
 
+@pytest.mark.heavy
+def test_the_code_of_the_discovery_guide_runs(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("steerfn.demo_model", lambda: demo)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "discovery.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), "discovery.md", "exec"), {"__name__": "guide"})
+    out = capsys.readouterr().out
+    assert blocks and "<- best" in out and "Quality(AUC" in out
+
+
 def test_the_first_block_has_at_most_fifteen_lines():
     first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 15
 
 
-def test_readme_links_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
