@@ -7,10 +7,10 @@ from steerfn.discover._caa import ContrastiveAddition
 from steerfn.discover._lat import Lat
 from steerfn.discover._lda import Lda
 from steerfn.discover._mean import MeanDifference
-from steerfn.discover._method import Method
 from steerfn.discover._pca import DifferencePca, PooledPca
 from steerfn.discover._probe import LinearProbe
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._rows import Rows
 
 METHODS: dict[str, Method] = {
     "mean_difference": MeanDifference(),

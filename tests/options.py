@@ -4,7 +4,7 @@ import inspect
 
 import torch
 
-from steerfn.discover._discover import Options
+from steerfn.discover.engine._discover import Options
 
 
 def assert_changes(without, with_):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn.cli._main import add_model_options, load_model
+from steerfn.cli._model import add_model_options, load_model
 
 METHODS = ("mean_difference", "pca", "lat", "linear_probe", "lda", "caa")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from steerfn._errors import DataError
 from steerfn.cli._lines import lines
-from steerfn.cli._main import add_model_options, load_model
+from steerfn.cli._model import add_model_options, load_model
 
 SCOPES = ("everywhere", "prompt", "generated", "last_prompt_token")
 

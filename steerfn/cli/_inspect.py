@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from steerfn.cli._main import add_model_options, load_model
+from steerfn.cli._model import add_model_options, load_model
 
 
 def add_to(commands: Any) -> None:

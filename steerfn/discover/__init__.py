@@ -15,11 +15,11 @@ from steerfn.discover._pca import pca as pca
 from steerfn.discover._probe import linear_probe as linear_probe
 from steerfn.discover._profile import Profile as Profile
 from steerfn.discover._profile import layer_profile as layer_profile
-from steerfn.discover._quality import Quality as Quality
-from steerfn.discover._quality import quality as quality
 from steerfn.discover._random import random_vector as random_vector
 from steerfn.discover._refusal import refusal_direction as refusal_direction
 from steerfn.discover._sae import from_sae as from_sae
 from steerfn.discover._spread import spread as spread
-from steerfn.discover._torchrun import torchrun as torchrun
-from steerfn.discover._workers import Workers as Workers
+from steerfn.discover.engine._quality import Quality as Quality
+from steerfn.discover.engine._quality import quality as quality
+from steerfn.discover.engine._torchrun import torchrun as torchrun
+from steerfn.discover.engine._workers import Workers as Workers

@@ -9,8 +9,8 @@ from steerfn._errors import DataError
 from steerfn._struct import struct
 from steerfn._text import Text
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import Options, discover
 from steerfn.discover._mean import MeanDifference
+from steerfn.discover.engine._discover import Options, discover
 
 QUESTION, MATCHING, NOT_MATCHING = KEYS = (
     "question",

@@ -11,8 +11,8 @@ from steerfn._layout import layout, unwrapped
 from steerfn._site import Site
 from steerfn._text import as_texts, encode
 from steerfn._vector import SteeringVector
-from steerfn.discover._perplexity import Perplexity
-from steerfn.discover._predict import Predictor
+from steerfn.discover.search._perplexity import Perplexity
+from steerfn.discover.search._predict import Predictor
 from steerfn.operators import Scope, add, at
 from steerfn.operators._base import as_vector
 from steerfn.reading import Read, plan, run

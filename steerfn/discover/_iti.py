@@ -13,10 +13,10 @@ from steerfn._site import Site, as_sites
 from steerfn._struct import static, struct
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector, unit
-from steerfn.discover._discover import Options, discover
-from steerfn.discover._kept import Kept, Pair
-from steerfn.discover._logistic import logistic
-from steerfn.discover._quality import FOLDS, folds_of
+from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._kept import Kept, Pair
+from steerfn.discover.engine._logistic import logistic
+from steerfn.discover.engine._quality import FOLDS, folds_of
 
 
 @struct

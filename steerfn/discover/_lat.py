@@ -10,11 +10,11 @@ from typing_extensions import Unpack
 from steerfn._errors import DataError
 from steerfn._struct import static, struct
 from steerfn._vector import SteeringVector
-from steerfn.discover._axis import top_axis
-from steerfn.discover._discover import Options, checked_seed, discover
-from steerfn.discover._method import Method, along
-from steerfn.discover._moments import Sums
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._axis import top_axis
+from steerfn.discover.engine._discover import Options, checked_seed, discover
+from steerfn.discover.engine._method import Method, along
+from steerfn.discover.engine._moments import Sums
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

@@ -9,10 +9,10 @@ from typing_extensions import Unpack
 from steerfn._errors import DataError
 from steerfn._struct import static, struct
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import Options, discover
-from steerfn.discover._method import Method, along
-from steerfn.discover._rows import Rows
-from steerfn.discover._scatter import Scatter
+from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._method import Method, along
+from steerfn.discover.engine._rows import Rows
+from steerfn.discover.engine._scatter import Scatter
 
 FLAT = 1e-12
 """Less spread than this part of the mean square of the activations is the rounding of the model."""

@@ -7,10 +7,10 @@ from typing_extensions import Unpack
 
 from steerfn._struct import struct
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import Options, discover
-from steerfn.discover._method import Method
-from steerfn.discover._moments import Sides
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._moments import Sides
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

@@ -12,11 +12,11 @@ from steerfn._fingerprint import fingerprint
 from steerfn._layout import layout, unwrapped
 from steerfn._site import Site, as_sites
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import checked_seed
-from steerfn.discover._examples import divided, examples_of
-from steerfn.discover._objective import Continuation, Examples, with_margins
-from steerfn.discover._predict import Predictor
-from steerfn.discover._search import Search
+from steerfn.discover.engine._discover import checked_seed
+from steerfn.discover.search._examples import divided, examples_of
+from steerfn.discover.search._objective import Continuation, Examples, with_margins
+from steerfn.discover.search._predict import Predictor
+from steerfn.discover.search._search import Search
 from steerfn.operators import Scope
 from steerfn.reading import Read, plan, run
 

@@ -9,10 +9,10 @@ from typing_extensions import Unpack
 from steerfn._errors import DataError
 from steerfn._struct import static, struct
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import Options, discover
-from steerfn.discover._kept import Kept, Pair
-from steerfn.discover._logistic import logistic
-from steerfn.discover._method import along
+from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._kept import Kept, Pair
+from steerfn.discover.engine._logistic import logistic
+from steerfn.discover.engine._method import along
 
 
 @struct

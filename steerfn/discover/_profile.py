@@ -10,14 +10,14 @@ from steerfn._errors import DataError
 from steerfn._site import Site, resid_post
 from steerfn._struct import struct
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import Options, discover
 from steerfn.discover._lat import Lat
 from steerfn.discover._lda import Lda
 from steerfn.discover._mean import MeanDifference
-from steerfn.discover._method import Method
 from steerfn.discover._pca import DifferencePca
 from steerfn.discover._probe import LinearProbe
-from steerfn.discover._quality import Quality, number, quality
+from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._quality import Quality, number, quality
 
 METHODS: Mapping[str, Callable[[int], Method]] = {
     "lat": Lat,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steerfn._site import Site
 from steerfn._vector import SteeringVector, unit
-from steerfn.discover._discover import checked_seed
+from steerfn.discover.engine._discover import checked_seed
 from steerfn.operators._base import as_vector
 
 

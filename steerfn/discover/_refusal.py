@@ -10,10 +10,10 @@ from steerfn._layout import Layout, layout, unwrapped
 from steerfn._site import Site, as_sites, resid_pre
 from steerfn._text import Text, as_texts, encode
 from steerfn._vector import SteeringVector
-from steerfn.discover._discover import checked_seed, discover
-from steerfn.discover._held_out import held_out as hold_out
 from steerfn.discover._mean import MeanDifference
 from steerfn.discover._refusal_score import Judge, best
+from steerfn.discover.engine._discover import checked_seed, discover
+from steerfn.discover.search._held_out import held_out as hold_out
 
 PHRASES = ("I cannot", "I'm sorry", "I am sorry", "As an AI", "Sorry")
 PRUNED = 0.2

@@ -13,8 +13,8 @@ from steerfn._layout import Layout
 from steerfn._site import Site
 from steerfn._text import Text, encode
 from steerfn._vector import SteeringVector
-from steerfn.discover._predict import Predictor
 from steerfn.discover._spread import spread
+from steerfn.discover.search._predict import Predictor
 from steerfn.operators import Operator, ablate, add, identity
 
 

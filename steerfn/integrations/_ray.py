@@ -13,8 +13,8 @@ from steerfn._errors import DataError, SteerError
 from steerfn._layout import layout, unwrapped
 from steerfn._substitute import substitutions_of
 from steerfn.discover import Workers
-from steerfn.discover._checkpoint import Checkpoint
-from steerfn.discover._collect import Job, Run
+from steerfn.discover.engine._checkpoint import Checkpoint
+from steerfn.discover.engine._collect import Job, Run
 
 PARTS = 4
 """Parts for each worker, so that a slow worker does little of the work and a lost one loses little."""

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import torch
 
 from steerfn._struct import static, struct
-from steerfn.discover._discover import discover
-from steerfn.discover._method import Method
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._discover import discover
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

@@ -11,8 +11,8 @@ from words import words
 
 import steerfn as sf
 from steerfn.discover._calibrate import relative_norm, search
-from steerfn.discover._perplexity import Perplexity
-from steerfn.discover._predict import Predictor
+from steerfn.discover.search._perplexity import Perplexity
+from steerfn.discover.search._predict import Predictor
 
 TEXTS = ["a b c d e f", "g h", "i j k l m n o p q r", "s t u v", "w"]
 V = vector(sf.resid_post[1])

@@ -16,12 +16,12 @@ from words import words
 
 import steerfn as sf
 from steerfn._struct import struct
-from steerfn.discover import _checkpoint
-from steerfn.discover._collect import job
-from steerfn.discover._contrast import contrast
-from steerfn.discover._discover import discover
-from steerfn.discover._identity import digest, identity
 from steerfn.discover._mean import MeanDifference
+from steerfn.discover.engine import _checkpoint
+from steerfn.discover.engine._collect import job
+from steerfn.discover.engine._contrast import contrast
+from steerfn.discover.engine._discover import discover
+from steerfn.discover.engine._identity import digest, identity
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "a b d", "e", "o p q r s t"]
 NEGATIVE = ["o p", "q r s t", "u", "a b", "v w x", "y z", "a b c d"]
@@ -124,7 +124,7 @@ from differences import differences
 from families import build
 from words import words
 import steerfn as sf
-from steerfn.discover import _checkpoint
+from steerfn.discover.engine import _checkpoint
 from test_checkpoint import NEGATIVE, POSITIVE, SITES
 
 _checkpoint.INTERVAL = _checkpoint.PATIENCE = 0

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from words import words
 
 import steerfn as sf
-from steerfn.discover._discover import Options
+from steerfn.discover.engine._discover import Options
 
 LETTERS = "abcdefgh"
 POSITIVE = [f"{a} {b}" for a in LETTERS[:4] for b in LETTERS[4:]]

@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from words import words
 
 import steerfn as sf
-from steerfn.discover._quality import folds_of
+from steerfn.discover.engine._quality import folds_of
 
 FILLERS = ["a b", "c d", "e f g", "h", "i j k", "l m", "n o", "p q r", "s b", "d h", "e", "k o i"]
 POSITIVE = [f"{text} x {rest} t" for text, rest in zip(FILLERS, FILLERS[::-1], strict=True)]

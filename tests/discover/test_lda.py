@@ -10,7 +10,7 @@ from words import WORDS, words
 
 import steerfn as sf
 from steerfn.discover._lda import Lda, oas
-from steerfn.discover._scatter import Scatter
+from steerfn.discover.engine._scatter import Scatter
 
 TEXTS = [" ".join(WORDS[(3 * i + j) % 26] for j in range(1 + i % 5)) for i in range(24)]
 SHAPES = [((60, 60), 8), ((70, 25), 8), ((6, 9), 40), ((1, 4), 40)]

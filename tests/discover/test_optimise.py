@@ -12,11 +12,11 @@ from steering import vector_at
 from words import words
 
 import steerfn as sf
-from steerfn.discover._examples import divided, examples_of
-from steerfn.discover._held_out import held_out
-from steerfn.discover._objective import Continuation, Examples, losses, with_margins
-from steerfn.discover._predict import Predictor
-from steerfn.discover._search import Search
+from steerfn.discover.search._examples import divided, examples_of
+from steerfn.discover.search._held_out import held_out
+from steerfn.discover.search._objective import Continuation, Examples, losses, with_margins
+from steerfn.discover.search._predict import Predictor
+from steerfn.discover.search._search import Search
 
 PROMPTS = ["a b c", "d", "e f", "g h i j", "k l", "m n o p q", "r s", "t u v"]
 PROMOTE = [(prompt, " z") for prompt in PROMPTS]

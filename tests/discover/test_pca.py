@@ -8,8 +8,8 @@ from sklearn.decomposition import PCA
 from words import words
 
 import steerfn as sf
-from steerfn.discover._axis import top_axis
 from steerfn.discover._pca import DifferencePca, PooledPca
+from steerfn.discover.engine._axis import top_axis
 
 POSITIVE, NEGATIVE = ["a b c", "d e f g", "h i", "j k l m n"], ["o p", "q r s t", "u", "v w x"]
 

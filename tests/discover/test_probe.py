@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from words import WORDS, words
 
 import steerfn as sf
-from steerfn.discover import _logistic
-from steerfn.discover._logistic import logistic
 from steerfn.discover._probe import LinearProbe
+from steerfn.discover.engine import _logistic
+from steerfn.discover.engine._logistic import logistic
 
 TEXTS = [" ".join(WORDS[(3 * i + j) % 26] for j in range(1 + i % 5)) for i in range(40)]
 

@@ -14,7 +14,7 @@ import steerfn as sf
 from steerfn.discover._mean import MeanDifference
 from steerfn.discover._pca import PooledPca
 from steerfn.discover._profile import bar
-from steerfn.discover._quality import auc
+from steerfn.discover.engine._quality import auc
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "b d", "c c a", "x y z"]
 NEGATIVE = ["o p", "q r s t", "u", "v w a", "t t", "s o u", "r"]

@@ -13,11 +13,11 @@ from words import words
 
 import steerfn as sf
 from steerfn._struct import static, struct
-from steerfn.discover._keeping import Keeping
-from steerfn.discover._kept import Kept
 from steerfn.discover._lat import Lat
 from steerfn.discover._mean import MeanDifference
-from steerfn.discover._quality import auc, cohens_d, folds_of, measure, pair_cosine
+from steerfn.discover.engine._keeping import Keeping
+from steerfn.discover.engine._kept import Kept
+from steerfn.discover.engine._quality import auc, cohens_d, folds_of, measure, pair_cosine
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "b d", "c c a", "x y z"]
 NEGATIVE = ["o p", "q r s t", "u", "v w a", "t t", "s o u", "r"]

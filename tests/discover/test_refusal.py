@@ -8,8 +8,8 @@ from families import build
 from words import words
 
 import steerfn as sf
-from steerfn.discover._held_out import held_out
 from steerfn.discover._refusal_score import Score, best, stream
+from steerfn.discover.search._held_out import held_out
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"

@@ -16,11 +16,11 @@ from words import words
 
 import steerfn as sf
 from steerfn.discover import Workers
-from steerfn.discover._collect import job, states_by_site
-from steerfn.discover._contrast import contrast
 from steerfn.discover._mean import MeanDifference
-from steerfn.discover._torchrun import TorchRun
-from steerfn.discover._workers import finished
+from steerfn.discover.engine._collect import job, states_by_site
+from steerfn.discover.engine._contrast import contrast
+from steerfn.discover.engine._torchrun import TorchRun
+from steerfn.discover.engine._workers import finished
 from steerfn.integrations._ray import RayWorkers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -10,8 +10,8 @@ from hypothesis import given
 from methods import METHODS, planted, rows
 
 import steerfn as sf
-from steerfn.discover._collect import Job
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._collect import Job
+from steerfn.discover.engine._rows import Rows
 from steerfn.reading import Batch
 
 SITE = sf.resid_post[0]

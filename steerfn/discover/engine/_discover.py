@@ -11,11 +11,11 @@ from steerfn._errors import DataError
 from steerfn._fingerprint import fingerprint
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
-from steerfn.discover._collect import job, states_by_site
-from steerfn.discover._contrast import contrast
-from steerfn.discover._keeping import Keeping, qualities
-from steerfn.discover._method import Method
-from steerfn.discover._workers import Workers, finished
+from steerfn.discover.engine._collect import job, states_by_site
+from steerfn.discover.engine._contrast import contrast
+from steerfn.discover.engine._keeping import Keeping, qualities
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._workers import Workers, finished
 from steerfn.reading import Position
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from steerfn._errors import DataError
-from steerfn.discover._predict import Predictor
+from steerfn.discover.search._predict import Predictor
 from steerfn.operators import identity
 
 TOKENS = {"cpu": 512}

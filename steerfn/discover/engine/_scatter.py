@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from steerfn._struct import struct
-from steerfn.discover._moments import Sides
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._moments import Sides
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 from steerfn._errors import DataError, SteerError
 from steerfn._layout import unwrapped
-from steerfn.discover._checkpoint import Checkpoint
-from steerfn.discover._collect import Job, Run
-from steerfn.discover._identity import differences, identity
-from steerfn.discover._workers import Workers, part
+from steerfn.discover.engine._checkpoint import Checkpoint
+from steerfn.discover.engine._collect import Job, Run
+from steerfn.discover.engine._identity import differences, identity
+from steerfn.discover.engine._workers import Workers, part
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PAUSE = 0.02

@@ -15,7 +15,7 @@ from steerfn._io_document import _version as version_of
 from steerfn._io_document import brief
 from steerfn._layout import layout, unwrapped
 from steerfn._substitute import substitutions_of
-from steerfn.discover._collect import Job
+from steerfn.discover.engine._collect import Job
 
 SCALARS = {int, float, bool, str, bytes, type(None)}
 SAMPLES = 8

@@ -26,8 +26,8 @@ from torch import Tensor
 from steerfn._errors import DataError, FileError, SteerWarning
 from steerfn._io_document import Refused, brief, parse_json
 from steerfn._io_write import write_together
-from steerfn.discover._collect import Job, Run
-from steerfn.discover._identity import differences, identity
+from steerfn.discover.engine._collect import Job, Run
+from steerfn.discover.engine._identity import differences, identity
 
 FORMAT, VERSION, KEY = "steerfn checkpoint", 1, "steerfn"
 INTERVAL = 5.0

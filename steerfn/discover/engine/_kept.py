@@ -1,8 +1,8 @@
 """Methods that need every activation: their state is all rows, in whatever order they were read."""
 
 from steerfn._struct import struct
-from steerfn.discover._method import Method
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

@@ -10,9 +10,9 @@ from torch import Tensor
 from steerfn._layout import layout, unwrapped
 from steerfn._site import Site
 from steerfn._struct import struct
-from steerfn.discover._contrast import Contrast
-from steerfn.discover._method import Method
-from steerfn.discover._rows import Rows, matched
+from steerfn.discover.engine._contrast import Contrast
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._rows import Rows, matched
 from steerfn.reading import Batch, Plan, plan, run
 
 

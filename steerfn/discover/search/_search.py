@@ -12,8 +12,8 @@ from steerfn._errors import DataError
 from steerfn._site import Site
 from steerfn._struct import replace
 from steerfn._vector import SteeringVector
-from steerfn.discover._objective import Examples, losses
-from steerfn.discover._predict import Predictor
+from steerfn.discover.search._objective import Examples, losses
+from steerfn.discover.search._predict import Predictor
 from steerfn.operators import Operator, Scope, add, at
 
 CHECK = 10

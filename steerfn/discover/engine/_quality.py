@@ -12,8 +12,8 @@ from torch import Tensor
 from steerfn._errors import DataError, SteerWarning
 from steerfn._site import Site
 from steerfn._vector import SteeringVector, unit
-from steerfn.discover._method import Method
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._rows import Rows
 from steerfn.operators._base import as_vector
 
 FOLDS = 5

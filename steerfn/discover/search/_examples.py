@@ -6,8 +6,8 @@ from typing import Any
 
 from steerfn._errors import DataError
 from steerfn._text import Text, as_texts, encode
-from steerfn.discover._held_out import held_out as hold_out
-from steerfn.discover._objective import Continuation, Examples, Preference
+from steerfn.discover.search._held_out import held_out as hold_out
+from steerfn.discover.search._objective import Continuation, Examples, Preference
 from steerfn.reading._positions import common_prefix
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._rows import Rows
 
 
 class Method(abc.ABC):

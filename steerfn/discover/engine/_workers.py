@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn.discover._checkpoint import Checkpoint
-from steerfn.discover._collect import Job, Run
+from steerfn.discover.engine._checkpoint import Checkpoint
+from steerfn.discover.engine._collect import Job, Run
 
 
 class Workers(abc.ABC):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from steerfn._struct import struct
-from steerfn.discover._rows import Rows
+from steerfn.discover.engine._rows import Rows
 
 
 @struct

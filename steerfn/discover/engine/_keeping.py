@@ -6,9 +6,9 @@ from torch import Tensor
 
 from steerfn._site import Site
 from steerfn._struct import static, struct
-from steerfn.discover._kept import Kept, Pair
-from steerfn.discover._method import Method
-from steerfn.discover._quality import measure
+from steerfn.discover.engine._kept import Kept, Pair
+from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._quality import measure
 
 
 @struct
