@@ -100,7 +100,7 @@ class Profile:
             DataError: pandas is not installed.
         """
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise DataError("to_pandas needs pandas, which is not installed: pip install pandas.") from None
         rows = [
