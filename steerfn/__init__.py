@@ -8,10 +8,10 @@ with sf.steer(model, v, alpha=2.0):
     model.generate(**inputs)
 """
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-from steerfn import datasets as datasets
-from steerfn import plot as plot
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture
@@ -32,6 +32,7 @@ from steerfn._generate import stream as stream
 from steerfn._io import describe as describe
 from steerfn._io import load as load
 from steerfn._io import save as save
+from steerfn._later import later as _later
 from steerfn._layout import Layout as Layout
 from steerfn._layout import layout as layout
 from steerfn._metadata import Metadata as Metadata
@@ -45,28 +46,6 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
-from steerfn.discover import Calibration as Calibration
-from steerfn.discover import LintReport as LintReport
-from steerfn.discover import Profile as Profile
-from steerfn.discover import Quality as Quality
-from steerfn.discover import caa as caa
-from steerfn.discover import calibrate as calibrate
-from steerfn.discover import from_sae as from_sae
-from steerfn.discover import iti as iti
-from steerfn.discover import lat as lat
-from steerfn.discover import layer_profile as layer_profile
-from steerfn.discover import lda as lda
-from steerfn.discover import linear_probe as linear_probe
-from steerfn.discover import lint_pairs as lint_pairs
-from steerfn.discover import mean_difference as mean_difference
-from steerfn.discover import optimise as optimise
-from steerfn.discover import pca as pca
-from steerfn.discover import quality as quality
-from steerfn.discover import random_vector as random_vector
-from steerfn.discover import refusal_direction as refusal_direction
-from steerfn.discover import spread as spread
-from steerfn.discover import torchrun as torchrun
-from steerfn.integrations._ray import ray_workers as ray_workers
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator
 from steerfn.operators import Scope as Scope
@@ -91,3 +70,44 @@ from steerfn.operators import rotate as rotate
 from steerfn.operators import rows as rows
 from steerfn.operators import scheduled as scheduled
 from steerfn.operators import when as when
+
+if TYPE_CHECKING:  # what loads at first use, for those who read types
+    from steerfn import datasets as datasets
+    from steerfn import discover as discover
+    from steerfn import plot as plot
+    from steerfn.discover import Calibration as Calibration
+    from steerfn.discover import LintReport as LintReport
+    from steerfn.discover import Profile as Profile
+    from steerfn.discover import Quality as Quality
+    from steerfn.discover import caa as caa
+    from steerfn.discover import calibrate as calibrate
+    from steerfn.discover import from_sae as from_sae
+    from steerfn.discover import iti as iti
+    from steerfn.discover import lat as lat
+    from steerfn.discover import layer_profile as layer_profile
+    from steerfn.discover import lda as lda
+    from steerfn.discover import linear_probe as linear_probe
+    from steerfn.discover import lint_pairs as lint_pairs
+    from steerfn.discover import mean_difference as mean_difference
+    from steerfn.discover import optimise as optimise
+    from steerfn.discover import pca as pca
+    from steerfn.discover import quality as quality
+    from steerfn.discover import random_vector as random_vector
+    from steerfn.discover import refusal_direction as refusal_direction
+    from steerfn.discover import spread as spread
+    from steerfn.discover import torchrun as torchrun
+    from steerfn.integrations._ray import ray_workers as ray_workers
+
+__getattr__, __dir__ = _later(
+    globals(),
+    {
+        "steerfn.discover": (
+            "Calibration LintReport Profile Quality caa calibrate from_sae iti lat layer_profile lda "
+            "linear_probe lint_pairs mean_difference optimise pca quality random_vector "
+            "refusal_direction spread torchrun"
+        ),
+        "steerfn.integrations._ray": "ray_workers",
+        "steerfn.datasets": "",
+        "steerfn.plot": "",
+    },
+)

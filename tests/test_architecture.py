@@ -1,6 +1,8 @@
 """The layers of the code: imports point down only, and one file alone touches modules."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Names of modules below `steerfn`, a prefix with a star; the first that matches counts. Names of one
 # layer may import each other: `_layout` asks `_layout_check`, which asks `_layout`.
 LAYERS = [
-    ("_errors", "_struct", "_types"),
+    ("_errors", "_struct", "_types", "_later"),
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
     ("operators*",),
     ("_forward", "_interpose", "_layout", "_substitute", "_layout_check"),
@@ -161,12 +163,28 @@ def test_files_are_short():
     assert not long
 
 
+def public(node):
+    """Whether a statement hands names on, as in `from ._x import y as y`."""
+    return isinstance(node, ast.ImportFrom) and all(alias.asname == alias.name for alias in node.names)
+
+
 def test_the_table_of_contents_holds_nothing_else():
-    """`steerfn/__init__.py` only imports `x as x`, and names what it imports."""
+    """`steerfn/__init__.py` only imports `x as x`, at once or at first use, and names what it imports."""
     tree, _ = parsed(PACKAGE / "__init__.py")
     for node in tree.body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        public = isinstance(node, ast.ImportFrom) and all(alias.asname == alias.name for alias in node.names)
-        version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("__")
-        submodule = isinstance(node, ast.ImportFrom) and node.module == "steerfn"
-        assert docstring or public or version or submodule, ast.unparse(node)[:100]
+        special = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).lstrip("(").startswith("__")
+        typing = isinstance(node, ast.If) and all(map(public, node.body)) and not node.orelse
+        means = isinstance(node, ast.ImportFrom) and node.module in ("typing", "steerfn._later")
+        assert docstring or public(node) or special or typing or means, ast.unparse(node)[:100]
+
+
+def test_what_loads_at_first_use_is_what_types_say():
+    tree, _ = parsed(PACKAGE / "__init__.py")
+    [typed] = [node for node in tree.body if isinstance(node, ast.If)]
+    said = {alias.name: getattr(steerfn, alias.name) for node in typed.body for alias in node.names}
+    code = "import sys, steerfn; print(*set(dir(steerfn)) - set(vars(steerfn)), 'steerfn.discover' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(found[:-1]) == set(said) and found[-1] == "False"
+    with pytest.raises(AttributeError, match="module 'steerfn' has no attribute 'discovr'"):
+        steerfn.discovr  # noqa: B018
