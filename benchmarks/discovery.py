@@ -175,6 +175,8 @@ def status(name):
 
 model, tokenizer = sf.demo_model(progress=False)
 positive, negative = zip(*caa("sycophancy", {count}))
+sum(float(p.sum()) for p in model.parameters())  # weights lie in the file until they are touched
+sf.mean_difference(model, tokenizer, positive[:8], negative[:8], 12, progress=False)
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
 before = status("VmRSS")
 sf.mean_difference(model, tokenizer, positive, negative, 12, progress=False)
