@@ -83,11 +83,10 @@ def left(checkpoint):
             raise KeyboardInterrupt
 
     model.model.embed_tokens.register_forward_hook(interrupt)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
-        try:
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(KeyboardInterrupt):
             mean(model=model, batch_size=1, checkpoint=Path(folder, "run") if checkpoint else None)
-        finally:
-            return [path.name for path in Path(folder).iterdir()]  # noqa: B012
+        return [path.name for path in Path(folder).iterdir()]
 
 
 class Asked(Workers):

@@ -63,7 +63,7 @@ def ray_workers(
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
             raise DataError(f"{name} is a number from 0 for each worker, not {number!r}.")
     try:
-        import ray.data  # noqa: F401 # pyright: ignore[reportMissingImports]
+        import ray.data  # here, so that its absence is told at once  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(f'Ray Data is not installed ({error}); run: pip install "steerfn[ray]"') from None
     return RayWorkers(num_workers, model_factory, {"num_cpus": num_cpus, "num_gpus": num_gpus})

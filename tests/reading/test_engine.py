@@ -151,7 +151,10 @@ def test_the_last_block_works_on_the_tokens_that_are_read_alone(tiny):
 
 def test_a_block_that_mixes_tokens_after_attention_works_on_all(tiny):
     """The MLP's output at each token depends on the token before it: skipping tokens would be wrong."""
-    mix = lambda m, a, out: out + torch.roll(out, 1, -2) if out.shape[-2] > 1 else out  # noqa: E731
+
+    def mix(module, args, out):
+        return out + torch.roll(out, 1, -2) if out.shape[-2] > 1 else out
+
     tiny.model.layers[1].mlp.register_forward_hook(mix)
     found, planned = read(tiny, ROWS[:3], sites=[1])
     assert not planned.can.narrow and not any(row.shared for row in planned.rows)
