@@ -254,6 +254,11 @@ class Frame:
             length = given.expand(batch, 1)
         return Tokens(index, length, real)
 
+    def close(self) -> None:
+        """Let go of the hidden states: tokens and their frame refer to each other, and such a cycle stays a while."""
+        self.block_input, self.reads = None, {}
+        self._tokens = self._tokens_for = None
+
     def touches(self, name: str) -> bool:
         """Whether anything acts on or reads a site."""
         return name in self.wanted or any(name in part for part in self.parts)

@@ -84,6 +84,7 @@ class Gate(Interposed):
         finally:
             host.frame = None
             _forward.frame.reset(token)
+            opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the arguments of a forward pass tell of its tokens: the padding mask and the cache's length."""
@@ -137,6 +138,7 @@ class BlockForward(Interposed):
             return self._within(current, args, kwargs)
         finally:
             _forward.frame.reset(token)
+            current.close()
 
     def _within(self, current: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The block's forward in a frame."""

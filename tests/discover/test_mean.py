@@ -97,6 +97,13 @@ def test_wrong_options_are_one_sentence(tiny, options, message):
     assert message in str(caught.value)
 
 
+def test_a_misspelled_option_is_named_with_the_one_that_was_meant(tiny):
+    with pytest.raises(
+        TypeError, match=r"mean_difference has no option 'positon' \(did you mean 'position'\?\); those"
+    ):
+        sf.mean_difference(tiny, words(), ["a"], ["b"], 1, positon="mean")
+
+
 def test_other_families(tiny):
     del tiny
     for family in ("gpt2", "gpt_neox", "gemma2", "mamba"):

@@ -1,6 +1,8 @@
 """The one road from texts to a vector that every method takes."""
 
+import difflib
 import os
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import torch
@@ -66,8 +68,11 @@ def discover(
     workers: Workers | None = None,
     quality: bool = False,
     seed: int = 0,
+    **unknown: Any,
 ) -> SteeringVector:
     """The vector that a method makes of two sides of texts, with its history as metadata."""
+    if unknown:
+        raise TypeError(_unknown(method.name, unknown))
     checked_seed(seed)
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
@@ -84,6 +89,13 @@ def discover(
         if quality:
             about["quality"] = qualities(method, found, directions, seed, progress)
         return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)
+
+
+def _unknown(method: str, given: Iterable[str]) -> str:
+    known = sorted(Options.__annotations__)
+    meant = [(name, difflib.get_close_matches(name, known, n=1)) for name in given]
+    named = ", ".join(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else "") for name, close in meant)
+    return f"{method} has no option {named}; those of every method are {', '.join(known)}."
 
 
 def checked_seed(seed: Any) -> int:
