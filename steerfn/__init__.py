@@ -55,11 +55,15 @@ from steerfn.operators import add as add
 from steerfn.operators import at as at
 from steerfn.operators import chain as chain
 from steerfn.operators import clamp as clamp
+from steerfn.operators import constant as constant
 from steerfn.operators import cosine_above as cosine_above
 from steerfn.operators import everywhere as everywhere
+from steerfn.operators import first_tokens as first_tokens
 from steerfn.operators import generated as generated
 from steerfn.operators import identity as identity
 from steerfn.operators import last_prompt_token as last_prompt_token
+from steerfn.operators import linear_decay as linear_decay
+from steerfn.operators import on_prompt as on_prompt
 from steerfn.operators import positions as positions
 from steerfn.operators import probe as probe
 from steerfn.operators import project as project
@@ -69,18 +73,23 @@ from steerfn.operators import renorm as renorm
 from steerfn.operators import rotate as rotate
 from steerfn.operators import rows as rows
 from steerfn.operators import scheduled as scheduled
+from steerfn.operators import warm_up as warm_up
 from steerfn.operators import when as when
 
 if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn import datasets as datasets
     from steerfn import discover as discover
     from steerfn import plot as plot
+    from steerfn._sensitivity import Sensitivity as Sensitivity
+    from steerfn._sensitivity import sensitivity as sensitivity
     from steerfn.discover import Calibration as Calibration
+    from steerfn.discover import FoundCondition as FoundCondition
     from steerfn.discover import LintReport as LintReport
     from steerfn.discover import Profile as Profile
     from steerfn.discover import Quality as Quality
     from steerfn.discover import caa as caa
     from steerfn.discover import calibrate as calibrate
+    from steerfn.discover import find_condition as find_condition
     from steerfn.discover import from_sae as from_sae
     from steerfn.discover import iti as iti
     from steerfn.discover import lat as lat
@@ -97,16 +106,25 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.discover import spread as spread
     from steerfn.discover import torchrun as torchrun
     from steerfn.integrations._ray import ray_workers as ray_workers
+    from steerfn.scoring._score import Scores as Scores
+    from steerfn.scoring._score import score as score
+    from steerfn.sweeping._sweep import sweep as sweep
+    from steerfn.sweeping._table import Sweep as Sweep
 
 __getattr__, __dir__ = _later(
     globals(),
     {
         "steerfn.discover": (
-            "Calibration LintReport Profile Quality caa calibrate from_sae iti lat layer_profile lda "
+            "Calibration FoundCondition LintReport Profile Quality caa calibrate find_condition from_sae iti lat "
+            "layer_profile lda "
             "linear_probe lint_pairs mean_difference optimise pca quality random_vector "
             "refusal_direction spread torchrun"
         ),
+        "steerfn._sensitivity": "Sensitivity sensitivity",
         "steerfn.integrations._ray": "ray_workers",
+        "steerfn.scoring._score": "Scores score",
+        "steerfn.sweeping._sweep": "sweep",
+        "steerfn.sweeping._table": "Sweep",
         "steerfn.datasets": "",
         "steerfn.plot": "",
     },

@@ -20,6 +20,7 @@ from steerfn._site import Site
 from steerfn._struct import new
 from steerfn.operators._base import Operator
 from steerfn.operators._info import Info, Tokens
+from steerfn.operators._prompt_condition import Asking, Memory, asks_prompts, is_transformed
 
 log = logging.getLogger("steerfn")
 
@@ -55,6 +56,7 @@ class Entry:
         prompt_length: real tokens of each row's prompt in plain forward passes; None: all of them.
         on_error: "raise", or "baseline" to leave a failing site as it is, loudly.
         matter: of a pass that only reads, the flat places of the tokens that are read; None: all.
+        trunk: of a pass that notes or repeats what the first blocks give, what stands around their forwards.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Entry:
         prompt_length: Any = None,
         on_error: str = "raise",
         matter: Tensor | None = None,
+        trunk: Any = None,
     ) -> None:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
-        self.matter = matter
+        self.matter, self.trunk = matter, trunk
         self.closed = False
         self.fallbacks = 0
         self.selections = Selections()
+        self.asks_prompts = asks_prompts(operator)
         self.sites, self.read_sites = operator.sites, operator.reads
         self.reads = tuple(site.name for site in self.read_sites)
         # A direction that is being trained changes between forward passes, and its graph is freed by backward.
@@ -108,7 +112,7 @@ class Selections:
             return
         if mask is None:
             found: Any = True
-        elif _is_transformed(mask):
+        elif is_transformed(mask):
             return
         else:
             hit = (mask if tokens.real is None else mask & tokens.real).any()
@@ -120,15 +124,20 @@ class Selections:
         return [scope for scope, found in self._seen.values() if not bool(found)]
 
 
-def _is_transformed(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 class Generation:
     """The prompts of a running `generate`, and how many tokens its forward passes have seen."""
 
     def __init__(self, host: Host, rows: int, length: int, mask: Tensor | None) -> None:
         self.host, self.rows, self.length, self.mask, self.seen = host, rows, length, mask, 0
+        self.entries = list(entries_of(host))
+        self.memories = [Memory() for _ in self.entries]
+
+    def memory(self, entry: Entry) -> Memory:
+        """What a steering's conditions on the prompt have decided."""
+        if entry not in self.entries:  # opened while generate runs
+            self.entries.append(entry)
+            self.memories.append(Memory())
+        return self.memories[self.entries.index(entry)]
 
     def advance(self, cached: Any, seq: int) -> Any:
         """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (0: nothing).
@@ -179,7 +188,7 @@ class Frame:
         self.mask, self.past, self.prompt = mask, past, prompt
         reads = [e.reads for e in entries] if entries else host.reads
         self.wanted = tuple(name for names in reads for name in names)
-        self.matter = entries[0].matter if len(entries) == 1 else None
+        self.matter, self.trunk = (entries[0].matter, entries[0].trunk) if len(entries) == 1 else (None, None)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
         self._tokens: Any = None
@@ -277,20 +286,35 @@ class Frame:
                 if self.entries and not torch.compiler.is_compiling():
                     hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
                 else:
-                    hidden = _keep_padding(step(hidden, _info(site, tokens, self.reads, None)), hidden, tokens)
+                    info = _info(site, tokens, self.reads, None, self._asking(i))
+                    hidden = _keep_padding(step(hidden, info), hidden, tokens)
         if name in self.wanted:
             self.reads[site] = hidden
         return hidden
+
+    def _asking(self, steering: Entry | int) -> Asking:
+        """What the conditions of a steering may know of prompts; in compiled code a steering is known by its place."""
+        if self.prompt is None:
+            return Asking(self.past, any(e.prompt_length is not None for e in self.entries))
+        if isinstance(steering, Entry):
+            memory = self.prompt.memory(steering)
+        else:  # contexts of other threads steer compiled code too, and have decided nothing here
+            alone = len(self.parts) == len(self.prompt.memories)
+            memory = self.prompt.memories[steering] if alone else None
+        return Asking(self.past, True, self.prompt.length, memory)
 
     def _step(self, entry: Entry, step: Any, name: str, site: Site, hidden: Tensor, tokens: Tokens) -> Tensor:
         """The operator of one steering at one site, checked."""
         try:
             if hidden.device != entry.devices[name]:
                 step = entry.moved(site, hidden.device)
-            out = step(hidden, _info(site, tokens, self.reads, entry.selections))
+            asking = self._asking(entry) if entry.asks_prompts else None
+            out = step(hidden, _info(site, tokens, self.reads, entry.selections, asking))
             if out is hidden:
                 return hidden
             _check_result(out, hidden, name)
+            if asking is not None and asking.doubted:
+                asking.check(out, hidden, tokens, name)
             return _keep_padding(out, hidden, tokens)
         except Exception as error:
             if entry.on_error != "baseline":
@@ -319,8 +343,8 @@ class _Deferred(Tokens):
         return getattr(found, name)
 
 
-def _info(site: Site, tokens: Tokens, reads: Any, selections: Any) -> Info:
-    return new(Info, site=site, tokens=tokens, reads=reads, selections=selections)
+def _info(site: Site, tokens: Tokens, reads: Any, selections: Any, decisions: Any) -> Info:
+    return new(Info, site=site, tokens=tokens, reads=reads, selections=selections, decisions=decisions)
 
 
 def _keep_padding(out: Tensor, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -339,6 +363,6 @@ def _check_result(out: Any, hidden: Tensor, name: str) -> None:
 
 def _unless_all(real: Tensor) -> Tensor | None:
     """A mask, or None where it holds everywhere and asking costs no wait for an accelerator."""
-    if torch.compiler.is_compiling() or real.device.type != "cpu" or _is_transformed(real):
+    if torch.compiler.is_compiling() or real.device.type != "cpu" or is_transformed(real):
         return real
     return None if bool(real.all()) else real

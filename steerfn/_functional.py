@@ -67,7 +67,7 @@ class Functional:
             out = _call(spine.root, params, args, kwargs)
         finally:
             _forward.active.reset(token)
-        warn_of_empty(entry)
+        warn_of_empty(entry.selections)
         return out
 
     def _traced(self, op: Any, args: Any, params: Any, kwargs: Any) -> Any:

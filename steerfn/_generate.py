@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import DataError
+from steerfn._sampling import ByRow
 from steerfn._steer import as_steering, steer
 from steerfn._text import Text, as_texts, encode, input_device, pad_id, padded
 from steerfn.operators import Operator, rows
+
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+"""What makes transformers decode with an assistant, which takes one prompt at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ def generate(
     op: Any = None,
     *,
     max_new_tokens: int = 40,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     chat: bool | None = None,
     batch_size: int = 16,
     **hf: Any,
@@ -62,7 +66,9 @@ def generate(
     """Generate from prompts, steered or not; every prompt may have its own operator.
 
     Prompts are padded on the left here, whatever the tokenizer's side; neither the tokenizer nor the generation
-    config changes. Greedy unless the model's generation config or `do_sample=True` says otherwise.
+    config changes. Greedy unless the model's generation config or `do_sample=True` says otherwise. Beam search, beam
+    sampling and `num_return_sequences` steer every sequence of a prompt by that prompt's operator; assisted decoding
+    (`assistant_model`, `prompt_lookup_num_tokens`, `assistant_early_exit`) takes the prompts one by one.
 
     Args:
         model: any transformers causal LM.
@@ -70,25 +76,30 @@ def generate(
         prompts: a text, a conversation, or a list of either.
         op: an operator or vector for all prompts, or a list with one (or None) for each.
         max_new_tokens: tokens to generate at most.
-        seed: for sampling: the same call gives the same texts, and torch's random state stays as it was.
+        seed: for sampling: the same call gives the same texts, and torch's random state stays as it was. A list
+            gives each prompt a seed of its own: its text then depends neither on the other prompts nor on
+            `batch_size` (beyond rounding), and each of its `num_return_sequences` has its own random numbers.
         chat: True puts prompts into the chat template; None (default) does so where there is one.
         batch_size: prompts at once.
         hf: anything else that transformers' `generate` takes.
 
     Raises:
-        DataError: no prompts, an empty one, or another number of operators than prompts.
+        DataError: no prompts, an empty one, another number of operators or seeds than prompts, or a seed for each
+            prompt with beams or assisted decoding.
         SteerError: as `steer`.
 
     Example:
         >>> import steerfn as sf
         >>> sf.generate(model, tokenizer, "How was your day?", sf.add(v, 2.0)).texts  # doctest: +SKIP
+        >>> sf.generate(model, tokenizer, prompts, [sf.add(v), None], seed=[1, 1], do_sample=True)  # doctest: +SKIP
     """
     found = as_texts(prompts, "prompts")
     ops = _by_prompt(op, len(found))
     _check("batch_size is a number of prompts", batch_size)
     _check("max_new_tokens is a number of tokens", max_new_tokens)
-    if seed is not None and not isinstance(seed, int):
-        raise DataError(f"seed is an int or None, not {seed!r}.")
+    seeds = _seeds(seed, len(found), hf)
+    if any(hf.get(name) is not None for name in ASSISTED):
+        batch_size = 1
     encoded = encode(tokenizer, found, chat)
     ends = _ends(model, tokenizer, hf)
     texts: list[str] = []
@@ -97,8 +108,10 @@ def generate(
         part = slice(start, start + batch_size)
         batch, mask = padded(encoded[part], pad_id(tokenizer), "left", input_device(model))
         steering = ops[part] if isinstance(ops, list) else ops
-        with _seeded(model, None if seed is None else seed + start), _steered(model, steering):
-            options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+        options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+        if isinstance(seeds, list):
+            options["custom_generate"] = ByRow(seeds[part], hf.get("assistant_model"), hf.get("streamer"))
+        with _seeded(model, seeds + start if isinstance(seeds, int) else None), _steered(model, steering):
             out = model.generate(input_ids=batch, attention_mask=mask, **options)
         new = (out if isinstance(out, Tensor) else out.sequences)[:, batch.shape[1] :]
         for row in new.tolist():
@@ -123,6 +136,23 @@ def _by_prompt(op: Any, prompts: int) -> Any:
             "or a single one."
         )
     return [None if each is None else as_steering(each) for each in op]
+
+
+def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | list[int] | None:
+    """One seed for all prompts, or a list with one for each."""
+    if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence):
+        return None if seed is None else _seed(seed)
+    if len(seed) != prompts:
+        raise DataError(f"There are {prompts} prompts but {len(seed)} seeds; pass one for each, or a single one.")
+    if hf.get("custom_generate") is not None:
+        raise DataError("seed=[...] does not reach the sampling of custom_generate; pass one int as the seed.")
+    return [_seed(each) for each in seed]
+
+
+def _seed(seed: Any) -> int:
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise DataError(f"A seed is an int from -2**63 to 2**64 - 1, not {seed!r}.")
+    return seed
 
 
 def _steered(model: Any, ops: Any) -> Any:
@@ -196,6 +226,7 @@ def stream(
     texts = as_texts(prompt, "prompt")
     if len(texts) != 1:
         raise DataError(f"stream takes one prompt, not {len(texts)}; use generate for several.")
+    seed = None if seed is None else _seed(seed)
     ids, mask = padded(encode(tokenizer, texts, chat), pad_id(tokenizer), "left", input_device(model))
     steering = None if op is None else as_steering(op)
     options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}

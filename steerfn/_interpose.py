@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfn import _forward
+from steerfn import _forward, _shards
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._site import Site
 from steerfn.operators._base import shifted
@@ -150,7 +150,10 @@ class BlockForward(Interposed):
             hidden = current.apply(self.pre_name, self.pre, kwargs[name])
             kwargs = {**kwargs, name: hidden}
         current.block_input = hidden
-        out = self.inner(*args, **kwargs)
+        if current.trunk is None:
+            out = self.inner(*args, **kwargs)
+        else:
+            out = current.trunk(self.post.block, hidden, lambda: self.inner(*args, **kwargs))
         return with_first(out, current.apply(self.post_name, self.post, first(out)))
 
 
@@ -200,20 +203,20 @@ class HeadsForward(Interposed):
         super().__init__(host, original)
         self.sites = tuple(Site("head_out", layer, head) for head in range(heads))
         self.names = tuple(map(str, self.sites))
-        self.d_head = d_head
+        self.d_head, self.mesh = d_head, _shards.mesh_of(original)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self.current()
         if current is None or not any(current.touches(name) for name in self.names):
             return self.inner(*args, **kwargs)
-        given = args[0]
+        given = _shards.whole(args[0], len(self.sites) * self.d_head, self.mesh)
         before = current.block_input
         flat = given.ndim == 2 and before is not None
         whole = given.reshape(*before.shape[:-1], given.shape[-1]) if flat and before is not None else given
         parts = whole.unflatten(-1, (len(self.sites), self.d_head)).unbind(-2)
         steered = [current.apply(n, s, part) for n, s, part in zip(self.names, self.sites, parts, strict=True)]
-        joined = torch.stack(steered, -2).flatten(-2)
-        return self.inner(joined.reshape(given.shape), *args[1:], **kwargs)
+        joined = torch.stack(steered, -2).flatten(-2).reshape(given.shape)
+        return self.inner(_shards.part(joined, args[0], self.mesh), *args[1:], **kwargs)
 
 
 class TokenwiseForward(Interposed):

@@ -1,5 +1,6 @@
 """`with steer(model, v, alpha):` - a model steered in place, for the calling thread or task."""
 
+import functools
 import logging
 import threading
 import warnings
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from steerfn import _forward
 from steerfn._errors import ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
-from steerfn._forward import Entry, Generation, Host
+from steerfn._forward import Entry, Generation, Host, Selections
 from steerfn._layout import Layout, layout, unwrapped
-from steerfn._substitute import Substitutions, device_of, substitutions_of
+from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at
 
@@ -55,7 +56,8 @@ class Steering:
         entry = Entry(
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
-        shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
+        shadows: Shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
+        shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
         substitutions.open(root, found, entry, shadows)
         return substitutions, entry
 
@@ -79,7 +81,7 @@ class Steering:
         substitutions.close(entry)
         self.fallbacks += entry.fallbacks
         if not quiet:
-            warn_of_empty(entry)
+            warn_of_empty(entry.selections)
 
 
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
@@ -106,9 +108,9 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     return operator
 
 
-def warn_of_empty(entry: Entry) -> None:
+def warn_of_empty(selections: Selections) -> None:
     """Warn about scopes that selected no token in all the forward passes of a steering."""
-    for scope in entry.selections.empty():
+    for scope in selections.empty():
         warnings.warn(
             f"The scope {scope} selected no token in any forward pass, so its operator did nothing; check the "
             "positions against the length of the prompt (they count real tokens from 0).",
@@ -146,6 +148,30 @@ class _Generate:
         finally:
             self.host.prompt = None
             _forward.generation.reset(token)
+
+
+OUT_OF_REACH = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+"""Continuous batching: prompts packed into one row, in a thread that no context of the caller's steers."""
+
+
+class _OutOfReach:
+    """A method of the model that would run unsteered in silence: refused where the calling thread steers."""
+
+    def __init__(self, host: Host, name: str, method: Any) -> None:
+        self.host, self.name, self.method = host, name, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        entries = _forward.entries_of(self.host)
+        reason = (
+            f"model.{self.name} (continuous batching) packs prompts into one row and runs in a thread of its own, "
+            "where no steering reaches it; use model.generate or sf.generate inside the context, or call it outside."
+        )
+        if any(entry.on_error != "baseline" for entry in entries):
+            raise SteerError(reason)
+        for entry in entries:
+            entry.fallbacks += 1
+            log.error("steering was left out (fallback %d): %s", entry.fallbacks, reason)
+        return self.method(*args, **kwargs)
 
 
 def _prompt(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:

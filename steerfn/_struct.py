@@ -38,6 +38,9 @@ class _Described:
     def __hash__(self) -> int:
         return hash(_Described)
 
+    def __repr__(self) -> str:
+        return "_Described"  # equal structures read alike
+
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
 def struct(cls: type[_T]) -> type[_T]:

@@ -113,7 +113,32 @@ def twin_of(module: nn.Module) -> nn.Module:
             bound = functools.partial(value.func, *(twin if a is module else a for a in value.args), **value.keywords)
             bound.__dict__.update(value.__dict__)
             twin.__dict__[name] = bound
+        elif type(value) is types.FunctionType and value.__closure__:
+            twin.__dict__[name] = rebound(value, module, twin)
     return twin
+
+
+def rebound(function: Any, module: nn.Module, twin: nn.Module) -> Any:
+    """A closure over a module (transformers' tensor-parallel forward is one) as a closure over its copy."""
+
+    def moved(cell: Any) -> Any:
+        try:
+            held = cell.cell_contents
+        except ValueError:  # a variable that is not set
+            return cell
+        if held is module:
+            return types.CellType(twin)
+        if type(held) is types.MethodType and held.__self__ is module:
+            return types.CellType(types.MethodType(held.__func__, twin))
+        return cell
+
+    cells = tuple(map(moved, function.__closure__))
+    if all(new is old for new, old in zip(cells, function.__closure__, strict=True)):
+        return function
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 def interpose(module: nn.Module, twin: nn.Module, makes: tuple[Make, ...], host: Host) -> None:
@@ -199,7 +224,7 @@ class Substitutions:
         with self._lock:
             new: dict[tuple[int, str], Swap | Shadow] = {}
             try:
-                sites = (*entry.sites, *entry.read_sites)
+                sites = (*entry.sites, *entry.read_sites, *(entry.trunk.sites if entry.trunk else ()))
                 for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                     if path == "":  # the blocks are the model's own children, so the model is the gate
                         gate = functools.partial(around, module=root, makes=makes, host=self.host)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from families import build
 from steering import vector
 from words import words
 
@@ -85,6 +86,45 @@ def test_several_sequences_a_prompt(tiny):
     assert "e\n  ->" in str(got)
 
 
+OPS = [sf.at(sf.generated, sf.add(vector(sf.resid_post[1]), 9.0)), None, sf.ablate(vector(sf.resid_post[0], seed=2))]
+
+
+def test_beams_of_a_prompt_share_its_operator(tiny):
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4}
+    got = sf.generate(tiny, words(), PROMPTS, OPS, **options)
+    for i, (prompt, op) in enumerate(zip(PROMPTS, OPS, strict=True)):
+        assert got.token_ids[2 * i : 2 * i + 2] == sf.generate(tiny, words(), prompt, op, **options).token_ids
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2}, {}], ids=str)
+def test_sampled_rows_depend_on_their_own_operator_only(tiny, options):
+    """Under one seed and one shape the random numbers of a row are the same, whatever steers the others."""
+
+    def sampled(ops):
+        return sf.generate(tiny, words(), PROMPTS, ops, max_new_tokens=4, do_sample=True, seed=3, **options).token_ids
+
+    n = options.get("num_return_sequences", 1)
+    mixed, unsteered = sampled(OPS), sampled(None)
+    assert mixed[n : 2 * n] == unsteered[n : 2 * n] and mixed[:n] != unsteered[:n]
+    for i in (0, 2):
+        assert mixed[n * i : n * (i + 1)] == sampled(OPS[i])[n * i : n * (i + 1)]
+
+
+@pytest.mark.parametrize("assisted", ["assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"])
+def test_assisted_decoding_with_an_operator_for_each_prompt(tiny, assisted):
+    """Speculation checks every token against the steered model: the tokens are those of greedy decoding."""
+    value = {"assistant_model": build("llama"), "prompt_lookup_num_tokens": 2, "assistant_early_exit": 1}[assisted]
+    plainly = sf.generate(tiny, words(), PROMPTS, OPS, max_new_tokens=6, eos_token_id=98)
+    got = sf.generate(tiny, words(), PROMPTS, OPS, max_new_tokens=6, eos_token_id=98, **{assisted: value})
+    assert got.token_ids == plainly.token_ids
+    assert got.token_ids != sf.generate(tiny, words(), PROMPTS, max_new_tokens=6, eos_token_id=98).token_ids
+
+
+def test_a_stream_takes_one_seed(tiny):
+    with pytest.raises(sf.DataError, match=r"^A seed is an int from .* not \[1\]\.$"):
+        sf.stream(tiny, words(), "a", seed=[1])
+
+
 def test_a_stream_gives_the_text_of_generate(tiny):
     op = sf.add(vector(sf.resid_post[1]), 2.0)
     want = sf.generate(tiny, words(), "a b c", op, max_new_tokens=8).texts[0]
@@ -131,7 +171,14 @@ def test_errors_of_a_stream_are_raised_where_it_is_read(tiny):
         ({"op": "happy"}, "steer takes a SteeringVector or an operator, not a str"),
         ({"batch_size": 0}, "batch_size is a number of prompts from 1, not 0."),
         ({"max_new_tokens": 0}, "max_new_tokens is a number of tokens from 1, not 0."),
-        ({"seed": "x"}, "seed is an int or None, not 'x'."),
+        ({"seed": "x"}, "A seed is an int from -2**63 to 2**64 - 1, not 'x'."),
+        ({"seed": 2**64}, "A seed is an int from -2**63 to 2**64 - 1, not 18446744073709551616."),
+        ({"seed": [1, 2.0, 3]}, "A seed is an int from -2**63 to 2**64 - 1, not 2.0."),
+        ({"seed": [1, 2]}, "There are 3 prompts but 2 seeds; pass one for each, or a single one."),
+        (
+            {"seed": [1, 2, 3], "custom_generate": print},
+            "seed=[...] does not reach the sampling of custom_generate; pass one int as the seed.",
+        ),
     ],
 )
 def test_errors_by_their_text(tiny, arguments, message):

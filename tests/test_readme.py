@@ -23,14 +23,21 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
     assert "LlamaForCausalLM: 30 blocks" in out and "True torch.Size" in out
 
 
+GUIDES = {
+    "discovery": ("<- best", "Quality(AUC"),
+    "sweeps": ("propensity", "15 configurations x 4 prompts", "exclamations"),
+}
+
+
 @pytest.mark.heavy
-def test_the_code_of_the_discovery_guide_runs(demo, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_code_of_a_guide_runs(demo, guide, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "discovery.md").read_text(), re.DOTALL)
-    exec(compile("\n".join(blocks), "discovery.md", "exec"), {"__name__": "guide"})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), f"{guide}.md", "exec"), {"__name__": "guide"})
     out = capsys.readouterr().out
-    assert blocks and "<- best" in out and "Quality(AUC" in out
+    assert blocks and all(words in out for words in GUIDES[guide])
 
 
 def test_the_first_block_has_at_most_fifteen_lines():

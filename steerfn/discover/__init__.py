@@ -3,6 +3,8 @@
 from steerfn.discover._caa import caa as caa
 from steerfn.discover._calibrate import Calibration as Calibration
 from steerfn.discover._calibrate import calibrate as calibrate
+from steerfn.discover._find_condition import FoundCondition as FoundCondition
+from steerfn.discover._find_condition import find_condition as find_condition
 from steerfn.discover._iti import iti as iti
 from steerfn.discover._lat import lat as lat
 from steerfn.discover._lda import lda as lda
@@ -23,3 +25,4 @@ from steerfn.discover.engine._quality import Quality as Quality
 from steerfn.discover.engine._quality import quality as quality
 from steerfn.discover.engine._torchrun import torchrun as torchrun
 from steerfn.discover.engine._workers import Workers as Workers
+from steerfn.discover.search._threshold import Hits as Hits

@@ -142,8 +142,7 @@ def _check(max_kl: Any, held_out: Any, batch_size: Any) -> None:
     for name, value, least, most in (("max_kl", max_kl, 0, math.inf), ("held_out", held_out, 0, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < most:
             raise DataError(f"{name} is a number between {least} and {most}, not {value!r}.")
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise DataError(f"batch_size is 'auto' or a number of requests from 1, not {batch_size!r}.")
+    limit_of(batch_size, "requests")
 
 
 def _sites(found: Layout, sites: Any) -> tuple[Site, ...]:

@@ -16,8 +16,13 @@ from steerfn.operators._linear import add as add
 from steerfn.operators._linear import clamp as clamp
 from steerfn.operators._linear import project as project
 from steerfn.operators._linear import rotate as rotate
+from steerfn.operators._prompt_condition import on_prompt as on_prompt
 from steerfn.operators._rows import rows as rows
+from steerfn.operators._schedule import constant as constant
+from steerfn.operators._schedule import first_tokens as first_tokens
+from steerfn.operators._schedule import linear_decay as linear_decay
 from steerfn.operators._schedule import scheduled as scheduled
+from steerfn.operators._schedule import warm_up as warm_up
 from steerfn.operators._scope import Scope as Scope
 from steerfn.operators._scope import at as at
 from steerfn.operators._scope import everywhere as everywhere

@@ -5,6 +5,7 @@ unit), so that the hot path only does arithmetic; calling an operator is binding
 """
 
 import abc
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -15,9 +16,9 @@ from torch import Tensor
 from steerfn._errors import ShapeError, SteerError
 from steerfn._site import Site
 from steerfn._struct import map_children
-from steerfn._types import Hidden
+from steerfn._types import Hidden, TokenMask
 from steerfn._vector import SteeringVector, as_float
-from steerfn.operators._info import Info
+from steerfn.operators._info import Info, Tokens
 
 Bound = Callable[[Hidden, Info], Hidden]
 """An operator at one site, prepared: `(hidden, info) -> hidden`."""
@@ -70,6 +71,15 @@ class Operator(Steerable, abc.ABC):
     @abc.abstractmethod
     def bind(self, site: Site, device: torch.device | str | None = None) -> Bound | None:
         """The operator prepared for one resolved site, or None where it is the identity."""
+
+    def touched(self, tokens: Tokens) -> TokenMask:
+        """The tokens that it may change, `[batch, seq]`: False is what it leaves alone whatever the state."""
+        return torch.ones_like(tokens.index, dtype=torch.bool)
+
+    def touched_by_parts(self, tokens: Tokens) -> TokenMask:
+        """`touched` of an operator that changes only what the operators change of which it is made."""
+        found = [part.touched(tokens) for part in self._parts() if isinstance(part, Operator)]
+        return functools.reduce(torch.logical_or, found, torch.zeros_like(tokens.index, dtype=torch.bool))
 
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
         """Apply to a hidden state `[batch, seq, width]`."""

@@ -28,6 +28,8 @@ class Chain(Operator):
 
     operators: tuple[Operator, ...]
 
+    touched = Operator.touched_by_parts
+
     def bind(self, site: Site, device: Any = None) -> Bound | None:
         return in_sequence(tuple(op.bind(site, device) for op in self.operators))
 
@@ -68,6 +70,8 @@ class Renorm(Operator):
     """See `renorm`."""
 
     operator: Operator
+
+    touched = Operator.touched_by_parts
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
         inner = self.operator.bind(site, device)

@@ -225,7 +225,11 @@ class _Gated:
     condition: Any
 
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
-        return torch.where(self.condition(hidden, info).unsqueeze(-1), self.inner(hidden, info), hidden)
+        chosen = self.condition(hidden, info)
+        unknown = None if info.decisions is None else info.decisions.unknown()
+        out = torch.where(chosen.unsqueeze(-1), self.inner(hidden, info), hidden)
+        # Where a condition on the prompt has no answer: not a number, so that acting on such a token is noticed.
+        return out if unknown is None else torch.where(unknown, out.new_tensor(torch.nan), out)
 
 
 @struct
@@ -234,6 +238,8 @@ class When(Operator):
 
     condition: Condition
     operator: Operator
+
+    touched = Operator.touched_by_parts
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
         inner = self.operator.bind(site, device)
@@ -282,7 +288,8 @@ def when(condition: Any, op: Operator) -> Operator:
     """Apply `op` to the tokens where `condition` holds: `h' = op(h)` there, `h' = h` (bit for bit) elsewhere.
 
     Args:
-        condition: `cosine_above`, `projection_above`, `probe`, a combination with `| & ~`, or a bool.
+        condition: `cosine_above`, `projection_above`, `probe`, each token's own answer; `on_prompt(...)`, one answer
+            for the whole row; a combination with `| & ~`; or a bool.
         op: any operator.
 
     Raises:

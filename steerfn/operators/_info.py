@@ -53,12 +53,15 @@ class Info:
         reads: hidden states met at earlier sites of the same forward pass, for conditions that ask
             for them.
         selections: what scopes selected, recorded for the warning about scopes that select nothing.
+        decisions: what conditions on the prompt decided before (`_prompt_condition.Asking`); None where this hidden
+            state is all there is.
     """
 
     site: Site = static()
     tokens: Tokens
     reads: Any = static(default=None)
     selections: Any = static(default=None)
+    decisions: Any = static(default=None)
 
     @classmethod
     def of(

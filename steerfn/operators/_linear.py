@@ -72,7 +72,11 @@ class Add(Operator):
 
 @struct
 class _OnUnit:
-    """A bound operator that works on the projection of the hidden state on a unit direction."""
+    """A bound operator that works on the projection of the hidden state on a unit direction.
+
+    `unit` is a `[width]` tensor or one for each row, `[rows, width]`; so is every axis beside it, and each number is
+    0-d or `[rows]`.
+    """
 
     unit: Tensor
     site: Any
@@ -80,16 +84,32 @@ class _OnUnit:
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
         check_width(self.unit, hidden, self.site)
         work = torch.promote_types(hidden.dtype, self.unit.dtype)
-        return self._apply(hidden, hidden.to(work), self.unit.to(work), info)
+        return self._apply(hidden, hidden.to(work), _axis(self.unit, hidden, work, info), info)
 
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no arithmetic")
 
 
+def _axis(axis: Tensor, hidden: Tensor, work: torch.dtype, info: Info) -> Tensor:
+    """A direction to multiply `[batch, seq, width]` with: `[width]`, or `[batch, 1, width]` of one for each row."""
+    axis = axis.to(work)
+    return axis if axis.ndim == 1 else per_row_direction(axis, hidden, info)
+
+
+def _along(h: Tensor, axis: Tensor) -> Tensor:
+    """Each token's coordinate along an axis, `[batch, seq, 1]`."""
+    return (h @ axis).unsqueeze(-1) if axis.ndim == 1 else h @ axis.mT
+
+
+def _is_zero(axis: Tensor) -> Tensor:
+    """Whether an axis is no direction, `[1]`, or `[batch, 1, 1]` of one for each row."""
+    return (axis == 0).all(-1, keepdim=True)
+
+
 @struct
 class _Ablated(_OnUnit):
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
-        return shifted(hidden, -(h @ u).unsqueeze(-1) * u)
+        return shifted(hidden, -_along(h, u) * u)
 
 
 @struct
@@ -106,8 +126,7 @@ class Ablate(Operator):
 @struct
 class _Projected(_OnUnit):
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
-        projected = ((h @ u).unsqueeze(-1) * u).to(hidden.dtype)
-        return torch.where((u == 0).all(), hidden, projected)
+        return torch.where(_is_zero(u), hidden, (_along(h, u) * u).to(hidden.dtype))
 
 
 @struct
@@ -128,7 +147,7 @@ class _Clamped(_OnUnit):
 
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
         low, high = (per_row(b.to(h.dtype), h, info.tokens, "The value of clamp") for b in (self.low, self.high))
-        along = (h @ u).unsqueeze(-1)
+        along = _along(h, u)
         return shifted(hidden, (torch.minimum(torch.maximum(along, low), high) - along) * u)
 
 
@@ -158,7 +177,7 @@ class _Turned(_OnUnit):
         largest = h.detach().abs().amax(-1, keepdim=True)
         size = torch.where(largest == 0, torch.ones_like(largest), largest)
         h = h / size
-        along = (h @ u).unsqueeze(-1)
+        along = _along(h, u)
         across = h - along * u
         # The flow in closed form for a state of norm n at height p = <h, u>, as a change that is exactly 0
         # at angle 0:  p' - p = |across|^2 sinh(s) / d  and  across' / across - 1 = (n - d) / d
@@ -173,7 +192,7 @@ class _Turned(_OnUnit):
         d = (up * half * half + down / half / half) / 2
         rise = square * torch.sinh(speed) / d
         shrink = -torch.sinh(speed / 2) * (up * half - down / half) / d
-        return shifted(hidden, torch.where((u == 0).all(), torch.zeros_like(h), size * (rise * u + shrink * across)))
+        return shifted(hidden, torch.where(_is_zero(u), torch.zeros_like(h), size * (rise * u + shrink * across)))
 
 
 @struct
@@ -183,8 +202,8 @@ class _TurnedInPlane(_OnUnit):
 
     def _apply(self, hidden: Tensor, h: Tensor, u: Tensor, info: Info) -> Tensor:
         angle = per_row(self.angle.to(h.dtype), h, info.tokens, "The angle of rotate")
-        w = self.second.to(h.dtype)
-        x, y = (h @ u).unsqueeze(-1), (h @ w).unsqueeze(-1)
+        w = _axis(self.second, hidden, h.dtype, info)
+        x, y = _along(h, u), _along(h, w)
         cos, sin = torch.cos(angle) - 1, torch.sin(angle)
         return shifted(hidden, (x * cos + y * sin) * u + (y * cos - x * sin) * w)
 

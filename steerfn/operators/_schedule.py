@@ -1,5 +1,6 @@
 """Schedules: a strength that depends on which generated token a position predicts."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from steerfn._errors import ShapeError, SteerError
 from steerfn._site import Site
 from steerfn._struct import static, struct
-from steerfn._types import Hidden
+from steerfn._types import Hidden, TokenMask
 from steerfn.operators._base import Bound, Operator, as_operator, shifted
-from steerfn.operators._info import Info
+from steerfn.operators._info import Info, Tokens
+from steerfn.operators._linear import per_row_direction
 
 
 @struct
@@ -25,7 +27,11 @@ class _Scheduled:
         step = index.clamp_min(0)
         if self.strengths:
             strengths = self.strengths[0].to(step.device)
-            strength = strengths[step.clamp_max(strengths.shape[0] - 1)]
+            step = step.clamp_max(strengths.shape[-1] - 1)
+            if strengths.ndim == 1:
+                strength = strengths[step]
+            else:  # one schedule for each row
+                strength = per_row_direction(strengths, hidden, info).squeeze(-2).gather(1, step)
         else:
             strength = self.function(step)
             if not isinstance(strength, Tensor) or strength.shape not in ((), step.shape):
@@ -55,6 +61,9 @@ class Scheduled(Operator):
         inner = self.operator.bind(site, device)
         return None if inner is None else _Scheduled(inner=inner, strengths=self.strengths, function=self.function)
 
+    def touched(self, tokens: Tokens) -> TokenMask:
+        return (tokens.generated_index >= 0) & self.operator.touched(tokens)
+
 
 def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tensor], Tensor]) -> Operator:
     """Strength as a function of the generated-token index: `h' = h + s(t) (op(h) - h)`.
@@ -64,8 +73,9 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
 
     Args:
         op: any operator; for `add` a strength of `s` is an alpha of `s * alpha`.
-        schedule: numbers by token index, the last one going on for ever; or a function from an integer
-            tensor `[batch, seq]` of token indices to strengths of the same shape.
+        schedule: numbers by token index, the last one going on for ever (`constant`, `linear_decay`, `first_tokens` and
+            `warm_up` make such lists); or a function from an integer tensor `[batch, seq]` of token indices to
+            strengths of the same shape.
 
     Raises:
         SteerError: `op` is no operator, or the schedule is empty, not finite, or neither of the two.
@@ -89,3 +99,86 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
     if strengths.ndim != 1 or not len(strengths) or not bool(torch.isfinite(strengths).all()):
         raise SteerError(f"A schedule is a non-empty list of finite numbers, not {schedule!r:.80}.")
     return Scheduled(op, (strengths,), None)
+
+
+def constant(strength: float = 1.0) -> list[float]:
+    """The schedule `s(t) = strength` for every generated token.
+
+    Raises:
+        SteerError: a strength that is no finite number.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.constant(0.5)
+        [0.5]
+    """
+    return [_strength("strength", strength)]
+
+
+def linear_decay(tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
+    """The schedule that goes in a straight line: `s(t) = start + (end - start) min(t / tokens, 1)`.
+
+    Args:
+        tokens: at which token index (0: the first generated token) `end` is reached.
+        start: strength of the first generated token.
+        end: strength from `tokens` on.
+
+    Raises:
+        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.linear_decay(4)
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        >>> op = sf.scheduled(sf.add(v, 4.0), sf.linear_decay(20))  # doctest: +SKIP
+    """
+    first, last, n = _strength("start", start), _strength("end", end), _tokens(tokens)
+    return [first + (last - first) * (t / n) for t in range(n)] + [last]
+
+
+def first_tokens(tokens: int, strength: float = 1.0) -> list[float]:
+    """The schedule that holds for the first tokens only: `s(t) = strength` where `t < tokens`, and 0 from there on.
+
+    Args:
+        tokens: how many generated tokens.
+        strength: theirs.
+
+    Raises:
+        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.first_tokens(3)
+        [1.0, 1.0, 1.0, 0.0]
+    """
+    return [_strength("strength", strength)] * _tokens(tokens) + [0.0]
+
+
+def warm_up(tokens: int, strength: float = 1.0) -> list[float]:
+    """The schedule that rises from 0 in a straight line: `s(t) = strength min(t / tokens, 1)`.
+
+    Args:
+        tokens: at which token index (0: the first generated token) `strength` is reached.
+        strength: from there on.
+
+    Raises:
+        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.warm_up(4)
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    return linear_decay(tokens, 0.0, _strength("strength", strength))
+
+
+def _tokens(tokens: Any) -> int:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise SteerError(f"A schedule goes over a whole number of tokens from 1, not {tokens!r}.")
+    return tokens
+
+
+def _strength(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise SteerError(f"{name} is a finite number, a share of the operator's effect, not {value!r}.")
+    return float(value)

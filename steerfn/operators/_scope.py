@@ -230,6 +230,9 @@ class At(Operator):
         inner = self.operator.bind(site, device)
         return None if inner is None else _Scoped(inner=inner, scope=self.scope)
 
+    def touched(self, tokens: Tokens) -> TokenMask:
+        return _full(tokens, self.scope.mask(tokens)) & self.operator.touched(tokens)
+
 
 def at(scope: Scope, op: Operator) -> Operator:
     """Apply `op` to the tokens that `scope` selects: `h' = op(h)` there, `h' = h` (bit for bit) elsewhere.

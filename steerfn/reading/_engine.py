@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steerfn import _forward
-from steerfn._errors import DataError, ModelError
+from steerfn._errors import ModelError
 from steerfn._forward import Entry
 from steerfn._layout import Layout, layout, unwrapped
 from steerfn._site import Site, as_sites
@@ -24,17 +24,10 @@ from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import input_device
 from steerfn.operators import Info, Operator
 from steerfn.reading._abilities import Abilities, abilities, window
-from steerfn.reading._packing import Row, alone, pack
+from steerfn.reading._budget import TOKENS, TOKENS_ELSEWHERE, limit_of
+from steerfn.reading._packing import Row, additive, alone, pack
+from steerfn.reading._passing import Enough, passed
 from steerfn.reading._positions import Read
-
-TOKENS = {"cpu": 1024}
-"""Tokens, padding included, that `batch_size="auto"` puts into one batch, by device: what fills the cores and still
-fits their caches; other devices are wider."""
-TOKENS_ELSEWHERE = 16384
-
-
-class _AllRead(BaseException):
-    """Ends a forward pass once every wanted site has been read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +65,7 @@ class _Reader:
     def __call__(self, hidden: Tensor, info: Info) -> Tensor:
         self.store[info.site] = self.places.gather(hidden, info.site)
         if len(self.store) == self.wanted:
-            raise _AllRead
+            raise Enough
         return hidden
 
 
@@ -164,23 +157,29 @@ def plan(model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str
         DataError: a batch size that is none.
         SiteError: a site that the model lacks.
     """
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise DataError(f"batch_size is 'auto' or a number of texts from 1, not {batch_size!r}.")
+    limit = limit_of(batch_size)
     root = unwrapped(model)
     at = layout(root)
     wanted = at.resolve(as_sites(sites))
-    # Inside a steering context a text must be whole and alone: scopes count its tokens.
-    steered = bool(_forward.entries_of(substitutions_of(root, at).host))
-    # In an empty context, where no steering is open: what a model can is asked of the model itself.
-    ask = functools.partial(_pass, root, root, at, wanted)
-    can = contextvars.Context().run(abilities, root, at, wanted, ask)
+    steered = is_steered(root, at)
+    can = able(root, at, wanted)
     if steered or not share:
         can = dataclasses.replace(can, share=False, narrow=False)
-    limit = None if isinstance(batch_size, str) else batch_size
     longest = window(getattr(root, "config", None))
     rows = pack(reads, whole=steered, share=can.share, width=at.d_model, longest=longest, most=limit)
     budget = None if limit else TOKENS.get(input_device(root).type, TOKENS_ELSEWHERE)
     return Plan(wanted, reads, rows, can, budget, limit)
+
+
+def is_steered(root: Any, at: Layout) -> bool:
+    """Whether the caller has a steering open on a model: then a text must be whole and alone, since scopes count it."""
+    return bool(_forward.entries_of(substitutions_of(root, at).host))
+
+
+def able(root: Any, at: Layout, sites: tuple[Site, ...]) -> Abilities:
+    """What a model can when read at some sites: asked of the model, in a context where no steering is open."""
+    ask = functools.partial(_pass, root, root, at, sites)
+    return contextvars.Context().run(abilities, root, at, sites, ask)
 
 
 def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> Iterator[Batch]:
@@ -248,20 +247,10 @@ def _pass(
         given["attention_mask"] = torch.from_numpy(mask).to(device)
     texts, places = _places(rows, reads, longest)
     store: dict[Site, Tensor] = {}
-    substitutions = substitutions_of(root, at)
     reading = _Reading(sites, places, store)
     matter = places.index.unique() if narrow else None
-    entry = Entry(substitutions.host, reading, lambda site: device_of(root, at, site), matter=matter)
-    substitutions.open(root, at, entry, {})
-    token = _forward.active.set((*_forward.active.get(), entry))
-    try:
-        with torch.no_grad():
-            model(**given, use_cache=False)
-    except _AllRead:
-        pass
-    finally:
-        _forward.active.reset(token)
-        substitutions.close(entry)
+    host = substitutions_of(root, at).host
+    passed(model, root, at, Entry(host, reading, lambda site: device_of(root, at, site), matter=matter), given)
     return texts, {site: store[site] for site in sites}
 
 
@@ -274,9 +263,7 @@ def _tree_inputs(rows: Sequence[Row], longest: int, dtype: torch.dtype, device: 
         seen[i, :n, :n] = row.visible()
         seen[i, range(n, longest), range(n, longest)] = True
         depth[i, :n] = row.depth
-    hidden = torch.from_numpy(~seen).to(device)
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
-    return {"attention_mask": mask.unsqueeze(1), "position_ids": torch.from_numpy(depth).to(device)}
+    return {"attention_mask": additive(seen, dtype, device), "position_ids": torch.from_numpy(depth).to(device)}
 
 
 def _places(rows: Sequence[Row], reads: Sequence[Read], longest: int) -> tuple[list[int], _Places]:

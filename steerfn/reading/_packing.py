@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from steerfn.reading._positions import Read, common_prefix
 
@@ -42,6 +44,13 @@ class Row:
         for _, path in self.paths:
             seen[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
         return seen
+
+
+def additive(seen: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mask `[rows, 1, seq, seq]` that is added to attention scores, of which token sees which."""
+    hidden = torch.from_numpy(~seen).to(device)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def alone(number: int, ids: Sequence[int]) -> Row:

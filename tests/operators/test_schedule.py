@@ -4,6 +4,9 @@ import re
 
 import pytest
 import torch
+from families import build
+from steering import token_ids, vector_at
+from test_generation_scopes import steered
 
 import steerfn as sf
 
@@ -108,3 +111,98 @@ def test_the_gradient_with_respect_to_a_strength_is_the_change(strength):
     change = sf.ablate(V)(H, INFO) - H
     expected = sum(change[b, int(LENGTHS[b]) - 1 :].sum() for b in range(2))
     assert torch.allclose(slope, expected, atol=1e-5) and slope.abs() > 0.01
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_named_schedules_by_formula(n):
+    """Read through an operator, past their end, where the last number goes on."""
+
+    def strengths(schedule):
+        h = torch.zeros(1, 12, 2, dtype=torch.float64)
+        return sf.scheduled(sf.add(V), schedule)(h, sf.Info.of(h, prompt_length=1))[0, :, 0]
+
+    t = torch.arange(12, dtype=torch.float64)
+    share = (t / n).clamp_max(1)
+    for schedule, expected in [
+        (sf.constant(), torch.ones_like(t)),
+        (sf.constant(-0.5), torch.full_like(t, -0.5)),
+        (sf.linear_decay(n), 1 - share),
+        (sf.linear_decay(n, start=2.0), 2 - 2 * share),
+        (sf.linear_decay(n, 2.0, end=-0.5), 2 - 2.5 * share),
+        (sf.first_tokens(n), (t < n).double()),
+        (sf.first_tokens(n, strength=3), 3 * (t < n).double()),
+        (sf.warm_up(n), share),
+        (sf.warm_up(n, strength=4), 4 * share),
+    ]:
+        assert isinstance(schedule, list) and all(type(s) is float for s in schedule)
+        assert torch.allclose(strengths(schedule), expected, atol=1e-12)
+
+
+def test_the_ends_of_named_schedules_are_exact():
+    for n in range(1, 60):
+        assert sf.linear_decay(n, 0.1, 0.7)[0] == 0.1 and sf.linear_decay(n, 0.1, 0.7)[-1] == 0.7
+        assert sf.warm_up(n, 0.3)[0] == 0.0 and sf.warm_up(n, 0.3)[-1] == 0.3
+
+
+def test_refusals_of_named_schedules():
+    for make in (sf.linear_decay, sf.first_tokens, sf.warm_up):
+        for bad in (0, -3, 2.0, True, "5", None):
+            text = f"A schedule goes over a whole number of tokens from 1, not {bad!r}."
+            with pytest.raises(sf.SteerError, match=f"^{re.escape(text)}$"):
+                make(bad)
+    for name, make in {
+        "strength": sf.constant,
+        "start": lambda x: sf.linear_decay(3, x),
+        "end": lambda x: sf.linear_decay(3, end=x),
+    }.items():
+        for bad in (float("nan"), float("inf"), True, "1", None):
+            text = f"{name} is a finite number, a share of the operator's effect, not {bad!r}."
+            with pytest.raises(sf.SteerError, match=f"^{re.escape(text)}$"):
+                make(bad)
+    for make in (sf.first_tokens, sf.warm_up):
+        with pytest.raises(sf.SteerError, match="^strength is a finite number, .* not nan.$"):
+            make(3, strength=float("nan"))
+
+
+NAMED = {
+    "constant": sf.constant(1.5),
+    "linear_decay": sf.linear_decay(4, start=2.0),
+    "first_tokens": sf.first_tokens(2, strength=2.0),
+    "warm_up": sf.warm_up(3, strength=2.0),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_schedules_in_generation_with_a_cache_and_without(name):
+    model = build("llama")
+    ids, schedule = token_ids(3, 5), NAMED[name]
+    v = vector_at(model, sf.resid_post[1], scale=3.0)
+    op = sf.scheduled(sf.add(v), schedule)
+    cached = steered(model, op, ids, n=8)
+    assert torch.equal(cached, steered(model, op, ids, n=8, use_cache=False))
+    # A plain alpha for every new token, one forward pass each, without a cache or a schedule.
+    f, given = sf.functional(model), ids
+    with torch.no_grad():
+        for t in range(8):
+            alphas = [schedule[min(i, len(schedule) - 1)] for i in range(t + 1)]
+            op = sf.chain(*(sf.at(sf.positions(4 + i), sf.add(v, a)) for i, a in enumerate(alphas)))
+            step = f(op, given, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            given = torch.cat([given, step], 1)
+    assert torch.equal(cached, given[:, 5:])
+    assert not torch.equal(cached, steered(model, sf.scheduled(sf.add(v), [1.0]), ids, n=8))
+
+
+def test_pitfall_35_schedules_of_other_lengths_compile_once_more_at_most():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    apply = torch.compile(lambda op, h: op(h, sf.Info.of(h, prompt_length=2)), backend=backend, fullgraph=True)
+    for n in range(2, 9):
+        op = sf.scheduled(sf.add(V), sf.linear_decay(n))
+        assert torch.allclose(apply(op, H), op(H, sf.Info.of(H, prompt_length=2)))
+    assert 1 <= len(graphs) <= 2
+    torch._dynamo.reset()

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._continuation import continued
 from steerfn._errors import DataError
-from steerfn._text import Text, as_texts, encode
+from steerfn._text import Text
 from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.discover.search._objective import Continuation, Examples, Preference
-from steerfn.reading._positions import common_prefix
 
 
 def examples_of(
@@ -31,7 +31,11 @@ def examples_of(
             if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != size:
                 raise DataError(f"{name}[{i}] is {item!r:.80}; pass {shape}.")
         rows = [
-            tuple(_continuation(tokenizer, prompt, each, chat, f"{name}[{i}]") for each in following)
+            tuple(
+                Continuation(tuple(ids), start)
+                for each in following
+                for ids, start in [continued(tokenizer, prompt, each, chat, f"{name}[{i}]")]
+            )
             for i, (prompt, *following) in enumerate(items)
         ]
         for i, row in enumerate(rows):
@@ -61,29 +65,3 @@ def divided(examples: Examples, prompts: dict[str, list[Text]], part: float, see
         for side, held in sides.items():
             held[field.name] = tuple(x for x, flag in zip(items, flags, strict=True) if flag is side or not apart)
     return Examples(**sides[False]), Examples(**sides[True])
-
-
-def _continuation(tokenizer: Any, prompt: Text, following: Any, chat: bool | None, where: str) -> Continuation:
-    """A prompt and what follows it as token ids; the text is tokenized as a whole, as the model would meet it.
-
-    Raises:
-        DataError: an empty prompt or continuation, or one whose tokens cannot be told from the prompt's.
-    """
-    if not isinstance(following, str) or not following:
-        raise DataError(f"The continuation of {where} is {following!r:.80}; pass a text that is not empty.")
-    [prompt] = as_texts([prompt], f"the prompt of {where}")
-    [before] = encode(tokenizer, [prompt], chat)
-    if chat or not isinstance(prompt, str) or (chat is None and getattr(tokenizer, "chat_template", None)):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        opening = messages[-1]["role"] != "assistant"  # as `encode` does
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-        ids = tokenizer(text + following, add_special_tokens=False)["input_ids"]
-    else:
-        [ids] = encode(tokenizer, [prompt + following], False)
-    start = common_prefix(before, ids)
-    if start == 0 or start == len(ids):
-        raise DataError(
-            f"The tokens of {where} cannot be divided into prompt and continuation ({prompt!r:.60} and "
-            f"{following!r:.60}); begin the continuation with a space or a new line."
-        )
-    return Continuation(tuple(ids), start)

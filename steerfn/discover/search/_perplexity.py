@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from steerfn._errors import DataError
 from steerfn.discover.search._predict import Predictor
 from steerfn.operators import identity
+from steerfn.reading._budget import limit_of
 
 TOKENS = {"cpu": 512}
 """Tokens, padding included, that `batch_size="auto"` puts into one batch, by device: each has logits over the whole
@@ -40,9 +40,7 @@ class Perplexity:
         Raises:
             DataError: a batch size that is none.
         """
-        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-            raise DataError(f"batch_size is 'auto' or a number of texts from 1, not {batch_size!r}.")
-        limit = None if isinstance(batch_size, str) else batch_size
+        limit = limit_of(batch_size)
         budget = None if limit else TOKENS.get(predict.device.type, TOKENS_ELSEWHERE)
         return cls(predict, sorted(rows, key=len, reverse=True), budget, limit)
 

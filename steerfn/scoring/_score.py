@@ -1,0 +1,117 @@
+"""`score`: how likely a steered model finds given continuations."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from steerfn._steer import as_steering, warn_of_empty
+from steerfn._text import Text, as_texts
+from steerfn.scoring._engine import Scorer
+from steerfn.scoring._item import by_prompt, items_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-probabilities of continuations; see `score`.
+
+    Attributes:
+        prompts: the prompts as given.
+        continuations: those of each prompt.
+        log_probs: for each prompt, the log-probability of each of its continuations: the sum over its tokens, in nats.
+        tokens: for each prompt, how many tokens each of its continuations has.
+    """
+
+    prompts: tuple[Text, ...]
+    continuations: tuple[tuple[str, ...], ...]
+    log_probs: tuple[tuple[float, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def shares(self) -> tuple[tuple[float, ...], ...]:
+        """For each prompt, the share of each continuation in the probability of all of them: `softmax(log_probs)`."""
+        return tuple(tuple(softmax(np.array(row)).tolist()) for row in self.log_probs)
+
+    @property
+    def masses(self) -> tuple[float, ...]:
+        """For each prompt, the probability of all its continuations together: how much the shares speak for."""
+        return tuple(float(np.exp(row).sum()) for row in self.log_probs)
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """For each prompt, its likeliest continuation."""
+        return tuple(int(np.argmax(row)) for row in self.log_probs)
+
+    def __str__(self) -> str:
+        lines = []
+        for prompt, texts, row, shares in zip(
+            self.prompts, self.continuations, self.log_probs, self.shares, strict=True
+        ):
+            lines.append(f"{prompt!s}")
+            lines += [
+                f"  {value:9.3f}  {share:6.1%}  {text!r}" for text, value, share in zip(texts, row, shares, strict=True)
+            ]
+        return "\n".join(lines)
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    """Shares along the last axis."""
+    e = np.exp(values - values.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    continuations: Any,
+    op: Any = None,
+    *,
+    chat: bool | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+) -> Scores:
+    """How likely a model finds given continuations of prompts, steered or not.
+
+    `log p(c | x) = sum_t log p(c_t | x, c_<t)`, in at least float32. A prompt is run once for all its continuations,
+    and the LM head only where something is scored. Prompt and continuation are tokenized together, as one text.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        prompts: a text, a conversation, or a list of either.
+        continuations: a list of texts for every prompt, or one such list for each prompt.
+        op: an operator, or a vector, which means `add(vector)`. For scopes the prompt is what comes before the
+            continuations, so `sf.generated` covers all that predicts them.
+        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        batch_size: texts at once; "auto" batches by tokens and halves where memory runs out.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        DataError: no prompts or continuations, an empty one, or counts that do not match.
+        SteerError: as `steer`.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.score(model, tokenizer, "The film was", [" good", " bad"], sf.add(v)).shares  # doctest: +SKIP
+    """
+    texts = as_texts(prompts, "prompts")
+    items = items_of(tokenizer, texts, continuations, chat)
+    scorer = Scorer(model, items, [None if op is None else as_steering(op)], batch_size=batch_size)
+    found: dict[int, tuple[float, ...]] = {}
+    from tqdm import tqdm
+
+    with tqdm(total=len(items), desc="Scoring", unit="prompt", disable=not progress, leave=False) as bar:
+        for part in scorer.run():
+            found |= {i: tuple(values[0].tolist()) for i, values in zip(part.items, part.log_probs, strict=True)}
+            bar.update(len(part.items))
+    warn_of_empty(scorer.selections)
+    return Scores(
+        tuple(texts),
+        tuple(map(tuple, by_prompt(continuations, len(texts)))),
+        tuple(found[i] for i in range(len(items))),
+        tuple(tuple(map(len, item.continuations)) for item in items),
+    )

@@ -1,0 +1,76 @@
+"""A sweep that was interrupted: what it had found, in a file of JSON that the same call goes on from."""
+
+import contextlib
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from steerfn._errors import FileError
+from steerfn._io_document import Refused, parse_json
+from steerfn._io_write import write_together
+
+FORMAT, INTERVAL = "steerfn sweep", 5.0
+"""Seconds between two writes."""
+
+
+class Partial:
+    """What a sweep has found so far, by key, kept in a file where one is named.
+
+    Args:
+        path: the file; None keeps nothing.
+        identity: what determines the sweep, as a JSON value; a file of another sweep is refused.
+
+    Raises:
+        FileError: a file that is not the same sweep's, is damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Any, identity: Any) -> None:
+        self.path = None if path is None else Path(path)
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        self.found: dict[str, Any] = {}
+        self.written = time.monotonic()
+        if self.path is not None and self.path.exists():
+            self.found = self._read(self.path)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            document = parse_json(path.read_bytes())
+        except (OSError, Refused) as error:
+            raise FileError(f"The checkpoint {path} cannot be read: {error}; delete it to begin anew.") from None
+        if document.get("format") != FORMAT or not isinstance(document.get("found"), dict):
+            raise FileError(f"{path} is not the checkpoint of a sweep; name another file.")
+        if document.get("identity") != self.digest:
+            raise FileError(
+                f"The checkpoint {path} belongs to another sweep (other model, prompts, vectors or options); name "
+                "another file, or delete it to begin anew."
+            )
+        return document["found"]
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Keep more; the file is written every few seconds."""
+        self.found.update(found)
+        if time.monotonic() - self.written >= INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file now."""
+        self.written = time.monotonic()
+        if self.path is not None and self.found:
+            document = {"format": FORMAT, "identity": self.digest, "found": self.found}
+            try:
+                write_together({self.path: json.dumps(document).encode()})
+            except OSError as error:
+                raise FileError(f"The checkpoint {self.path} cannot be written: {error}.") from None
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            with contextlib.suppress(FileError):  # what stopped the sweep is the error to see
+                self.write()
+        elif self.path is not None:
+            self.path.unlink(missing_ok=True)

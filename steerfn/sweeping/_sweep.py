@@ -1,0 +1,184 @@
+"""`sweep`: many strengths, vectors and sites on the same prompts, at little more than the price of one."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from steerfn._errors import DataError
+from steerfn._fingerprint import fingerprint
+from steerfn._layout import layout, unwrapped
+from steerfn._steer import prepared, warn_of_empty
+from steerfn._text import as_texts
+from steerfn.operators import Operator, Scope, add
+from steerfn.reading._budget import limit_of
+from steerfn.scoring import Scorer, items_of
+from steerfn.scoring._item import by_prompt
+from steerfn.sweeping._configs import Config, Make, configs_of
+from steerfn.sweeping._generated import generated
+from steerfn.sweeping._measured import measured, metrics_of, scored, targets_of, words
+from steerfn.sweeping._partial import Partial
+from steerfn.sweeping._table import Sweep
+
+
+def sweep(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    v: Any,
+    alphas: Any = (-2.0, -1.0, 0.0, 1.0, 2.0),
+    *,
+    sites: Any = None,
+    scope: Scope | None = None,
+    operator: Make = add,
+    continuations: Any = None,
+    targets: Any = 0,
+    metrics: Any = (),
+    max_new_tokens: int = 40,
+    seed: int | None = None,
+    chat: bool | None = None,
+    batch_size: int | str = "auto",
+    checkpoint: Any = None,
+    progress: bool = True,
+    **hf: Any,
+) -> Sweep:
+    """Run every vector at every site with every strength on the same prompts, and tabulate what comes of it.
+
+    Without `continuations` texts are generated and measured by `metrics`: all configurations of all prompts are rows
+    of common batches. With `continuations` nothing is generated: their log-probabilities are computed, with what
+    configurations share computed once (the prompt where the scope begins after it, the blocks below the first
+    steered one elsewhere). Both give what a loop over the configurations gives: the same greedy tokens, and
+    log-probabilities within rounding.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        prompts: a text, a conversation, or a list of either.
+        v: a vector, a list of vectors, or a mapping of names to vectors.
+        alphas: strengths. 0 is the unsteered model, run once for all vectors and sites.
+        sites: sites of which each is tried alone; an int means `resid_post`. None: each vector at all its sites.
+        scope: the tokens to steer, as in `at`; default all. `sf.generated` begins at the prompt's last token.
+        operator: how a vector and a strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
+        continuations: a list of texts for every prompt, or one such list for each prompt.
+        targets: the index of the continuation that counts, one for all prompts or one for each.
+        metrics: functions that take a list of texts and give one number for each; a list, or a mapping of
+            names. Default: the number of words.
+        max_new_tokens: tokens to generate at most.
+        seed: for sampling (`do_sample=True`): prompt `p` is sampled with `seed + p` under every configuration, so
+            that configurations differ by their steering alone.
+        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        batch_size: rows at once; "auto" fits them to the device, and halves them where memory runs out.
+        checkpoint: a file that keeps what has been found; the same call goes on from it, and deletes it at the end.
+        progress: show a progress bar on stderr.
+        hf: anything else that transformers' `generate` takes.
+
+    Returns:
+        A table: print it, `.best()`, `.mean()`, `.to_pandas()`, `.to_json()`. Of scores the metrics are `propensity`,
+        `share`, `accuracy`, `log_prob` and `mass` (see `Sweep.values`).
+
+    Raises:
+        DataError: nothing to sweep over, empty prompts, counts that do not match, a metric that fails.
+        SiteError: a site that the model or a vector lacks.
+        FileError: a checkpoint of another sweep.
+
+    Source: propensity as in Tan et al. 2024, "Analyzing the Generalization and Reliability of Steering Vectors";
+    share as p(match) in Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition".
+
+    Example:
+        >>> import steerfn as sf
+        >>> table = sf.sweep(
+        ...     model, tokenizer, "The film was", v, [-4, 0, 4], sites=[10, 14], continuations=[" good", " bad"]
+        ... )  # doctest: +SKIP
+        >>> print(table, table.best(), sep="\\n\\n")  # doctest: +SKIP
+    """
+    texts = as_texts(prompts, "prompts")
+    root = unwrapped(model)
+    found = layout(root)
+    pairs = configs_of(found, v, alphas, sites, scope, operator)
+    configs, distinct, which = [config for config, _ in pairs], *_distinct([op for _, op in pairs])
+    for op in distinct:  # what does not fit the model is known before anything runs
+        if op is not None:
+            prepared(op, root, found, strict=False)
+    limit = limit_of(batch_size, "rows")
+    options = {"prompts": texts, "continuations": continuations, "scope": scope, "seed": seed, "chat": chat}
+    about = _about(root, configs, distinct, options | {"max_new_tokens": max_new_tokens, "hf": hf})
+    with Partial(checkpoint, about) as partial:
+        if continuations is None:
+            named = metrics_of(metrics) or {"words": words}
+            todo = [(c, p) for c in range(len(distinct)) for p in range(len(texts)) if f"{c} {p}" not in partial.found]
+            steps = generated(
+                model, tokenizer, texts, distinct, todo, limit=limit, max_new_tokens=max_new_tokens, seed=seed,
+                chat=chat, hf=hf,
+            )  # fmt: skip
+            for part in _watched(steps, len(distinct) * len(texts), len(todo), len, "Generating", progress):
+                partial.add({f"{c} {p}": text for (c, p), text in part.items()})
+            rows = tuple(tuple(partial.found[f"{c} {p}"] for p in range(len(texts))) for c in which)
+            return Sweep(tuple(configs), tuple(texts), measured(named, rows), texts=rows, about=about)
+        _refuse_generation(metrics, hf)
+        choices = by_prompt(continuations, len(texts))
+        wanted = targets_of(targets, [len(each) for each in choices])
+        scorer = Scorer(model, items_of(tokenizer, texts, continuations, chat), distinct, batch_size=batch_size)
+        done = {int(p) for p in partial.found}
+        steps = scorer.run(done)
+        for part in _watched(steps, len(texts), len(texts) - len(done), lambda f: len(f.items), "Scoring", progress):
+            partial.add({str(p): rows.tolist() for p, rows in zip(part.items, part.log_probs, strict=True)})
+        warn_of_empty(scorer.selections)
+        log_probs = tuple(np.array(partial.found[str(p)])[which] for p in range(len(texts)))
+        return Sweep(
+            tuple(configs), tuple(texts), scored(log_probs, wanted), continuations=tuple(map(tuple, choices)),
+            log_probs=log_probs, about=about | {"targets": wanted},
+        )  # fmt: skip
+
+
+def _distinct(ops: Sequence[Operator | None]) -> tuple[list[Operator | None], list[int]]:
+    """The operators with the unsteered model at most once, and which of them each was."""
+    kept: list[Operator | None] = []
+    which = []
+    for op in ops:
+        if op is None and None in kept:
+            which.append(kept.index(None))
+        else:
+            which.append(len(kept))
+            kept.append(op)
+    return kept, which
+
+
+def _watched(steps: Any, total: int, left: int, size: Any, what: str, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=total - left, desc=what, unit="prompt", disable=not progress, leave=False) as bar:
+        for part in steps:
+            yield part
+            bar.update(size(part))
+
+
+def _refuse_generation(metrics: Any, hf: dict[str, Any]) -> None:
+    """Options of generation do nothing where continuations are scored."""
+    if hf:
+        raise TypeError(f"sweep has no option {', '.join(map(repr, hf))} where continuations are scored.")
+    if metrics_of(metrics):
+        raise DataError("Metrics measure generated texts; with continuations leave them out, or leave those out.")
+
+
+def _about(root: Any, configs: Sequence[Config], ops: Sequence[Operator | None], options: dict[str, Any]) -> Any:
+    """What determines a sweep, as JSON values: the model, the operators to the bit, and the options."""
+    digest = hashlib.sha256()
+    for op in ops:
+        leaves, structure = pytree.tree_flatten(op)
+        digest.update(str(structure).encode())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                digest.update(leaf.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+    return {
+        "model": fingerprint(root),
+        "versions": {name: importlib.metadata.version(name) for name in ("steerfn", "torch", "transformers")},
+        "operators_sha256": digest.hexdigest(),
+        "configs": [[config.vector, list(config.sites), config.alpha] for config in configs],
+        **json.loads(json.dumps(options, default=str)),
+    }
