@@ -27,6 +27,7 @@ from steerfn._steer import prepared
 from steerfn._substitute import device_of, substitutions_of, walk
 from steerfn._text import input_device
 from steerfn.operators import Operator, Tokens, identity, rows
+from steerfn.operators._prompt_condition import asks_prompts
 from steerfn.reading._abilities import window
 from steerfn.reading._budget import TOKENS, TOKENS_ELSEWHERE, limit_of
 from steerfn.reading._engine import able, is_steered
@@ -153,7 +154,8 @@ class Scorer:
         starts = []
         for op in self.ops:
             touched = op.touched(tokens)[0, :last].nonzero()
-            starts.append(int(touched[0]) if len(touched) else last)
+            # A condition on the prompt reads all of it, whatever its operator touches.
+            starts.append(0 if asks_prompts(op) else int(touched[0]) if len(touched) else last)
         return starts
 
     def _count(self, tree: Tree, first: int, most: int) -> int:

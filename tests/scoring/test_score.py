@@ -41,6 +41,7 @@ def operators(model, scope=sf.everywhere):
         sf.ablate(v(sf.resid_pre[1])),
         sf.chain(sf.add(v(sf.resid_pre[0])), sf.rotate(v(sf.resid_post[1]), 0.3)),
         sf.when(sf.cosine_above(v(sf.resid_post[0]), 0.0), sf.add(v(sf.resid_post[1]))),
+        sf.when(sf.on_prompt(sf.cosine_above(v(sf.resid_post[0]), 0.0), by="mean"), sf.add(v(sf.resid_post[1]))),
     ]
     return [None, *(sf.at(scope, op) for op in ops), sf.scheduled(ops[0], [1.0, 0.5, 0.0])]
 
