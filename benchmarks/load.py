@@ -8,26 +8,30 @@ contexts closed in either order, unsteered callers, operators that raise, blocks
 of a generation. Every outcome, the planned errors too, is compared with that of the same job alone: tokens and texts
 equal, logits bit for bit. Between waves, when nothing runs, memory is read. At the end the model is compared with a
 snapshot from before. Exit code 1 on any difference or on a leak: the rule is in `tests/flatness.py`.
+
+MKL's buffers are switched off: it keeps some for every thread, and with 64 threads they grow for thousands of calls
+(of the unsteered model too), which would hide a leak.
 """
 
 import argparse
 import collections
+import os
 import sys
 import threading
 import time
 import warnings
 from pathlib import Path
 
-import torch
-
-import steerfn as sf
-
+os.environ["MKL_DISABLE_FAST_MM"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the jobs are those of tests/test_load.py
 
+import torch  # noqa: E402
 from crowd import PROMPTS, Crowd, jobs, small  # noqa: E402
 from flatness import FEWEST, MIB, Sample, Trend, resident, settle, trend  # noqa: E402
 from snapshot import Snapshot, same_bits  # noqa: E402
 from words import words  # noqa: E402
+
+import steerfn as sf  # noqa: E402
 
 TEXTS = ["The weather in the mountains", "My best friend told me that", "Once upon a time", "The recipe needs two"]
 
@@ -35,7 +39,7 @@ TEXTS = ["The weather in the mountains", "My best friend told me that", "Once up
 def parts(tiny: bool) -> tuple:
     """Model, tokenizer and prompts."""
     if tiny:
-        return small(256, 4), words(), PROMPTS
+        return small(512, 4), words(), PROMPTS
     return *sf.demo_model(), TEXTS
 
 
@@ -76,7 +80,7 @@ def told(found: Trend, block: float, samples: list[Sample]) -> None:
         f"\nmemory between waves ({len(samples)} samples): first third {found.first:.1f} MiB, last {found.last:.1f} MiB"
     )
     print(
-        f"  slope over the last two thirds: {found.per_minute:+.2f} MiB a minute, {found.per_thousand:+.2f} MiB "
+        f"  slope over the last half: {found.per_minute:+.2f} MiB a minute, {found.per_thousand:+.2f} MiB "
         f"(+- {found.error:.2f}) a thousand calls; a leak is more than {block / 2:.2f} (half a block) and 3 errors"
     )
 
@@ -96,7 +100,7 @@ def main() -> int:
     found = jobs(model, tokenizer, prompts, 4)
     print(f"torch {torch.__version__}, {chosen.callers} callers, {len(found)} jobs, first each alone", flush=True)
     crowd = Crowd(found, chosen.callers)
-    crowd.work(chosen.callers)  # the first wave starts the threads and fills caches
+    crowd.work(2 * chosen.callers)  # the first waves start the threads and fill caches
     samples, busy = run(crowd, chosen.minutes)
     crowd.close()
     table(crowd, busy)

@@ -28,5 +28,6 @@ texts = sf.datasets.load("sentiment")
 sad = sf.find_condition(model, tokenizer, texts.negative, texts.positive, sites=range(10, 16, 2))
 print(sad, "\n")
 happy = sf.mean_difference(model, tokenizer, texts.positive, texts.negative, sites=16)
-cheering = sf.when(sad.on_prompt, sf.scheduled(sf.add(happy, 2.0), sf.linear_decay(20)))
-show(["I feel so lonely and lost tonight.", "I got the job and I am thrilled!"], {"unsteered": None, "cheered": cheering})
+cheering = sf.when(sad.on_prompt, sf.scheduled(sf.add(happy, 4.0), sf.linear_decay(40)))
+prompts = ["I feel so lonely and lost tonight.", "I got the job and I am thrilled!"]
+show(prompts, {"unsteered": None, "cheered": cheering})

@@ -145,11 +145,10 @@ class Generation:
         A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
         cache every pass holds the whole sequence, one token more than was seen before.
         """
-        if isinstance(cached, Tensor) or cached > 0:
-            past = cached
-        else:
-            past = 0 if seq > self.seen else self.seen
-        self.seen = seq + (past if isinstance(past, int) else self.seen)
+        if isinstance(cached, Tensor):
+            return cached  # a static cache counts by itself; a count kept here would compile anew at every token
+        past = cached if cached > 0 else 0 if seq > self.seen else self.seen
+        self.seen = seq + past
         return past
 
 

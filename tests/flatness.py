@@ -1,8 +1,8 @@
 """Whether a process leaks: a rule that noise does not set off and a slow, steady growth does.
 
 Resident memory is read when nothing runs, after a garbage collection and after the allocator has given back what it
-holds free. The slope is Theil and Sen's (the median over all pairs), over the last two thirds of the samples, since the
-first calls fill caches and the allocator's arenas.
+holds free. The slope is Theil and Sen's (the median over all pairs), over the last half of the samples, since the
+first calls fill caches and the allocator's arenas, more and more slowly.
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def trend(samples: list[Sample]) -> Trend:
     if len(samples) < FEWEST:
         raise ValueError(f"{len(samples)} samples of memory are too few to tell a leak from noise; run longer.")
     third = len(samples) // 3
-    settled = samples[third:]
+    settled = samples[len(samples) // 2 :]
     thousands = [sample.calls / 1000 for sample in settled]
     mib = [sample.mib for sample in settled]
     slope = _slope(thousands, mib)
