@@ -9,8 +9,8 @@ of a generation. Every outcome, the planned errors too, is compared with that of
 equal, logits bit for bit. Between waves, when nothing runs, memory is read. At the end the model is compared with a
 snapshot from before. Exit code 1 on any difference or on a leak: the rule is in `tests/flatness.py`.
 
-MKL's buffers are switched off: it keeps some for every thread, and with 64 threads they grow for thousands of calls
-(of the unsteered model too), which would hide a leak.
+So that a leak shows, MKL's buffers are switched off (it keeps some for every thread, and with 64 they grow for thousands
+of calls, of the unsteered model too), and malloc has one arena and keeps no freed tensor.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the
 
 import torch  # noqa: E402
 from crowd import PROMPTS, Crowd, jobs, small  # noqa: E402
-from flatness import FEWEST, MIB, Sample, Trend, resident, settle, trend  # noqa: E402
+from flatness import ERRORS, FEWEST, MIB, SHARE, Sample, Trend, resident, settle, steady, trend  # noqa: E402
 from snapshot import Snapshot, same_bits  # noqa: E402
 from words import words  # noqa: E402
 
@@ -81,7 +81,7 @@ def told(found: Trend, block: float, samples: list[Sample]) -> None:
     )
     print(
         f"  slope over the last half: {found.per_minute:+.2f} MiB a minute, {found.per_thousand:+.2f} MiB "
-        f"(+- {found.error:.2f}) a thousand calls; a leak is more than {block / 2:.2f} (half a block) and 3 errors"
+        f"(+- {found.error:.2f}) a thousand calls; a leak is more than {SHARE * block:.2f} ({SHARE:g} of a block) and {ERRORS:g} errors"
     )
 
 
@@ -91,6 +91,7 @@ def main() -> int:
     arguments.add_argument("--tiny", action="store_true", help="a small random Llama in place of SmolLM2")
     arguments.add_argument("--callers", type=int, default=64)
     chosen = arguments.parse_args()
+    steady()
     torch.set_num_threads(1)  # callers are the parallelism
     # Who streams unsteered while another thread has a context open is warned as if it had forgotten to steer.
     warnings.filterwarnings("ignore", message="Thread 'steerfn-stream' was started inside")

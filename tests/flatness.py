@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 
 MIB = 2.0**20
-FEWEST = 6
+FEWEST, SHARE, ERRORS = 8, 0.75, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,18 @@ def resident() -> float:
     """MiB of this process in memory (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / MIB
+
+
+ARENA_MAX, MMAP_THRESHOLD = -8, -3
+"""Names of glibc's `mallopt`."""
+
+
+def steady() -> None:
+    """Before any thread starts: one arena, and tensors in pages of their own, so that no fragments pile up (glibc)."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(ARENA_MAX, 1)
+        tune(MMAP_THRESHOLD, 2**16)
 
 
 def settle() -> None:
@@ -60,12 +72,12 @@ class Trend:
     error: float
 
     def leaks(self, block: float) -> bool:
-        """Whether memory grows by more than half a block's weights (`block` MiB) in a thousand calls, beyond noise."""
-        return self.per_thousand > block / 2 and self.per_thousand > 3 * self.error
+        """Whether memory grows by more than `SHARE` of a block's weights (`block` MiB) in a thousand calls, beyond noise."""
+        return self.per_thousand > SHARE * block and self.per_thousand > ERRORS * self.error
 
 
 def trend(samples: list[Sample]) -> Trend:
-    """The trend of at least six samples.
+    """The trend of at least eight samples.
 
     Raises:
         ValueError: fewer.
@@ -78,7 +90,8 @@ def trend(samples: list[Sample]) -> Trend:
     mib = [sample.mib for sample in settled]
     slope = _slope(thousands, mib)
     level = statistics.median(y - slope * x for x, y in zip(thousands, mib, strict=True))
-    scatter = 1.4826 * statistics.median(abs(y - level - slope * x) for x, y in zip(thousands, mib, strict=True))
+    left = [(y - level - slope * x) ** 2 for x, y in zip(thousands, mib, strict=True)]
+    scatter = math.sqrt(sum(left) / (len(left) - 2))
     spread = math.sqrt(sum((x - statistics.mean(thousands)) ** 2 for x in thousands))
     return Trend(
         first=statistics.median(sample.mib for sample in samples[:third]),

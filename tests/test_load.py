@@ -135,8 +135,8 @@ def test_a_leak_of_a_block_in_a_thousand_calls_fails():
 
 
 def test_too_few_samples_are_refused():
-    with pytest.raises(ValueError, match="5 samples of memory are too few to tell a leak from noise; run longer"):
-        trend(series(0.0, 1.0, 0, count=5))
+    with pytest.raises(ValueError, match="7 samples of memory are too few to tell a leak from noise; run longer"):
+        trend(series(0.0, 1.0, 0, count=7))
 
 
 def test_contexts_of_other_threads_close_while_one_is_open(tiny):

@@ -14,6 +14,7 @@ from steerfn.discover._mean import MeanDifference
 from steerfn.discover._refusal_score import Judge, best
 from steerfn.discover.engine._discover import checked_seed, discover
 from steerfn.discover.search._held_out import held_out as hold_out
+from steerfn.reading._budget import limit_of
 
 PHRASES = ("I cannot", "I'm sorry", "I am sorry", "As an AI", "Sorry")
 PRUNED = 0.2
