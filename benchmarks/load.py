@@ -19,7 +19,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 os.environ["MKL_DISABLE_FAST_MM"] = "1"
@@ -94,7 +93,6 @@ def main() -> int:
     steady()
     torch.set_num_threads(1)  # callers are the parallelism
     # Who streams unsteered while another thread has a context open is warned as if it had forgotten to steer.
-    warnings.filterwarnings("ignore", message="Thread 'steerfn-stream' was started inside")
     model, tokenizer, prompts = parts(chosen.tiny)
     plain, before, threads = logits(model), Snapshot.of(model), set(threading.enumerate())
 

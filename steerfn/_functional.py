@@ -97,13 +97,24 @@ def _check_names(root: nn.Module, params: Any) -> None:
             "params is a mapping of names to tensors, such as dict(model.named_parameters()), not a "
             f"{type(params).__name__}."
         )
-    known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
-    known.update(name for name, _ in root.named_buffers(remove_duplicate=False))
+    known: dict[str, Any] = dict(root.named_parameters(remove_duplicate=False))
+    known.update(root.named_buffers(remove_duplicate=False))
     unknown = [name for name in params if name not in known]
     if unknown:
         raise SteerError(
             f"params holds names that the model does not have: {unknown[:5]}; see model.named_parameters()."
         )
+    whole = [name for name, value in params.items() if _is_split(known[name]) and not _is_split(value)]
+    if whole:
+        raise SteerError(
+            f"params holds whole tensors where the model's are split over processes: {whole[:5]}; pass tensors that "
+            "are split alike, such as those of model.named_parameters()."
+        )
+
+
+def _is_split(value: Any) -> bool:
+    """Whether a tensor is a `DTensor`, of which each process of a tensor-parallel model holds a part."""
+    return hasattr(value, "device_mesh")
 
 
 def functional(model: Any) -> Functional:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerfn._errors import DataError
 from steerfn._sampling import ByRow
-from steerfn._steer import as_steering, steer
+from steerfn._steer import STREAM, as_steering, steer
 from steerfn._text import Text, as_texts, encode, input_device, pad_id, padded
 from steerfn.operators import Operator, rows
 
@@ -266,7 +266,7 @@ def _pieces(
         pieces.put((end,))
 
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="steerfn-stream", daemon=True)
+    thread = threading.Thread(target=context.run, args=(run,), name=STREAM, daemon=True)
     thread.start()
     try:
         while not isinstance(piece := pieces.get(), tuple):

@@ -18,6 +18,8 @@ from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at
 
 log = logging.getLogger("steerfn")
+STREAM = "steerfn-stream"
+"""The name of the threads in which `stream` generates."""
 
 
 class Steering:
@@ -126,9 +128,14 @@ class _Generate:
         self.host, self.method = host, method
         self.threads = {thread.ident for thread in threading.enumerate()}
 
+    def _began_inside(self) -> bool:
+        """Whether the calling thread was started after the context opened, and not by `stream`, which knows its own."""
+        thread = threading.current_thread()
+        return thread.ident not in self.threads and thread.name != STREAM
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not _forward.entries_of(self.host):
-            if kwargs.get("streamer") is not None and threading.get_ident() not in self.threads:
+            if kwargs.get("streamer") is not None and self._began_inside():
                 warnings.warn(
                     f"Thread {threading.current_thread().name!r} was started inside a steering context and generates "
                     "unsteered, since a context steers only the thread that opened it; use sf.stream(...), start the "

@@ -72,7 +72,7 @@ class Trend:
     error: float
 
     def leaks(self, block: float) -> bool:
-        """Whether memory grows by more than `SHARE` of a block's weights (`block` MiB) in a thousand calls, beyond noise."""
+        """Whether a thousand calls add more than `SHARE` of a block's weights (`block` MiB), beyond noise."""
         return self.per_thousand > SHARE * block and self.per_thousand > ERRORS * self.error
 
 

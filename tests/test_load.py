@@ -19,7 +19,6 @@ from steerfn import _forward
 
 CALLERS = 64
 # Who streams unsteered while another thread has a context open is warned as if it had forgotten to steer.
-pytestmark = pytest.mark.filterwarnings("ignore:Thread 'steerfn-stream' was started inside")
 
 
 @pytest.fixture

@@ -107,6 +107,15 @@ def split(folder, family):
     return AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=RANKS)).eval()
 
 
+def refusal(model, params):
+    """What the pure view says to whole tensors in place of split ones."""
+    try:
+        sf.functional(model)(sf.identity, token_ids(), params=params)
+    except sf.SteerError as error:
+        return str(error)
+    return "nothing"
+
+
 def work(folder, families):
     """What one rank does."""
     from transformers.utils import logging
@@ -120,7 +129,9 @@ def work(folder, families):
     for family in families:
         model = split(Path(folder, family), family)
         found = observe(model)
-        found["split"] = any(hasattr(p, "device_mesh") for p in model.parameters())
+        parts = {name: p for name, p in model.named_parameters() if hasattr(p, "device_mesh")}
+        found["split"] = bool(parts)
+        found["refused"] = refusal(model, {name: p.full_tensor() for name, p in parts.items()})
         torch.save(found, Path(folder, f"{family}.{dist.get_rank()}.pt"))
     dist.destroy_process_group()
 
@@ -163,7 +174,7 @@ def each(ranks, *names):
     """Family, name, what the ranks found, and what is expected, of every result whose name starts as asked."""
     for family, (found, expected) in ranks.items():
         asked = [name for name in expected if name.split(":")[0] in names]
-        assert asked and all(list(rank) == [*expected, "split"] and rank["split"] for rank in found)
+        assert asked and all(list(rank) == [*expected, "split", "refused"] and rank["split"] for rank in found)
         for name in asked:
             yield f"{family}, {name}", [rank[name] for rank in found], expected[name]
 
@@ -195,6 +206,12 @@ def test_generation_gives_the_tokens_of_one_process(ranks):
         assert steered and not any(torch.equal(expected[name], expected["tokens: unsteered"]) for name in steered), (
             family
         )
+
+
+def test_whole_tensors_in_place_of_split_ones_are_refused(ranks):
+    for found, _ in ranks.values():
+        for rank in found:
+            assert rank["refused"].startswith("params holds whole tensors where the model's are split over processes:")
 
 
 def test_removal_is_exact_on_every_rank(ranks):

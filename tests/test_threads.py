@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from families import build
 from snapshot import assert_same_bits, same_bits, unchanged
-from steering import token_ids, vector_at
+from steering import token_ids, vector, vector_at
 from transformers import TextIteratorStreamer
+from words import words
 
 import steerfn as sf
 
@@ -290,6 +291,26 @@ def test_threads_that_have_nothing_to_do_with_the_context_are_not_warned(tiny):
         tokens, caught = in_one_thread(lambda: generate(tiny, ids, 5))
     assert torch.equal(found[0], plain) and torch.equal(tokens, plain)
     assert not found[1] and not caught
+
+
+def test_a_stream_beside_another_threads_context_is_not_warned(tiny):
+    """`stream` generates in a thread of its own, which knows what it is to be steered by."""
+    plain = "".join(sf.stream(tiny, words(), "a b", max_new_tokens=3))
+    opened, done = threading.Event(), threading.Event()
+
+    def hold():
+        with sf.steer(tiny, vector(sf.resid_post[1])):
+            opened.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert opened.wait(30)
+        assert "".join(sf.stream(tiny, words(), "a b", max_new_tokens=3)) == plain
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_thread_that_copies_the_context_is_steered_until_it_closes(tiny):

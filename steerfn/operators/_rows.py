@@ -70,8 +70,8 @@ class _Group:
     bound: Any
     rows: Tensor
 
-    def __call__(self, hidden: Hidden, info: Info, batch: int) -> Hidden:
-        """Its rows, steered. `batch` counts the rows before they were copied for beams."""
+    def __call__(self, hidden: Hidden, info: Info, batch: int) -> Tensor:
+        """Its rows, steered, in their order. `batch` counts the rows before they were copied for beams."""
         if self.rows.shape[0] == batch:
             return self.bound(hidden, info)
         return self.bound(self._of(hidden, batch), self._narrowed(info, batch))
