@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerfn._continuation import continued
+from steerfn._dataframe import dataframe
 from steerfn._errors import DataError, ShapeError, SiteError
 from steerfn._fingerprint import check_match
 from steerfn._layout import Layout, layout, unwrapped
@@ -102,15 +103,11 @@ class Sensitivity:
         Raises:
             DataError: pandas is not installed.
         """
-        try:
-            import pandas  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise DataError("to_pandas needs pandas, which is not installed: pip install pandas.") from None
         rows = [
             {"site": site.name, "layer": site.block, "mean": mean, "standard_error": error}
             for site, mean, error in self.table
         ]
-        return pandas.DataFrame(rows).set_index("site")
+        return dataframe(rows).set_index("site")
 
     def __str__(self) -> str:
         strongest, wide = self.ranking()[0], max(len(site.name) for site in self.sites)

@@ -29,6 +29,7 @@ LAYERS = [
         "_sampling",
         "_stream",
         "_continuation",
+        "_dataframe",
         "scoring*",
         "sweeping*",
         "_sensitivity*",

@@ -6,6 +6,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from steerfn._dataframe import dataframe
 from steerfn._errors import DataError
 from steerfn._site import Site, resid_post
 from steerfn._struct import struct
@@ -99,15 +100,11 @@ class Profile:
         Raises:
             DataError: pandas is not installed.
         """
-        try:
-            import pandas  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise DataError("to_pandas needs pandas, which is not installed: pip install pandas.") from None
         rows = [
             {"site": site.name, "layer": site.block, **{name: getattr(each, name) for name in NUMBERS}}
             for site, each in self.table
         ]
-        return pandas.DataFrame(rows).set_index("site")
+        return dataframe(rows).set_index("site")
 
     def __str__(self) -> str:
         table = self.table

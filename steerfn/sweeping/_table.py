@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._dataframe import dataframe
 from steerfn._errors import DataError
 from steerfn._io_write import write_together
 from steerfn._text import Text
@@ -150,11 +151,7 @@ class Sweep:
         Raises:
             DataError: pandas is not installed.
         """
-        try:
-            import pandas  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise DataError("to_pandas needs pandas, which is not installed: pip install pandas.") from None
-        return pandas.DataFrame(self.records())
+        return dataframe(self.records())
 
     def to_json(self, path: Any = None) -> str:
         """The records as JSON, with what is needed to repeat the sweep; also into a file, where `path` names one."""
