@@ -1,6 +1,6 @@
 """What a sweep of scores costs: layers x strengths x multiple-choice items, against the loop that every library offers.
 
-    python benchmarks/sweep_scoring.py [--rounds 5] [--items 50] [--whole]
+    python benchmarks/sweep_scoring.py [--rounds 5] [--items 50] [--scopes after over] [--whole]
 
 SmolLM2-135M-Instruct, A/B questions (`caa/mmlu_ab.json`), 10 layers, 7 strengths. A rival's loop opens its steering for
 every configuration and runs all items in padded batches, at the fastest of three batch sizes, reading the logits at
@@ -63,15 +63,13 @@ def repeng(model, directions, layer, alpha, start):
     np.float_ = np.float64  # a name that numpy 2 has dropped
     from repeng import ControlModel, ControlVector
 
-    if not isinstance(getattr(model, "_control", None), ControlModel):
-        model._control = ControlModel(model, list(LAYERS))
-    control = model._control
-    v = ControlVector(model.config.model_type, {layer: directions[layer].numpy()})
-    control.set_control(v, alpha)
+    control = ControlModel(model, [layer])
+    control.set_control(ControlVector(model.config.model_type, {layer: directions[layer].numpy()}), alpha)
     try:
         yield
     finally:
         control.reset()
+        control.unwrap()
 
 
 def loop(model, tokenizer, texts, letters, steered, configs, batch):
@@ -151,7 +149,7 @@ def compare(title, target, model, tokenizer, prompts, directions, scope, after, 
     assert worst < 1e-2, "not the same work"
 
 
-def main(rounds, items, configs, whole):
+def main(rounds, items, configs, whole, scopes):
     import torch
     import transformers
 
@@ -166,8 +164,10 @@ def main(rounds, items, configs, whole):
     generator = torch.Generator().manual_seed(0)
     directions = {n: torch.randn(model.config.hidden_size, generator=generator) for n in LAYERS}
     common = (model, tokenizer, questions(items), directions)
-    compare("from the last prompt token on", 20, *common, sf.generated, True, rounds, configs, whole)
-    compare("over the whole prompt", 4, *common, None, False, rounds, configs, whole)
+    if "after" in scopes:
+        compare("from the last prompt token on", 20, *common, sf.generated, True, rounds, configs, whole)
+    if "over" in scopes:
+        compare("over the whole prompt", 4, *common, None, False, rounds, configs, whole)
 
 
 if __name__ == "__main__":
@@ -175,11 +175,12 @@ if __name__ == "__main__":
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--items", type=int, default=50)
     arguments.add_argument("--configs", type=int, default=3, help="configurations of a rival's loop timed in a round")
+    arguments.add_argument("--scopes", nargs="+", choices=["after", "over"], default=["after", "over"])
     arguments.add_argument("--whole", action="store_true", help="time a rival's loop over all 70")
     arguments.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if chosen.inside:
-        main(chosen.rounds, chosen.items, chosen.configs, chosen.whole)
+        main(chosen.rounds, chosen.items, chosen.configs, chosen.whole, chosen.scopes)
     else:
         from discovery import rivals
 

@@ -57,6 +57,7 @@ class Entry:
         on_error: "raise", or "baseline" to leave a failing site as it is, loudly.
         matter: of a pass that only reads, the flat places of the tokens that are read; None: all.
         trunk: of a pass that notes or repeats what the first blocks give, what stands around their forwards.
+        through: sites of blocks that take part besides (those of `trunk`, the last one for `matter`).
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class Entry:
         on_error: str = "raise",
         matter: Tensor | None = None,
         trunk: Any = None,
+        through: tuple[Site, ...] = (),
     ) -> None:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
-        self.matter, self.trunk = matter, trunk
+        self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
         self.fallbacks = 0
         self.selections = Selections()

@@ -224,7 +224,7 @@ class Substitutions:
         with self._lock:
             new: dict[tuple[int, str], Swap | Shadow] = {}
             try:
-                sites = (*entry.sites, *entry.read_sites, *(entry.trunk.sites if entry.trunk else ()))
+                sites = (*entry.sites, *entry.read_sites, *entry.through)
                 for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                     if path == "":  # the blocks are the model's own children, so the model is the gate
                         gate = functools.partial(around, module=root, makes=makes, host=self.host)

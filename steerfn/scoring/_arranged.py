@@ -46,21 +46,21 @@ class Arranged:
     owner: np.ndarray
     prompts: list[int]
 
+    @property
+    def matter(self) -> np.ndarray:
+        """The flat places of the tokens that predict something that is scored, ascending."""
+        return np.unique(self.asked[0] * self.ids.shape[1] + self.columns[self.asked[1]])
+
 
 def width(tree: Tree, first: int, count: int) -> int:
     """Columns of a row with `count` branches of a tree from its token `first` on."""
     return first + count * (len(tree.ids) - first)
 
 
-def arranged(rows: Sequence[tuple[Tree, int, int]], columns: int = 0) -> Arranged:
-    """A batch of rows, each a tree, the first token of its branches, and how many of them.
-
-    Args:
-        rows: the rows.
-        columns: columns at least (of a trunk that was noted).
-    """
+def arranged(rows: Sequence[tuple[Tree, int, int]]) -> Arranged:
+    """A batch of rows, each a tree, the first token of its branches, and how many of them."""
     prefix = max(first for _, first, _ in rows)
-    size = max(columns, *(prefix - first + width(tree, first, count) for tree, first, count in rows))
+    size = max(prefix - first + width(tree, first, count) for tree, first, count in rows)
     plain = all(first == 0 and count == 1 and tree.is_chain for tree, first, count in rows)
     shape = (len(rows), size)
     ids, depth, real = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)

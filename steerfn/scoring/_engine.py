@@ -12,6 +12,7 @@ Three ways, chosen for each operator and item by cost:
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
@@ -87,7 +88,9 @@ class Scorer:
         self.ops = [prepared(identity if op is None else op, self.root, self.at, strict=False) for op in ops]
         self.selections = Selections()
         steered = is_steered(self.root, self.at)
-        self.share = share and not steered and able(self.root, self.at, self.at.resolve((resid_post[-1],))).share
+        [self.last] = self.at.resolve((resid_post[-1],))
+        can = able(self.root, self.at, (self.last,))
+        self.share, self.tokenwise = (can.share, can.narrow) if share and not steered else (False, False)
         self.longest = window(getattr(self.root, "config", None))
         self.narrow = "logits_to_keep" in inspect.signature(self.root.forward).parameters
         self.device = input_device(self.root)
@@ -170,30 +173,27 @@ class Scorer:
     def _score_on_trunk(self, group: list[int], work: dict[int, list[Work]], trees: Any, found: Any) -> None:
         """Rows of their own, those with one trunk together, on its states where that is right."""
         layers = [layer for layer, some in work.items() if layer >= 0 and len(some) > len({i for i, _, _ in some}) / 2]
-        noted, columns = None, 0
+        noted = None
         used = sorted({i for some in work.values() for i, _, _ in some})
         if layers and sum(map(len, work.values())) > len(used):
-            noted, columns = self._note([(i, (), 0) for i in used], layers, trees)
+            noted = self._note(used, layers, trees)
         for layer, some in sorted(work.items()):
             good = noted is not None and layer in layers and repeats(self, layer)
-            self._score(some, trees, found, on=(noted, layer, used) if good else None, columns=columns if good else 0)
+            self._score(some, trees, found, on=(noted, layer, used) if good else None)
 
-    def _note(self, work: list[Work], layers: list[int], trees: Any) -> tuple[Noting | None, int]:
+    def _note(self, used: list[int], layers: list[int], trees: Any) -> Noting | None:
         noting = Noting(layers)
-        batch = arranged([(trees[i, -1], 0, 1) for i, _, _ in work])
-        self._pass(batch, identity, noting)
-        return (noting if noting.alone else None), batch.ids.shape[1]
+        self._pass(arranged([(trees[i, -1], 0, 1) for i in used]), identity, noting)
+        return noting if noting.alone else None
 
-    def _score(
-        self, work: Sequence[Work], trees: Any, found: Any, k: int = -1, on: Any = None, columns: int = 0
-    ) -> None:
+    def _score(self, work: Sequence[Work], trees: Any, found: Any, k: int = -1, on: Any = None) -> None:
         """Score rows in passes that fit the budget."""
         start, budget = 0, self.budget
         ordered = sorted(work, key=lambda w: -width(trees[w[0], k], w[2], len(w[1])))
         while start < len(ordered):
-            some = self._fitting(ordered[start:], trees, k, budget, columns)
+            some = self._fitting(ordered[start:], trees, k, budget)
             try:
-                self._score_pass(some, trees, found, k, on, columns)
+                self._score_pass(some, trees, found, k, on)
             except torch.OutOfMemoryError:
                 if len(some) == 1 or self.limit is not None:
                     raise
@@ -201,11 +201,11 @@ class Scorer:
                 continue
             start += len(some)
 
-    def _fitting(self, work: Sequence[Work], trees: Any, k: int, budget: int, columns: int) -> Sequence[Work]:
+    def _fitting(self, work: Sequence[Work], trees: Any, k: int, budget: int) -> Sequence[Work]:
         size = held = asked = 0
         for n, (i, ops, first) in enumerate(work):
             tree = trees[i, k]
-            size = max(size, columns, width(tree, first, len(ops)))
+            size = max(size, width(tree, first, len(ops)))
             held += len(ops)
             asked = max(asked, len(ops) * (sum(len(nodes) for nodes, _ in tree.asked) if self.narrow else size))
             full = held > self.limit if self.limit else (n + 1) * size > budget
@@ -213,13 +213,14 @@ class Scorer:
                 return work[:n]
         return work
 
-    def _score_pass(self, work: Sequence[Work], trees: Any, found: Any, k: int, on: Any, columns: int) -> None:
-        batch = arranged([(trees[i, k], first, len(ops)) for i, ops, first in work], columns)
+    def _score_pass(self, work: Sequence[Work], trees: Any, found: Any, k: int, on: Any) -> None:
+        batch = arranged([(trees[i, k], first, len(ops)) for i, ops, first in work])
         op = rows([self.ops[c] for _, ops, _ in work for c in ops])
         repeating = None
         if on is not None:
             noted, layer, used = on
-            repeating = Repeating(noted, layer, torch.tensor([used.index(i) for i, _, _ in work]))
+            which = torch.tensor([used.index(i) for i, _, _ in work])
+            repeating = Repeating(noted, layer, which, batch.ids.shape[1])
         sums = iter(self._log_probs(batch, self._pass(batch, op, repeating).logits))
         for i, ops, _ in work:
             for c in ops:
@@ -234,7 +235,13 @@ class Scorer:
         placed = Placed(op, index, batch.tokens)
         host = substitutions_of(self.root, self.at).host
         prompts = torch.tensor(batch.prompts)
-        entry = Entry(host, placed, lambda site: device_of(self.root, self.at, site), prompts, trunk=around)
+        matter, through = None, () if around is None else around.sites
+        below = all(site.block < self.last.block for site in (*op.sites, *op.reads))
+        if self.tokenwise and below and not isinstance(around, Noting):
+            # After its attention the last block works on the tokens that predict something alone.
+            matter, through = torch.from_numpy(batch.matter), (*through, self.last)
+        devices = functools.partial(device_of, self.root, self.at)
+        entry = Entry(host, placed, devices, prompts, matter=matter, trunk=around, through=through)
         entry.selections = self.selections
         return passed(self.model, self.root, self.at, entry, given)
 
@@ -272,7 +279,7 @@ def _same_repeated(scorer: Scorer, layer: int) -> bool:
         noting = Noting([layer])
         scorer._pass(batch, identity, noting)
         expected = scorer._pass(batch, identity, None).logits.float()
-        repeated = scorer._pass(batch, identity, Repeating(noting, layer, torch.tensor([1, 0]))).logits.float()
+        repeated = scorer._pass(batch, identity, Repeating(noting, layer, torch.tensor([1, 0]), 12)).logits.float()
         error = (repeated - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)
         return bool(error.max() < 2e-2)
     return False

@@ -46,9 +46,9 @@ class Noting:
 class Repeating:
     """Hands on a noted state in place of the blocks up to a layer."""
 
-    def __init__(self, noted: Noting, layer: int, rows: Tensor) -> None:
+    def __init__(self, noted: Noting, layer: int, rows: Tensor, columns: int) -> None:
         self.layer, self.bare = layer, noted.bare
-        self.state = noted.states[layer][rows.to(noted.states[layer].device)]
+        self.state = noted.states[layer][rows.to(noted.states[layer].device), :columns]
         self.sites = tuple(resid_post[i] for i in range(layer + 1))
 
     def __call__(self, layer: int, hidden: Tensor, run: Callable[[], Any]) -> Any:
