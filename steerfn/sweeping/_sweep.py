@@ -68,7 +68,7 @@ def sweep(
         continuations: a list of texts for every prompt, or one such list for each prompt.
         targets: the index of the continuation that counts, one for all prompts or one for each.
         metrics: functions that take a list of texts and give one number for each; a list, or a mapping of
-            names. Default: the number of words.
+            names. Each is tried on one text before anything runs. Default: the number of words.
         max_new_tokens: tokens to generate at most.
         seed: for sampling (`do_sample=True`): prompt `p` is sampled with `seed + p` under every configuration, so
             that configurations differ by their steering alone.
@@ -111,12 +111,13 @@ def sweep(
     with Partial(checkpoint, about) as partial:
         if continuations is None:
             named = metrics_of(metrics) or {"words": words}
+            measured(named, [["A text to try the metrics on."]])  # one that fails does so before anything has run
             todo = [(c, p) for c in range(len(distinct)) for p in range(len(texts)) if f"{c} {p}" not in partial.found]
             steps = generated(
                 model, tokenizer, texts, distinct, todo, limit=limit, max_new_tokens=max_new_tokens, seed=seed,
                 chat=chat, hf=hf,
             )  # fmt: skip
-            for part in _watched(steps, len(distinct) * len(texts), len(todo), len, "Generating", progress):
+            for part in _watched(steps, len(distinct) * len(texts), len(todo), len, "Generating", "text", progress):
                 partial.add({f"{c} {p}": text for (c, p), text in part.items()})
             rows = tuple(tuple(partial.found[f"{c} {p}"] for p in range(len(texts))) for c in which)
             return Sweep(tuple(configs), tuple(texts), measured(named, rows), texts=rows, about=about)
@@ -126,7 +127,9 @@ def sweep(
         scorer = Scorer(model, items_of(tokenizer, texts, continuations, chat), distinct, batch_size=batch_size)
         done = {int(p) for p in partial.found}
         steps = scorer.run(done)
-        for part in _watched(steps, len(texts), len(texts) - len(done), lambda f: len(f.items), "Scoring", progress):
+        for part in _watched(
+            steps, len(texts), len(texts) - len(done), lambda f: len(f.items), "Scoring", "prompt", progress
+        ):
             partial.add({str(p): rows.tolist() for p, rows in zip(part.items, part.log_probs, strict=True)})
         warn_of_empty(scorer.selections)
         log_probs = tuple(np.array(partial.found[str(p)])[which] for p in range(len(texts)))
@@ -149,10 +152,10 @@ def _distinct(ops: Sequence[Operator | None]) -> tuple[list[Operator | None], li
     return kept, which
 
 
-def _watched(steps: Any, total: int, left: int, size: Any, what: str, progress: bool) -> Any:
+def _watched(steps: Any, total: int, left: int, size: Any, what: str, unit: str, progress: bool) -> Any:
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=total - left, desc=what, unit="prompt", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, initial=total - left, desc=what, unit=unit, disable=not progress, leave=False) as bar:
         for part in steps:
             yield part
             bar.update(size(part))

@@ -70,7 +70,7 @@ def test_the_unsteered_model_is_run_once(tiny):
         assert np.array_equal(rows[plain[0]], rows[plain[1]]) and np.array_equal(rows[plain[0]], rows[plain[2]])
 
 
-def test_metrics_are_asked_once_for_all_texts(tiny):
+def test_metrics_are_tried_on_one_text_and_then_asked_once_for_all(tiny):
     asked = []
 
     def letters(texts):
@@ -78,8 +78,14 @@ def test_metrics_are_asked_once_for_all_texts(tiny):
         return [len(text) for text in texts]
 
     table = swept(tiny, vectors(tiny), metrics=[letters], max_new_tokens=3)
-    assert asked == [len(ALPHAS) * len(PROMPTS)] and table.metrics == ("letters",)
+    assert asked == [1, len(ALPHAS) * len(PROMPTS)] and table.metrics == ("letters",)
     assert table.values["letters"].tolist() == [[len(text) for text in row] for row in table.texts]
+
+
+def test_a_metric_that_fails_does_so_before_anything_is_generated(tiny):
+    tiny.model.embed_tokens.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(sf.DataError, match="The metric 'bad' must give one number for each text: could not convert"):
+        swept(tiny, vectors(tiny), metrics={"bad": lambda texts: ["good"] * len(texts)})
 
 
 def test_best_is_chosen_on_some_prompts_and_reported_on_the_others(tiny):
@@ -202,7 +208,7 @@ def test_samples_of_a_prompt_differ_by_their_steering_alone(tiny):
         ({"continuations": [" a"], "metrics": [len]}, "Metrics measure generated texts"),
         ({"metrics": [3]}, "A metric is a function of a list of texts"),
         ({"metrics": [lambda t: t, lambda t: t]}, "Two metrics are named '<lambda>'"),
-        ({"metrics": {"bad": lambda texts: [1.0]}, "max_new_tokens": 1}, "The metric 'bad' gave (1,) numbers for"),
+        ({"metrics": {"bad": lambda texts: [1.0, 2.0]}}, "The metric 'bad' gave (2,) numbers for 1 texts"),
         ({"batch_size": 0}, "batch_size is 'auto' or a number of rows from 1, not 0."),
         ({"operator": lambda v: v}, "operator is a function of a vector and a strength"),
     ],
