@@ -120,13 +120,18 @@ def test_the_same_prompts_never_choose_and_report(tiny):
     assert table.best(held_out=0.4).n in {(2, 1), (1, 2)}
 
 
-def test_as_pandas_json_and_text(tiny, tmp_path):
+def test_as_pandas(tiny):
+    pytest.importorskip("pandas")
     table = swept(tiny, vectors(tiny), sites=[0, 1], max_new_tokens=2)
     frame = table.to_pandas()
     assert len(frame) == len(table) * len(PROMPTS)
     assert frame.groupby(["sites", "alpha"]).words.mean().to_dict() == {
         (config.sites[0], config.alpha): value for config, value in table.mean().items()
     }
+
+
+def test_as_json_and_text(tiny, tmp_path):
+    table = swept(tiny, vectors(tiny), sites=[0, 1], max_new_tokens=2)
     document = json.loads(table.to_json(tmp_path / "table.json"))
     assert json.loads((tmp_path / "table.json").read_text()) == document
     assert document["about"]["model"] == sf.fingerprint(tiny)
