@@ -24,13 +24,13 @@ from pathlib import Path
 os.environ["MKL_DISABLE_FAST_MM"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the jobs are those of tests/test_load.py
 
-import torch  # noqa: E402
-from crowd import PROMPTS, Crowd, jobs, small  # noqa: E402
-from flatness import ERRORS, FEWEST, MIB, SHARE, Sample, Trend, resident, settle, steady, trend  # noqa: E402
-from snapshot import Snapshot, same_bits  # noqa: E402
-from words import words  # noqa: E402
+import torch  # noqa: E402 - MKL reads its environment when torch is imported
+from crowd import PROMPTS, Crowd, jobs, small  # noqa: E402 - lies in tests/, as the next three do
+from flatness import ERRORS, FEWEST, MIB, SHARE, Sample, Trend, resident, settle, steady, trend  # noqa: E402 - as above
+from snapshot import Snapshot, same_bits  # noqa: E402 - as above
+from words import words  # noqa: E402 - as above
 
-import steerfn as sf  # noqa: E402
+import steerfn as sf  # noqa: E402 - imports torch
 
 TEXTS = ["The weather in the mountains", "My best friend told me that", "Once upon a time", "The recipe needs two"]
 

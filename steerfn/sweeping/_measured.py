@@ -21,6 +21,11 @@ def metrics_of(metrics: Any) -> dict[str, Metric]:
     if isinstance(metrics, Mapping):
         named = [(str(name), each) for name, each in metrics.items()]
     else:
+        if isinstance(metrics, str) or not (callable(metrics) or isinstance(metrics, Sequence)):
+            raise DataError(
+                "metrics is a list of functions, each of a list of texts that gives one number for each, not "
+                f"{metrics!r:.80}."
+            )
         listed = [metrics] if callable(metrics) else list(metrics)
         named = [(getattr(each, "__name__", type(each).__name__), each) for each in listed]
     for name, each in named:

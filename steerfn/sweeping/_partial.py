@@ -32,6 +32,8 @@ class Partial:
         self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         self.found: dict[str, Any] = {}
         self.written = time.monotonic()
+        if self.path is not None and not self.path.parent.is_dir():
+            raise FileError(f"The checkpoint {self.path} cannot be written: there is no folder {self.path.parent}.")
         if self.path is not None and self.path.exists():
             self.found = self._read(self.path)
 

@@ -16,6 +16,7 @@ from steerfn._fingerprint import fingerprint
 from steerfn._layout import layout, unwrapped
 from steerfn._steer import prepared, warn_of_empty
 from steerfn._text import as_texts
+from steerfn.discover.engine._discover import checked_seed
 from steerfn.operators import Operator, Scope, add
 from steerfn.reading._budget import limit_of
 from steerfn.scoring import Scorer, items_of
@@ -106,6 +107,8 @@ def sweep(
         if op is not None:
             prepared(op, root, found, strict=False)
     limit = limit_of(batch_size, "rows")
+    if seed is not None:
+        checked_seed(seed)
     options = {"prompts": texts, "continuations": continuations, "scope": scope, "seed": seed, "chat": chat}
     about = _about(root, configs, distinct, options | {"max_new_tokens": max_new_tokens, "hf": hf})
     with Partial(checkpoint, about) as partial:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._dataframe import dataframe
-from steerfn._errors import DataError
+from steerfn._errors import DataError, FileError
 from steerfn._io_write import write_together
 from steerfn._text import Text
 from steerfn.discover.search._held_out import held_out as hold_out
@@ -159,7 +159,12 @@ class Sweep:
         document = {"about": dict(self.about), "continuations": continuations, "records": self.records()}
         text = json.dumps(_finite(document), indent=2, allow_nan=False)
         if path is not None:
-            write_together({Path(path): text.encode()})
+            try:
+                write_together({Path(path): text.encode()})
+            except OSError as error:
+                raise FileError(
+                    f"The table cannot be written to {path}: {error.strerror}; name another place."
+                ) from None
         return text
 
     def __str__(self) -> str:

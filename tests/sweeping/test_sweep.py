@@ -136,6 +136,8 @@ def test_as_json_and_text(tiny, tmp_path):
     assert json.loads((tmp_path / "table.json").read_text()) == document
     assert document["about"]["model"] == sf.fingerprint(tiny)
     assert [row["text"] for row in document["records"][:5]] == list(table.texts[0])
+    with pytest.raises(sf.FileError, match="cannot be written to .*nowhere.*: No such file or directory; name another"):
+        table.to_json(tmp_path / "nowhere" / "table.json")
     printed = str(table).splitlines()
     assert printed[0] == "6 configurations x 5 prompts"
     assert printed[2].split() == ["words", "-2", "0", "+3"]
@@ -211,6 +213,12 @@ def test_samples_of_a_prompt_differ_by_their_steering_alone(tiny):
         ({"continuations": [" a", " b"], "targets": 2}, "targets[0] is 2; it is the index of one of the 2"),
         ({"continuations": [" a", " b"], "targets": [0]}, "There are 5 prompts but 1 targets"),
         ({"continuations": [" a"], "metrics": [len]}, "Metrics measure generated texts"),
+        (
+            {"metrics": "bleu"},
+            "metrics is a list of functions, each of a list of texts that gives one number for each, n",
+        ),
+        ({"seed": "x"}, "seed is an int, not 'x' of type str."),
+        ({"checkpoint": "/nowhere/sweep.json"}, "/nowhere/sweep.json cannot be written: there is no folder /nowhere."),
         ({"metrics": [3]}, "A metric is a function of a list of texts"),
         ({"metrics": [lambda t: t, lambda t: t]}, "Two metrics are named '<lambda>'"),
         ({"metrics": {"bad": lambda texts: [1.0, 2.0]}}, "The metric 'bad' gave (2,) numbers for 1 texts"),
