@@ -122,8 +122,9 @@ class Selections:
         self._seen[id(scope)] = (scope, found)
 
     def empty(self) -> list[Any]:
-        """The scopes that were asked and never selected a token."""
-        return [scope for scope, found in self._seen.values() if not bool(found)]
+        """The scopes that were asked and never selected a token, nor did an equal one."""
+        full = [scope for scope, found in self._seen.values() if bool(found)]
+        return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
 
 
 class Generation:

@@ -31,9 +31,18 @@ class Steering:
         fallbacks: how often `on_error="baseline"` has left something unsteered.
     """
 
-    def __init__(self, model: Any, operator: Operator, on_error: str, prompt_length: Any, strict: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        operator: Operator,
+        on_error: str = "raise",
+        prompt_length: Any = None,
+        strict: bool = False,
+        selections: Selections | None = None,
+    ) -> None:
         self.model, self.operator, self.fallbacks = model, operator, 0
         self._on_error, self._prompt_length, self._strict = on_error, prompt_length, strict
+        self._selections = selections
         self._open: list[tuple[Substitutions, Entry] | None] = []
 
     def __enter__(self) -> "Steering":
@@ -58,6 +67,7 @@ class Steering:
         entry = Entry(
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
+        entry.selections = self._selections or entry.selections
         shadows: Shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
         shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
         substitutions.open(root, found, entry, shadows)

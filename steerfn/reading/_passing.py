@@ -15,7 +15,7 @@ class Enough(BaseException):
 
 
 def passed(model: Any, root: Any, at: Layout, entry: Entry, given: dict[str, Any]) -> Any:
-    """The output of a forward pass without a cache, or None where `Enough` has ended it.
+    """The output of a forward pass, without a cache unless one is given, or None where `Enough` has ended it.
 
     Args:
         model: what is called.
@@ -29,7 +29,7 @@ def passed(model: Any, root: Any, at: Layout, entry: Entry, given: dict[str, Any
     token = _forward.active.set((*_forward.active.get(), entry))
     try:
         with torch.no_grad():
-            return model(**given, use_cache=False)
+            return model(**{"use_cache": False, **given})
     except Enough:
         return None
     finally:

@@ -3,14 +3,17 @@
 Decoding waits for memory, so a batch of many rows takes little longer than one row does.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from steerfn._generate import generate
+from steerfn._steer import Steering
 from steerfn._text import Text, encode, input_device
-from steerfn.operators import Operator
+from steerfn.operators import Operator, rows
+from steerfn.sweeping._begun import begun
 
 ROWS = {"cpu": 64}
 """Rows of a batch at most, by device: beyond that the matrix products are full, and a batch waits for its longest."""
@@ -46,25 +49,48 @@ def generated(
         chat: as in `generate`.
         hf: anything else that `generate` takes.
     """
-    lengths = [len(ids) for ids in encode(tokenizer, prompts, chat)]
+    encoded = encode(tokenizer, prompts, chat)
+    lengths = [len(ids) for ids in encoded]
     # Prompts of one length share batches: padding is computed, and a prompt's operators differ least in what they do.
     order = sorted(todo, key=lambda pair: (-lengths[pair[1]], pair[1], pair[0]))
     start, most = 0, limit or rows_that_fit(model, max(lengths) + max_new_tokens)
     while start < len(order):
         some = order[start : start + most]
-        seeds = None if seed is None else [seed + p for _, p in some]
+        options = {
+            "seed": None if seed is None else [seed + p for _, p in some],
+            "chat": chat,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": len(some),
+        }
+        rows_of = [prompts[p] for _, p in some], [encoded[p] for _, p in some], [ops[c] for c, _ in some]
         try:
-            out = generate(
-                model, tokenizer, [prompts[p] for _, p in some], [ops[c] for c, _ in some], seed=seeds, chat=chat,
-                max_new_tokens=max_new_tokens, batch_size=len(some), **hf,
-            )  # fmt: skip
+            texts = _texts(model, tokenizer, *rows_of, options, hf)
         except torch.OutOfMemoryError:
             if most == 1 or limit is not None:
                 raise
             most //= 2
             continue
         start += len(some)
-        yield dict(zip(some, out.texts, strict=True))
+        yield dict(zip(some, texts, strict=True))
+
+
+def _texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Text],
+    encoded: Sequence[Sequence[int]],
+    ops: Sequence[Operator | None],
+    options: dict[str, Any],
+    hf: dict[str, Any],
+) -> Sequence[str]:
+    """The text of every row, steered by its own operator; prompts that rows have in common run once."""
+    distinct = list(dict.fromkeys(map(tuple, encoded)))
+    shared = begun(model, tokenizer, distinct, [distinct.index(tuple(ids)) for ids in encoded], ops, hf)
+    if shared is None:
+        return generate(model, tokenizer, prompts, ops, **options, **hf).texts
+    steered = any(op is not None for op in ops)
+    with Steering(model, rows(ops), selections=shared.selections) if steered else contextlib.nullcontext():
+        return generate(model, tokenizer, prompts, past_key_values=shared.cache, **options, **hf).texts
 
 
 def rows_that_fit(model: Any, length: int) -> int:
