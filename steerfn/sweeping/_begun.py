@@ -226,9 +226,10 @@ def _same_begun(scorer: Scorer) -> bool:
         which = [1, 0, 1]
         cache = beginning.run(which, [beginning.last] * 3, [identity] * 3)
         given = {"input_ids": ids[which], "attention_mask": mask[which], "pad_token_id": 0}
+        generate: Any = scorer.root.generate
         with torch.no_grad():
-            expected = scorer.root.generate(**given, **options).logits[0].float()
-            found = scorer.root.generate(**given, **options, past_key_values=cache).logits[0].float()
+            expected = generate(**given, **options).logits[0].float()
+            found = generate(**given, **options, past_key_values=cache).logits[0].float()
         error = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)
         return cache is not None and bool(error.max() < 2e-2)
     return False
