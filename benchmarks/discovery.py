@@ -1,6 +1,6 @@
 """What discovery costs against the libraries that people use for it, in one run, on the same model and texts.
 
-    python benchmarks/discovery.py [--rounds 5] [--cases 1 2 3 4]
+    python benchmarks/discovery.py [--rounds 5] [--cases 1 2 3 4] [--profile]
 
 Sets up a virtual environment of its own with the rivals (steering-vectors 0.12.2, repeng 0.4.0, transformers 4.57, which
 they need) and this checkout, and runs everything there. Each round runs every library once, in an order that turns;
@@ -169,6 +169,31 @@ def share_of_peak(model, tokenizer, pairs, rounds) -> None:
     )
 
 
+def profile(model, tokenizer, pairs) -> None:
+    """Where the time of discovery goes, and how much arithmetic it is against running both texts of each pair whole."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    import steerfn as sf
+
+    positive, negative = zip(*pairs, strict=True)
+    sf.mean_difference(model, tokenizer, positive[:8], negative[:8], LAYER, progress=False)
+    with profiled(activities=[ProfilerActivity.CPU]) as found:
+        sf.mean_difference(model, tokenizer, positive, negative, LAYER, progress=False)
+    total = sum(each.self_cpu_time_total for each in found.key_averages())
+    print(f"\nwhere the time goes, {len(pairs)} pairs, one layer ({total / 1e6:.2f} s):")
+    for each in sorted(found.key_averages(), key=lambda each: -each.self_cpu_time_total)[:5]:
+        print(f"  {each.key:<48} {each.self_cpu_time_total / total:5.1%}")
+    config = model.config
+    d, ff, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    texts = [tokenizer(text).input_ids for pair in pairs for text in pair]
+    distinct = len({tuple(ids[: i + 1]) for ids in texts for i in range(len(ids))})
+    block, mlp, head = 2 * (2 * d * d + 2 * d * kv + 3 * d * ff), 2 * 3 * d * ff, 2 * d * config.vocab_size
+    ours = distinct * (block * (LAYER + 1) - mlp)  # the MLP of the last block runs on the tokens that are read
+    whole = sum(map(len, texts)) * (block * config.num_hidden_layers + head)
+    print(f"  arithmetic: {ours / 1e12:.2f} TFLOP; {whole / 1e12:.2f} where all texts run whole, {whole / ours:.1f} x")
+
+
 MEMORY = """
 import pathlib, sys
 import steerfn as sf
@@ -200,7 +225,7 @@ def memory(counts=(64, 256, 1000)) -> None:
         print(f"  {count:>5} pairs: {more:+.0f} MiB (the process with the model: {before:.0f} MiB)", flush=True)
 
 
-def main(rounds: int, chosen_cases: list[int]) -> None:
+def main(rounds: int, chosen_cases: list[int], profiling: bool) -> None:
     import torch
     import transformers
 
@@ -219,6 +244,8 @@ def main(rounds: int, chosen_cases: list[int]) -> None:
         ("256 CAA pairs (sycophancy), one layer", 8, caa("sycophancy", 256), [LAYER]),
         ("256 CAA pairs (sycophancy), all layers", 3, caa("sycophancy", 256), every),
     ]
+    if profiling:
+        return profile(model, tokenizer, caa("sycophancy", 64))
     share_of_peak(model, tokenizer, caa("sycophancy", 64), rounds)
     memory()
     for title, target, pairs, layers in [cases[i - 1] for i in chosen_cases]:
@@ -231,13 +258,14 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--cases", type=int, nargs="*", default=list(range(1, 9)), help="which of the eight comparisons, 1 to 8"
     )
+    arguments.add_argument("--profile", action="store_true", help="show where the time goes, and compare nothing")
     arguments.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if not DATA.exists():
         sys.exit(f"The texts are read from {DATA}, which is not there.")
     if chosen.inside:
         os.environ["TQDM_DISABLE"] = "1"
-        main(chosen.rounds, chosen.cases)
+        main(chosen.rounds, chosen.cases, chosen.profile)
     else:
         command = [
             str(rivals()),
@@ -247,6 +275,7 @@ if __name__ == "__main__":
             str(chosen.rounds),
             "--cases",
             *map(str, chosen.cases),
+            *(["--profile"] if chosen.profile else []),
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         sys.exit(subprocess.run(command, env=environment).returncode)

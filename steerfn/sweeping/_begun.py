@@ -21,7 +21,6 @@ from torch import Tensor
 from steerfn._forward import Entry, Selections
 from steerfn._generate import ASSISTED
 from steerfn._site import resid_post
-from steerfn._steer import prepared
 from steerfn._substitute import device_of, substitutions_of, walk
 from steerfn._text import pad_id, padded
 from steerfn.operators import Operator, Tokens, identity, rows
@@ -131,7 +130,7 @@ class _Beginning:
         return _joined(shared, parts, len(which), self.last + 1)
 
     def _pass(self, chosen: Tensor, op: Operator, around: Any) -> Any:
-        """Run some prompts under an operator, and give what the cache then holds; None where it is an unusual one."""
+        """The cache after some prompts under an operator with resolved sites; None where it is an unusual one."""
         scorer = self.scorer
         cache = _empty_cache(scorer.root)
         if cache is None:
@@ -142,7 +141,6 @@ class _Beginning:
         if "position_ids" in inspect.signature(scorer.root.forward).parameters:
             given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
         host = substitutions_of(scorer.root, scorer.at).host
-        op = prepared(op, scorer.root, scorer.at, strict=False)
         devices = functools.partial(device_of, scorer.root, scorer.at)
         entry = Entry(host, op, devices, self.lengths[chosen], trunk=around, through=around.sites)
         entry.selections = scorer.selections
