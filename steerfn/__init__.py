@@ -46,6 +46,7 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
+from steerfn.engines import FORMATS as _formats  # which knows GGUF from here on
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator
 from steerfn.operators import Scope as Scope
@@ -79,6 +80,7 @@ from steerfn.operators import when as when
 if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn import datasets as datasets
     from steerfn import discover as discover
+    from steerfn import metrics as metrics
     from steerfn import plot as plot
     from steerfn._sensitivity import Sensitivity as Sensitivity
     from steerfn._sensitivity import sensitivity as sensitivity
@@ -105,11 +107,26 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.discover import refusal_direction as refusal_direction
     from steerfn.discover import spread as spread
     from steerfn.discover import torchrun as torchrun
+    from steerfn.engines._imports import from_pt as from_pt
+    from steerfn.engines._imports import from_repeng as from_repeng
+    from steerfn.engines._imports import from_steering_vectors as from_steering_vectors
+    from steerfn.engines._lm_eval import to_lm_eval as to_lm_eval
+    from steerfn.evaluate import protocols as protocols
+    from steerfn.evaluate._benchmark import benchmark as benchmark
+    from steerfn.evaluate._compare import compare as compare
+    from steerfn.evaluate._compare_vectors import compare_vectors as compare_vectors
+    from steerfn.evaluate._comparison import Comparison as Comparison
+    from steerfn.evaluate._outcome import Outcome as Outcome
+    from steerfn.evaluate._vector_comparison import VectorComparison as VectorComparison
     from steerfn.integrations._ray import ray_workers as ray_workers
+    from steerfn.reporting._report import Report as Report
+    from steerfn.reporting._report import report as report
     from steerfn.scoring._score import Scores as Scores
     from steerfn.scoring._score import score as score
     from steerfn.sweeping._sweep import sweep as sweep
     from steerfn.sweeping._table import Sweep as Sweep
+
+del _formats
 
 __getattr__, __dir__ = _later(
     globals(),
@@ -121,11 +138,22 @@ __getattr__, __dir__ = _later(
             "refusal_direction spread torchrun"
         ),
         "steerfn._sensitivity": "Sensitivity sensitivity",
+        "steerfn.engines._imports": "from_pt from_repeng from_steering_vectors",
+        "steerfn.engines._lm_eval": "to_lm_eval",
+        "steerfn.evaluate._benchmark": "benchmark",
+        "steerfn.evaluate._compare": "compare",
+        "steerfn.evaluate._compare_vectors": "compare_vectors",
+        "steerfn.evaluate._comparison": "Comparison",
+        "steerfn.evaluate._outcome": "Outcome",
+        "steerfn.evaluate._vector_comparison": "VectorComparison",
         "steerfn.integrations._ray": "ray_workers",
+        "steerfn.reporting._report": "Report report",
         "steerfn.scoring._score": "Scores score",
         "steerfn.sweeping._sweep": "sweep",
         "steerfn.sweeping._table": "Sweep",
         "steerfn.datasets": "",
+        "steerfn.evaluate.protocols": "",
+        "steerfn.metrics": "",
         "steerfn.plot": "",
     },
 )

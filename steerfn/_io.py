@@ -5,6 +5,7 @@ them. Whatever is wrong with a file, `load` gives one `FileError`; it executes n
 reads more than `MAX_BYTES`.
 """
 
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -38,15 +39,17 @@ FORMATS: dict[str, Format] = {
 """By suffix; an engine adds its own (`FORMATS[".gguf"] = Format(...)`)."""
 
 
-def save(vector: SteeringVector, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float = 1.0, overwrite: bool = True) -> Path:
     """Write a vector to a file, whole or not at all; the suffix picks the format.
 
-    `.safetensors` is one file; `.json` is readable text with its tensors in a `.pt` beside it. The
+    `.safetensors` is one file; `.json` is readable text with its tensors in a `.pt` beside it; `.gguf` is a control
+    vector of llama.cpp (block outputs from block 1 on, in float32). The
     file is read back from memory before anything is written, so what is written can be loaded.
 
     Args:
         vector: what to save, with its metadata.
         path: a name with a known suffix, in a folder that exists.
+        alpha: what the vector is multiplied by: for engines that have no strength of their own.
         overwrite: whether a vector already there may be replaced.
 
     Returns:
@@ -55,6 +58,7 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, overwrite: boo
     Raises:
         FileError: an unknown suffix, no such folder, a file in the way, or a disk that refuses.
         ShapeError: a vector whose directions are not finite.
+        SiteError: a site that the format cannot name.
 
     Example:
         >>> import tempfile, torch, steerfn as sf
@@ -67,6 +71,10 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, overwrite: boo
     path, form = _format(path)
     if not isinstance(vector, SteeringVector):
         raise FileError(f"sf.save writes a SteeringVector, not a {type(vector).__name__}; pass sf.save(vector, path).")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise FileError(f"alpha is a finite number, not {alpha!r:.80}.")
+    if alpha != 1:
+        vector = alpha * vector
     files: dict[Path, bytes] = {}
     try:
         # Through the constructor, because an algebra or a transform may have left anything at the leaves.
@@ -188,8 +196,6 @@ def _format(path: str | os.PathLike[str]) -> tuple[Path, Format]:
     suffix = path.suffix.lower()
     if suffix in FORMATS:
         return path, FORMATS[suffix]
-    if suffix == ".gguf":
-        raise FileError(f"'{path}' is GGUF, which arrives with the engines of steerfn; use .safetensors until then.")
     hint = (
         f"pass '{path.stem}.json', which names it"
         if suffix == ".pt"

@@ -38,9 +38,13 @@ LAYERS = [
         "_recipes*",
         "discover*",
         "datasets*",
+        "metrics*",
+        "_records",
+        "_about",
+        "_page",
     ),
-    ("evaluate*", "_compare*"),
-    ("cli*", "plot*", "engines*", "serve*", "integrations*", "_table*", "", "__main__"),
+    ("evaluate*",),
+    ("cli*", "plot*", "engines*", "serve*", "integrations*", "report*", "_table*", "", "__main__"),
 ]
 NAMES = {file: ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__") for file in FILES}
 NAMES = {file: name.removesuffix(".") for file, name in NAMES.items()}

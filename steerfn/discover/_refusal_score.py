@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,10 +107,8 @@ class Judge:
         return torch.cat(parts)
 
     def log_odds(self, logits: Tensor) -> float:
-        """The mean of `log p - log(1 - p)`, with `p` the probability of all first tokens of refusals together."""
-        tokens = torch.tensor(self.tokens)
-        others = logits.index_fill(-1, tokens, -torch.inf)
-        return float((logits[:, tokens].logsumexp(-1) - others.logsumexp(-1)).mean())
+        """The mean over prompts of the log-odds of all first tokens of refusals together."""
+        return float(log_odds(logits, self.tokens).mean())
 
     def scores(self, candidates: dict[tuple[Site, int], SteeringVector], progress: bool) -> list[Score]:
         """The scores of all candidates, in their order."""
@@ -131,6 +130,13 @@ class Judge:
                 )
             )
         return found
+
+
+def log_odds(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """`log p - log(1 - p)` of each row `[rows, vocabulary]`, with `p` the probability of some tokens together."""
+    chosen = torch.tensor(list(tokens), device=logits.device)
+    others = logits.index_fill(-1, chosen, -torch.inf)
+    return logits[:, chosen].logsumexp(-1) - others.logsumexp(-1)
 
 
 def stream(found: Layout) -> tuple[Site, ...]:

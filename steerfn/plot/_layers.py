@@ -5,19 +5,20 @@ from typing import Any
 
 from steerfn._errors import DataError, SteerError
 from steerfn.discover._profile import Profile
-from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, tidy
+from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, finished, legend, lines_of, tidy
 
 
-def layers(profile: Profile) -> Any:
+def layers(profile: Profile, *, width: float = 6.0) -> Any:
     """How well the two sides are told apart at every layer: held-out AUC above, Cohen's d below.
 
     One line for each kind of site, points for heads. Chance is dashed, the site with the best AUC ringed and named.
 
     Args:
         profile: from `layer_profile`.
+        width: of the figure, in inches.
 
     Returns:
-        A `matplotlib.figure.Figure` of 6 x 4 inches: `figure.savefig("layers.png")`, or .svg, .pdf.
+        A `matplotlib.figure.Figure`, 4 inches high: `figure.savefig("layers.png")`, or .svg, .pdf.
 
     Raises:
         SteerError: not a profile, or matplotlib is not installed.
@@ -39,7 +40,7 @@ def layers(profile: Profile) -> Any:
             "This profile has no held-out AUC, because there were too few texts to cross-validate; pass more texts to "
             "layer_profile, at least two a side."
         )
-    made = figure()
+    made = figure(width)
     upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     kinds: dict[str, list[Any]] = collections.defaultdict(list)
     for site, each in table:
@@ -64,14 +65,11 @@ def layers(profile: Profile) -> Any:
     upper.set_ylim(max(min(known) - margin, -0.03), min(max(known) + margin, 1.03))
     (positive, negative), folds = table[0][1].n, max(each.folds for _, each in table)
     method = str(profile.vectors.metadata.get("method", "direction")).replace("_", " ")
-    upper.set_title(
-        f"{method}: {positive} positive, {negative} negative texts, {folds} folds", fontsize=9, loc="left", pad=10
-    )
+    title = lines_of(f"{method}: {positive} positive, {negative} negative texts, {folds} folds", width - 0.9)
+    upper.set_title("\n".join(title), fontsize=9, loc="left", pad=10)
     upper.set_ylabel("Held-out AUC\n(dashed: chance)", fontsize=9)
     lower.set_ylabel("Cohen's d\n(pooled SD)", fontsize=9)
     lower.set_xlabel("Layer (block index, from 0)", fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    # Below the axes, where no line runs through it.
-    handles, labels = upper.get_legend_handles_labels()
-    made.legend(handles, labels, frameon=False, fontsize=8, ncols=min(len(labels), 4), loc="outside lower center")
-    return made
+    legend(made, *upper.get_legend_handles_labels())
+    return finished(made)

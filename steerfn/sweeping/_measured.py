@@ -1,67 +1,79 @@
 """The numbers of a sweep: what metrics make of texts, and what is made of log-probabilities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from steerfn._errors import DataError
+from steerfn._text import Text
+from steerfn.metrics._metric import Metric, Setting, as_metrics, measure
+from steerfn.operators import Operator
 
-Metric = Callable[[Sequence[str]], Sequence[float]]
-"""Texts in, one number for each out."""
+DEFAULT = "length"
+"""The metric of a sweep that names none."""
+ALONE = {"prompts", "references"}
+"""What a metric may need beside the texts and still be tried before anything has run."""
 
 
-def metrics_of(metrics: Any) -> dict[str, Metric]:
-    """Metrics by name.
+def tried(metrics: Any, unsteered: bool) -> dict[str, Metric]:
+    """The metrics of a sweep by name, each tried on one text where it needs no model: it fails before anything has run.
+
+    Args:
+        metrics: names, functions and `Metric`s, as `as_metrics` takes them; none at all is the length.
+        unsteered: whether the unsteered model is in the sweep, whose texts are the references.
 
     Raises:
-        DataError: something that is no function, or two of one name.
+        DataError: a metric that is not known, that fails, or that needs references where there are none.
+        SteerError: an optional package that is not installed.
     """
-    named: list[tuple[str, Any]]
-    if isinstance(metrics, Mapping):
-        named = [(str(name), each) for name, each in metrics.items()]
-    else:
-        if isinstance(metrics, str) or not (callable(metrics) or isinstance(metrics, Sequence)):
-            raise DataError(
-                "metrics is a list of functions, each of a list of texts that gives one number for each, not "
-                f"{metrics!r:.80}."
-            )
-        listed = [metrics] if callable(metrics) else list(metrics)
-        named = [(getattr(each, "__name__", type(each).__name__), each) for each in listed]
-    for name, each in named:
-        if not callable(each):
-            raise DataError(
-                f"A metric is a function of a list of texts that gives one number for each, not {each!r:.80}."
-            )
-        if [n for n, _ in named].count(name) > 1:
-            raise DataError(f"Two metrics are named {name!r}; pass a mapping of names to functions.")
-    return dict(named)
+    found = as_metrics(metrics) or as_metrics(DEFAULT)
+    if not unsteered and (lost := [name for name, each in found.items() if "references" in each.needs]):
+        raise DataError(
+            f"The metric {lost[0]!r} compares with the unsteered model's texts, which are not in this sweep: add 0 to "
+            "alphas (with operator=sf.add), or leave the metric out."
+        )
+    text = "A text to try the metrics on."
+    setting = Setting(prompts=[text], references=[text])
+    measure({name: each for name, each in found.items() if set(each.needs) <= ALONE}, [text], setting)
+    return found
 
 
-def measured(metrics: Mapping[str, Metric], texts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+def measured(
+    metrics: Mapping[str, Metric],
+    texts: Sequence[Sequence[str]],
+    prompts: Sequence[Text],
+    ops: Sequence[Operator | None],
+    *,
+    model: Any,
+    tokenizer: Any,
+    chat: bool | None,
+) -> dict[str, np.ndarray]:
     """Every metric of every text, `[configs, prompts]`, each asked once for all texts.
+
+    Args:
+        metrics: by name.
+        texts: `[configs, prompts]`.
+        prompts: the prompts.
+        ops: the operator of each configuration, None for the unsteered model; the first such is what texts are
+            compared with.
+        model: the model.
+        tokenizer: its tokenizer.
+        chat: as in `generate`.
 
     Raises:
         DataError: a metric that does not give one number for each text.
     """
-    flat = [text for row in texts for text in row]
-    found = {}
-    for name, metric in metrics.items():
-        try:
-            numbers = np.array(list(metric(flat)), dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"The metric {name!r} must give one number for each text: {error}.") from error
-        if numbers.shape != (len(flat),):
-            raise DataError(
-                f"The metric {name!r} gave {numbers.shape} numbers for {len(flat)} texts; it must give one each."
-            )
-        found[name] = numbers.reshape(len(texts), -1)
-    return found
-
-
-def words(texts: Sequence[str]) -> list[float]:
-    """The metric of a sweep that names none: how many words a text has."""
-    return [float(len(text.split())) for text in texts]
+    setting = Setting(
+        prompts=[*prompts] * len(texts),
+        references=[*texts[ops.index(None)]] * len(texts) if None in ops else None,
+        ops=[op for op in ops for _ in prompts],
+        model=model,
+        tokenizer=tokenizer,
+        chat=chat,
+    )
+    found = measure(metrics, [text for row in texts for text in row], setting)
+    return {name: numbers.reshape(len(texts), -1) for name, numbers in found.items()}
 
 
 def targets_of(targets: Any, counts: Sequence[int]) -> list[int]:

@@ -1,29 +1,24 @@
 """`sweep`: many strengths, vectors and sites on the same prompts, at little more than the price of one."""
 
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 
+from steerfn._about import about_of
 from steerfn._errors import DataError
-from steerfn._fingerprint import fingerprint
 from steerfn._layout import layout, unwrapped
 from steerfn._steer import prepared, warn_of_empty
 from steerfn._text import as_texts
 from steerfn.discover.engine._discover import checked_seed
+from steerfn.metrics._metric import as_metrics
 from steerfn.operators import Operator, Scope, add
 from steerfn.reading._budget import limit_of
 from steerfn.scoring import Scorer, items_of
 from steerfn.scoring._item import by_prompt
-from steerfn.sweeping._configs import Config, Make, configs_of
+from steerfn.sweeping._configs import Make, configs_of
 from steerfn.sweeping._generated import generated
-from steerfn.sweeping._measured import measured, metrics_of, scored, targets_of, words
+from steerfn.sweeping._measured import measured, scored, targets_of, tried
 from steerfn.sweeping._partial import Partial
 from steerfn.sweeping._table import Sweep
 
@@ -68,8 +63,10 @@ def sweep(
         operator: how a vector and a strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
         continuations: a list of texts for every prompt, or one such list for each prompt.
         targets: the index of the continuation that counts, one for all prompts or one for each.
-        metrics: functions that take a list of texts and give one number for each; a list, or a mapping of
-            names. Each is tried on one text before anything runs. Default: the number of words.
+        metrics: names such as "sentiment" or "bleu" (see `sf.metrics`), functions that take a list of texts and give
+            one number for each, or `Metric`s: one, a list, or a mapping of names to them. Those that want references
+            compare with the unsteered model's texts, so they need alpha 0. What needs no model is tried on one text
+            before anything runs. Default: the number of words.
         max_new_tokens: tokens to generate at most.
         seed: for sampling (`do_sample=True`): prompt `p` is sampled with `seed + p` under every configuration, so
             that configurations differ by their steering alone.
@@ -84,7 +81,8 @@ def sweep(
         `share`, `accuracy`, `log_prob` and `mass` (see `Sweep.values`).
 
     Raises:
-        DataError: nothing to sweep over, empty prompts, counts that do not match, a metric that fails.
+        DataError: nothing to sweep over, empty prompts, counts that do not match, a metric that fails or lacks what
+            it compares with.
         SiteError: a site that the model or a vector lacks.
         FileError: a checkpoint of another sweep.
 
@@ -110,11 +108,11 @@ def sweep(
     if seed is not None:
         checked_seed(seed)
     options = {"prompts": texts, "continuations": continuations, "scope": scope, "seed": seed, "chat": chat}
-    about = _about(root, configs, distinct, options | {"max_new_tokens": max_new_tokens, "hf": hf})
+    options |= {"configs": [[config.vector, list(config.sites), config.alpha] for config in configs]}
+    about = about_of(root, distinct, options | {"max_new_tokens": max_new_tokens, "hf": hf})
     with Partial(checkpoint, about) as partial:
         if continuations is None:
-            named = metrics_of(metrics) or {"words": words}
-            measured(named, [["A text to try the metrics on."]])  # one that fails does so before anything has run
+            named = tried(metrics, None in distinct)
             todo = [(c, p) for c in range(len(distinct)) for p in range(len(texts)) if f"{c} {p}" not in partial.found]
             steps = generated(
                 model, tokenizer, texts, distinct, todo, limit=limit, max_new_tokens=max_new_tokens, seed=seed,
@@ -123,7 +121,9 @@ def sweep(
             for part in _watched(steps, len(distinct) * len(texts), len(todo), len, "Generating", "text", progress):
                 partial.add({f"{c} {p}": text for (c, p), text in part.items()})
             rows = tuple(tuple(partial.found[f"{c} {p}"] for p in range(len(texts))) for c in which)
-            return Sweep(tuple(configs), tuple(texts), measured(named, rows), texts=rows, about=about)
+            steered = [distinct[c] for c in which]
+            values = measured(named, rows, texts, steered, model=model, tokenizer=tokenizer, chat=chat)
+            return Sweep(tuple(configs), tuple(texts), values, texts=rows, about=about)
         _refuse_generation(metrics, hf)
         choices = by_prompt(continuations, len(texts))
         wanted = targets_of(targets, [len(each) for each in choices])
@@ -168,23 +168,5 @@ def _refuse_generation(metrics: Any, hf: dict[str, Any]) -> None:
     """Options of generation do nothing where continuations are scored."""
     if hf:
         raise TypeError(f"sweep has no option {', '.join(map(repr, hf))} where continuations are scored.")
-    if metrics_of(metrics):
+    if as_metrics(metrics):
         raise DataError("Metrics measure generated texts; with continuations leave them out, or leave those out.")
-
-
-def _about(root: Any, configs: Sequence[Config], ops: Sequence[Operator | None], options: dict[str, Any]) -> Any:
-    """What determines a sweep, as JSON values: the model, the operators to the bit, and the options."""
-    digest = hashlib.sha256()
-    for op in ops:
-        leaves, structure = pytree.tree_flatten(op)
-        digest.update(str(structure).encode())
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                digest.update(leaf.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
-    return {
-        "model": fingerprint(root),
-        "versions": {name: importlib.metadata.version(name) for name in ("steerfn", "torch", "transformers")},
-        "operators_sha256": digest.hexdigest(),
-        "configs": [[config.vector, list(config.sites), config.alpha] for config in configs],
-        **json.loads(json.dumps(options, default=str)),
-    }

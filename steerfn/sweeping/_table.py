@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from steerfn._dataframe import dataframe
-from steerfn._errors import DataError, FileError
-from steerfn._io_write import write_together
+from steerfn._errors import DataError
+from steerfn._records import as_json, write_text
 from steerfn._text import Text
 from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.sweeping._configs import Config
@@ -157,14 +156,9 @@ class Sweep:
         """The records as JSON, with what is needed to repeat the sweep; also into a file, where `path` names one."""
         continuations = None if self.continuations is None else list(map(list, self.continuations))
         document = {"about": dict(self.about), "continuations": continuations, "records": self.records()}
-        text = json.dumps(_finite(document), indent=2, allow_nan=False)
+        text = as_json(document)
         if path is not None:
-            try:
-                write_together({Path(path): text.encode()})
-            except OSError as error:
-                raise FileError(
-                    f"The table cannot be written to {path}: {error.strerror}; name another place."
-                ) from None
+            write_text(path, text, "The table")
         return text
 
     def __str__(self) -> str:
@@ -187,12 +181,3 @@ class Sweep:
 
     def __repr__(self) -> str:
         return f"Sweep({len(self.configs)} configurations, {len(self.prompts)} prompts, metrics {list(self.metrics)})"
-
-
-def _finite(value: Any) -> Any:
-    """The same document with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

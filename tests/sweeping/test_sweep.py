@@ -125,7 +125,7 @@ def test_as_pandas(tiny):
     table = swept(tiny, vectors(tiny), sites=[0, 1], max_new_tokens=2)
     frame = table.to_pandas()
     assert len(frame) == len(table) * len(PROMPTS)
-    assert frame.groupby(["sites", "alpha"]).words.mean().to_dict() == {
+    assert frame.groupby(["sites", "alpha"])["length"].mean().to_dict() == {
         (config.sites[0], config.alpha): value for config, value in table.mean().items()
     }
 
@@ -140,7 +140,7 @@ def test_as_json_and_text(tiny, tmp_path):
         table.to_json(tmp_path / "nowhere" / "table.json")
     printed = str(table).splitlines()
     assert printed[0] == "6 configurations x 5 prompts"
-    assert printed[2].split() == ["words", "-2", "0", "+3"]
+    assert printed[2].split() == ["length", "-2", "0", "+3"]
     assert printed[3].split()[:2] == ["v", "resid_post[0]"]
     assert [float(cell) for cell in printed[3].split()[2:]] == pytest.approx(list(table.mean().values())[:3], rel=1e-3)
 
@@ -213,13 +213,11 @@ def test_samples_of_a_prompt_differ_by_their_steering_alone(tiny):
         ({"continuations": [" a", " b"], "targets": 2}, "targets[0] is 2; it is the index of one of the 2"),
         ({"continuations": [" a", " b"], "targets": [0]}, "There are 5 prompts but 1 targets"),
         ({"continuations": [" a"], "metrics": [len]}, "Metrics measure generated texts"),
-        (
-            {"metrics": "bleu"},
-            "metrics is a list of functions, each of a list of texts that gives one number for each, n",
-        ),
+        ({"metrics": "blue"}, "There is no metric 'blue'; did you mean 'bleu'?"),
+        ({"metrics": 3}, "metrics is a list of names or functions, not 3."),
         ({"seed": "x"}, "seed is an int, not 'x' of type str."),
         ({"checkpoint": "/nowhere/sweep.json"}, "/nowhere/sweep.json cannot be written: there is no folder /nowhere."),
-        ({"metrics": [3]}, "A metric is a function of a list of texts"),
+        ({"metrics": [3]}, "A metric is a name or a function of a list of texts"),
         ({"metrics": [lambda t: t, lambda t: t]}, "Two metrics are named '<lambda>'"),
         ({"metrics": {"bad": lambda texts: [1.0, 2.0]}}, "The metric 'bad' gave (2,) numbers for 1 texts"),
         ({"batch_size": 0}, "batch_size is 'auto' or a number of rows from 1, not 0."),

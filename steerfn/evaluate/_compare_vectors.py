@@ -1,0 +1,170 @@
+"""`compare_vectors`: several vectors on the same prompts, with the controls that a claim needs."""
+
+from typing import Any
+
+from steerfn._about import about_of
+from steerfn._io_document import compose, tensors_of
+from steerfn._layout import layout, unwrapped
+from steerfn._steer import prepared
+from steerfn._text import as_texts
+from steerfn._vector import SteeringVector
+from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
+from steerfn.evaluate._conditions import conditions_of, named_vectors, strengths_of
+from steerfn.evaluate._pairs import analyse, mean_of, planned
+from steerfn.evaluate._seeds import checked_seeds
+from steerfn.evaluate._statistics import RESAMPLES, by_prompt, checked_options
+from steerfn.evaluate._vector_comparison import VectorComparison
+from steerfn.metrics._metric import Metric
+from steerfn.operators import Scope, add
+from steerfn.reading._budget import limit_of
+from steerfn.sweeping._configs import Make
+from steerfn.sweeping._partial import Partial
+
+
+def compare_vectors(
+    model: Any,
+    tokenizer: Any,
+    vectors: Any,
+    prompts: Any,
+    metrics: Any,
+    *,
+    alpha: Any = 1.0,
+    scope: Scope | None = None,
+    operator: Make = add,
+    controls: int = 1,
+    references: Any = None,
+    seeds: Any = (0,),
+    max_new_tokens: int = 40,
+    chat: bool | None = None,
+    batch_size: int | str = "auto",
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    checkpoint: Any = None,
+    progress: bool = True,
+    **hf: Any,
+) -> VectorComparison:
+    """Compare vectors with each other, with the unsteered model, and with random vectors of the same length.
+
+    Every condition generates from the same prompts with the same random numbers, as rows of common batches. Each
+    metric gives a number for every text; the numbers of a prompt (its seeds, its draws of a random vector) are
+    averaged, since prompts are the independent units. For every metric each vector is compared with the unsteered
+    model, with its random vectors, and with every other vector: the mean paired difference with a bootstrap interval
+    (`estimate`), a sign-flip test (`paired`), the effect size `d_z`, and p-values corrected by Holm's method over
+    *all* of these comparisons. Differences are in percent of the control's mean where the metric is nowhere negative
+    and that mean is more than three standard errors above 0, else in the metric's unit.
+
+    A difference counts as shown only if the corrected p-value is below `1 - level`, the interval excludes 0, and there
+    are prompts and sign flips enough that the test could have come out so at all.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        vectors: the vectors by name; a single one is named "v".
+        prompts: a text, a conversation, or a list of either. The same prompt twice is one unit.
+        metrics: names, functions or `Metric`s; those that compare with references compare with the unsteered text of
+            the same prompt and seed (and have no unsteered value then), unless `references` are given.
+        alpha: the strength of all, or one for each name.
+        scope: the tokens to steer, as in `at`; default all.
+        operator: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
+        controls: random vectors for each vector, at least one: same sites, norms, strength, scope and operator.
+        references: for each prompt the text that metrics such as bleu compare with.
+        seeds: of generation; several need sampling (`do_sample=True`): each gives every prompt one text. Prompt `p` is
+            sampled with `seed * 1000003 + p`.
+        max_new_tokens: tokens of a text at most.
+        chat: as in `generate`.
+        batch_size: rows at once; "auto" fits them to memory.
+        level: of the intervals; `1 - level` is the rate of false claims allowed over all comparisons.
+        resamples: of every interval and test.
+        seed: of the random vectors, resamples and sign flips.
+        checkpoint: a file that keeps the texts while this runs; the same call goes on from it.
+        progress: show a bar.
+        hf: anything else that transformers' `generate` takes.
+
+    Returns:
+        A `VectorComparison`: `.summary()`, `.pairs`, `.means`, `.to_json()`, `.to_markdown()`, `.to_html()`, ...
+
+    Raises:
+        DataError: no vectors, prompts or metrics, names that are taken, counts that do not match, several seeds
+            without sampling, a metric that fails.
+        SiteError: a site that the model lacks.
+        FileError: a checkpoint of something else.
+        SteerError: scipy is not installed.
+
+    Source: random controls as in Turner et al. 2023 and Arditi et al. 2024; the statistics are those of `estimate`,
+    `paired` and `holm`.
+
+    Example:
+        >>> import steerfn as sf
+        >>> found = sf.compare_vectors(
+        ...     model, tokenizer, {"v1": v1, "v2": v2}, prompts, ["toxicity", "helpfulness"], alpha=2.0
+        ... )  # doctest: +SKIP
+        >>> print(found.summary())  # doctest: +SKIP
+        v2 lowers toxicity by 12 % against v1 (95 % CI 5-19 %, p = 0.003, n = 200, Holm).
+    """
+    asked, named = as_texts(prompts, "prompts"), named_vectors(vectors)
+    strengths, measures = strengths_of(alpha, named), tried(metrics)
+    checked_options(level, seed, resamples)
+    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, model, hf)
+    limit, root = limit_of(batch_size, "rows"), unwrapped(model)
+    found = layout(root)
+    conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, controls=controls, seed=seed)
+    ops = [op for condition in conditions for op in condition.ops]
+    for op in ops:  # what does not fit the model is known before anything runs
+        if op is not None:
+            prepared(op, root, found, strict=False)
+    options = {
+        "vectors": {name: _identified(vector) for name, vector in named.items()},
+        "alpha": strengths,
+        "operator": _called(operator),
+        "scope": scope,
+        "controls": controls,
+        "seed": seed,
+        "prompts": asked,
+        "seeds": drawn,
+        "max_new_tokens": max_new_tokens,
+        "chat": chat,
+        "hf": hf,
+    }
+    about = about_of(root, ops, options)
+    with Partial(checkpoint, about) as partial:
+        texts = texts_of(
+            model, tokenizer, asked, conditions, drawn, partial, limit=limit, max_new_tokens=max_new_tokens,
+            chat=chat, progress=progress, hf=hf,
+        )  # fmt: skip
+        values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
+    # A prompt is one unit, however many seeds, draws and copies of it there are.
+    units = {
+        metric: {name: by_prompt(each, asked * (len(each) // len(asked))) for name, each in of.items()}
+        for metric, of in values.items()
+    }
+    how = {"level": level, "seed": seed, "resamples": resamples}
+    return VectorComparison(
+        prompts=tuple(asked),
+        seeds=drawn,
+        vectors=tuple(named),
+        texts=texts,
+        values=values,
+        means={metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in units.items()},
+        pairs=analyse(units, planned(list(named)), **how),
+        metrics=measures,
+        about=about | how | {"references": given, "metrics": {name: _told(each) for name, each in measures.items()}},
+    )
+
+
+def _identified(vector: SteeringVector) -> dict[str, Any]:
+    """Which vector it was: the hash that its file would carry, and what it says of itself."""
+    return {
+        "sha256": compose(vector, tensors_of(vector))["sha256"],
+        "sites": [site.name for site in vector.sites],
+        "method": vector.metadata.get("method"),
+    }
+
+
+def _called(operator: Any) -> str:
+    # Not its repr, which may hold an address: the same call would be another run in every process.
+    return f"{getattr(operator, '__module__', '')}.{getattr(operator, '__qualname__', type(operator).__name__)}"
+
+
+def _told(metric: Metric) -> dict[str, Any]:
+    return {"unit": metric.unit, "better": metric.better, "about": metric.about}

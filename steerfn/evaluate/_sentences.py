@@ -1,0 +1,107 @@
+"""What was found, in sentences that claim no more than was shown."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from steerfn.evaluate._pairs import Pair
+from steerfn.evaluate._shown import percent, shown, shown_p
+
+RANDOM = "a random vector of the same length"
+BARE = ("share", "probability")
+"""What a table calls numbers that have no unit: behind one it would read as if it were."""
+
+
+def sentences(pairs: Sequence[Pair], units: Mapping[str, str]) -> list[str]:
+    """A sentence for every metric and comparison; what was found against random vectors goes with what it qualifies.
+
+    Args:
+        pairs: the comparisons.
+        units: the unit of each metric's numbers.
+    """
+    found = []
+    random = {(pair.metric, pair.treatment): pair for pair in pairs if pair.against == "random"}
+    plain = {(pair.metric, pair.treatment): pair for pair in pairs if pair.against == "unsteered"}
+    for pair in pairs:
+        key = pair.metric, pair.treatment
+        if pair.against == "unsteered" and pair.significant and key in random:
+            found.append(f"{sentence(pair, units)[:-1]}, {_beside(pair, random[key], units)}.")
+        elif pair.against != "random" or key not in plain or (pair.significant and not plain[key].significant):
+            found.append(sentence(pair, units))
+    return found
+
+
+def sentence(pair: Pair, units: Mapping[str, str]) -> str:
+    """One comparison, in a sentence."""
+    control = _named(pair)
+    between = f"{control} and {pair.treatment}" if pair.against == "vector" else f"{pair.treatment} and {control}"
+    what, over = f"{pair.metric} between {between}", f"Holm over {_counted(pair.family, 'comparison')}"
+    if pair.n < 2:
+        return (
+            f"Nothing can be said of {what}: {pair.n} of {_counted(pair.n + pair.left_out, 'prompt')} "
+            f"{'has a number' if pair.n == 1 else 'have numbers'} under both."
+        )
+    if pair.n < pair.needed:
+        return f"n = {pair.n} prompts cannot carry a difference in {what} ({over}); use at least {pair.needed}."
+    if not pair.carried:
+        enough = math.ceil(pair.family / pair.alpha)
+        return (
+            f"{pair.resamples} sign flips cannot carry a difference in {what} ({over}); use at least "
+            f"resamples={enough}."
+        )
+    if not pair.significant:
+        it = control if pair.against == "vector" else "it"
+        return f"No difference in {what} could be shown ({pair.treatment} against {it}: {_numbers(pair, units)})."
+    verb = "raises" if pair.difference.estimate.mean > 0 else "lowers"
+    amount, ends = _size(pair, units)
+    return f"{pair.treatment} {verb} {pair.metric} by {amount} against {control} ({_tested(pair, ends)})."
+
+
+def _beside(pair: Pair, random: Pair, units: Mapping[str, str]) -> str:
+    """What the comparison with random vectors makes of a difference to the unsteered model."""
+    if random.n < 2:
+        return f"but {RANDOM} could not be compared: it has no numbers"
+    verb = "raises" if pair.difference.estimate.mean > 0 else "lowers"
+    same_way = (pair.difference.estimate.mean > 0) == (random.difference.estimate.mean > 0)
+    if random.significant and same_way:
+        amount, ends = _size(random, units)
+        return f"and {verb} it by {amount} against {RANDOM} ({_tested(random, ends)})"
+    how = f"which {verb} it more" if random.significant else "as far as could be shown"
+    return f"but is no better than {RANDOM}, {how} (against that: {_numbers(random, units)})"
+
+
+def _named(pair: Pair) -> str:
+    return {"unsteered": "the unsteered model", "random": RANDOM, "vector": pair.control}[pair.against]
+
+
+def _numbers(pair: Pair, units: Mapping[str, str]) -> str:
+    """The signed difference with its interval and test."""
+    found = pair.percent or pair.difference.estimate
+    unit = _unit(pair, units)
+    return f"{shown(found.mean)}{unit}, {_tested(pair, f'{shown(found.low)} to {shown(found.high)}{unit}')}"
+
+
+def _size(pair: Pair, units: Mapping[str, str]) -> tuple[str, str]:
+    """The size of a difference whose direction is told, and its interval."""
+    found = pair.percent or pair.difference.estimate
+    unit = _unit(pair, units)
+    if found.low * found.high <= 0:  # the percentage's interval, where the control's mean is uncertain
+        return f"{shown(abs(found.mean))}{unit}", f"{shown(found.low)} to {shown(found.high)}{unit}"
+    low, high = sorted((abs(found.low), abs(found.high)))
+    return f"{shown(abs(found.mean))}{unit}", f"{shown(low)}-{shown(high)}{unit}"
+
+
+def _unit(pair: Pair, units: Mapping[str, str]) -> str:
+    if pair.percent is not None:
+        return " %"
+    unit = units.get(pair.metric, "")
+    is_scale = any(sign.isdigit() for sign in unit)  # "-1 to 1"
+    return f" {unit}" if unit and unit not in BARE and not is_scale else ""
+
+
+def _tested(pair: Pair, ends: str) -> str:
+    left = f", {_counted(pair.left_out, 'prompt')} without a number left out" if pair.left_out else ""
+    return f"{percent(pair.difference.estimate.level)} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}, Holm"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -1,0 +1,158 @@
+"""Two texts beside each other in a terminal, with what differs marked."""
+
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from steerfn._text import Text
+from steerfn.evaluate._diff import Run, runs
+
+LEAST = 60
+"""Columns at least: below that texts become ribbons."""
+GAP = " | "
+MARKS = ("[-", "-]"), ("{+", "+}")
+"""Around what differs, on the left and on the right, where there are no colours: as in `git diff --word-diff`."""
+COLOURS = ("\x1b[33m", "\x1b[0m"), ("\x1b[1;36m", "\x1b[0m")
+"""Yellow and bold cyan, which everyone can tell apart."""
+BOLD = "\x1b[1m", "\x1b[0m"
+
+_Atom = tuple[str, bool, bool]
+"""A word, whether a blank precedes it, and whether it differs."""
+
+
+def terminal_width() -> int:
+    """Columns of the terminal."""
+    return max(LEAST, shutil.get_terminal_size().columns)
+
+
+def in_colour() -> bool:
+    """Whether what is printed is seen in a terminal by someone who has not asked for no colours (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def side_by_side(
+    rows: Sequence[tuple[str, str, str]], headers: tuple[str, str], *, width: int, colour: bool
+) -> list[str]:
+    """Rows of two texts in two columns.
+
+    Args:
+        rows: a heading, the left text and the right text of each.
+        headers: what the columns are.
+        width: columns of the terminal.
+        colour: mark differences by colours instead of signs.
+
+    Returns:
+        Lines, none of them wider than that.
+    """
+    column = (max(width, LEAST) - len(GAP)) // 2
+    strong, plain = BOLD if colour else ("", "")
+    lines = [f"{headers[0]:<{column}}{GAP}{headers[1]}", f"{'-' * column}-+-{'-' * column}"]
+    for heading, left, right in rows:
+        lines += [f"{strong}{line}{plain}" for line, _ in _wrapped([(visible(heading), False)], 0, width, False)]
+        both = runs(visible(left), visible(right))
+        cells = [list(_wrapped(*each, column, colour)) for each in zip(both, range(2), strict=True)]
+        for i in range(max(map(len, cells))):
+            (one, used), (other, _) = (cell[i] if i < len(cell) else ("", 0) for cell in cells)
+            lines.append(f"{one}{' ' * (column - used)}{GAP}{other}".rstrip())
+        lines.append("")
+    return lines[:-1] if rows else lines
+
+
+def shown_prompt(prompt: Text) -> str:
+    """A prompt for people, on one line: of a conversation who says what."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    return " / ".join(f"{message['role']}: {' '.join(str(message['content']).split())}" for message in prompt)
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are written out: a model may produce what moves a terminal's cursor."""
+    return "".join(c if c in "\n\t" or not _controls(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _controls(character: str) -> bool:
+    # Halves of pairs (Cs) can be encoded nowhere; overrides of the writing direction reorder what is around them.
+    override = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return override or unicodedata.category(character) in ("Cc", "Cs")
+
+
+def columns(text: str) -> int:
+    """How many columns a terminal needs for a text: two for a wide character, none for one that combines."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def printable(text: str) -> str:
+    """The text with "?" for what the encoding of stdout lacks: an old console is no reason to show nothing."""
+    encoding: Any = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def _atoms(pieces: Sequence[Run], marks: tuple[str, str]) -> Iterator[_Atom | None]:
+    """The words of a text; None where a line ends. Marks are part of the first and the last word of a difference."""
+    blank = False
+    for text, changed in pieces:
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            if number:
+                yield None
+                blank = False
+            words = line.split()
+            for i, word in enumerate(words):
+                opens = changed and number == 0 and i == 0
+                closes = changed and number == len(lines) - 1 and i == len(words) - 1
+                spaced = blank or i > 0 or line[0].isspace()
+                yield (marks[0] if opens else "") + word + (marks[1] if closes else ""), spaced, changed
+            blank = (blank and not line) or line[-1:].isspace()
+
+
+def _wrapped(pieces: Sequence[Run], side: int, width: int, colour: bool) -> Iterator[tuple[str, int]]:
+    """The lines of a text in a column, and how wide each is without the colours."""
+    line: list[_Atom] = []
+    used = 0
+    for atom in _atoms(pieces, ("", "") if colour else MARKS[side]):
+        if atom is None:
+            yield _joined(line, side, colour), used
+            line, used = [], 0
+            continue
+        word, spaced, changed = atom
+        needed = columns(word) + (spaced and bool(line))
+        if line and used + needed > width:
+            yield _joined(line, side, colour), used
+            line, used, needed = [], 0, columns(word)
+        while needed > width:  # longer than a line
+            head = _fitting(word, width)
+            yield _joined([(head, False, changed)], side, colour), columns(head)
+            word = word[len(head) :]
+            needed = columns(word)
+        line.append((word, spaced and bool(line), changed))
+        used += needed
+    if line:
+        yield _joined(line, side, colour), used
+
+
+def _fitting(word: str, width: int) -> str:
+    """The beginning of a word that fits, at least one character."""
+    end = 1
+    while end < len(word) and columns(word[: end + 1]) <= width:
+        end += 1
+    return word[:end]
+
+
+def _joined(line: Sequence[_Atom], side: int, colour: bool) -> str:
+    """The words of a line; colours span the blanks between words that differ."""
+    text, lit = "", False
+    start, stop = COLOURS[side] if colour else ("", "")
+    for word, spaced, changed in line:
+        if lit and not changed:
+            text += stop
+        text += " " if spaced else ""
+        if changed and not lit:
+            text += start
+        text, lit = text + word, changed
+    return text + (stop if lit else "")

@@ -1,0 +1,119 @@
+"""Steerability: how far a unit of strength moves each item, and how many it moves the wrong way."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from steerfn._errors import DataError
+from steerfn.evaluate._outcome import STEERED, Outcome
+from steerfn.evaluate._pairs import UNSTEERED
+from steerfn.evaluate._tally import outcome, records_of, resampled
+from steerfn.evaluate.protocols._choices import choices
+from steerfn.evaluate.protocols._question import questions_of
+from steerfn.evaluate.protocols._run import Run, Steering
+from steerfn.operators import generated
+from steerfn.sweeping._configs import alphas_of
+
+SOURCE = "Tan et al. 2024, Analyzing the Generalization and Reliability of Steering Vectors"
+ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+
+
+def steerability(
+    model: Any,
+    tokenizer: Any,
+    vec: Any,
+    data: Any,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    both_orders: bool = True,
+    **options: Unpack[Steering],
+) -> Outcome:
+    """Steerability by item: the least-squares slope of `log p(positive) - log p(negative)` on the strength.
+
+    Letters are asked for as in `caa`, in both orders of the options; the log-odds of an item are the mean of the two,
+    so a preference for a letter moves no slope. In nats per unit of alpha.
+
+    Figures:
+
+    - `slope`: the mean over items;
+    - `spread`: the standard deviation of the items' slopes (percentile bootstrap interval);
+    - `anti_steerable`: the share of items whose slope is 0 or less (Wilson's interval).
+
+    An unsteered model's slope is 0 by definition; that is what "unsteered" is compared with.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        vec: the vector.
+        data: questions, or the path of a file, as in `caa`; Anthropic's Yes and No questions too.
+        alphas: the strengths, at least two.
+        both_orders: False asks each question in the order of the file only.
+        options: what every protocol takes, see `Steering`; `scope=sf.generated` is the default.
+
+    Raises:
+        DataError: as `caa`, or fewer than two strengths.
+        FileError: a file that cannot be read.
+
+    Source: Tan et al. 2024, "Analyzing the Generalization and Reliability of Steering Vectors".
+
+    Example:
+        >>> import steerfn as sf
+        >>> found = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
+        >>> print(found.figures["anti_steerable"])  # doctest: +SKIP
+    """
+    run = Run.of("steerability", options, scope=generated)
+    strengths = alphas_of(alphas)
+    if len(strengths) < 2:
+        raise DataError(f"A slope needs at least two strengths, not {strengths}; pass more alphas.")
+    questions = run.chosen(questions_of(data))
+    by_name = run.strengths(model, vec, strengths)
+    ops = [op for each in by_name.values() for op in each]
+    found = choices(run, model, tokenizer, questions, ops, both_orders)
+    propensity = found.by_item(found.log_odds).reshape(len(by_name), len(strengths), len(questions))
+    values: dict[str, dict[str, np.ndarray]] = {}
+    also = {}
+    for name, numbers in zip(by_name, propensity, strict=True):
+        slopes = slope(strengths, numbers)
+        values[name] = {"slope": slopes, "anti_steerable": (slopes <= 0).astype(np.float64)}
+        also[name] = {"spread": resampled(_deviation, slopes, level=run.level, seed=run.seed)}
+    items = [{"question": q.text, "positive": q.positive, "negative": q.negative} for q in questions]
+    curves = {
+        name: {**values[name], "propensity": numbers.T} for name, numbers in zip(by_name, propensity, strict=True)
+    }
+    plain = {UNSTEERED: {"slope": np.zeros(len(questions))}}
+    steered = {STEERED: values.pop(STEERED)}
+    whole = outcome(
+        run.protocol,
+        SOURCE,
+        {**steered, **plain, **values},
+        rates=("anti_steerable",),
+        compared=("slope",),
+        also=also,
+        records=records_of(items, curves),
+        about=run.about(model, ops, items, alphas=strengths, both_orders=both_orders),
+        level=run.level,
+        seed=run.seed,
+    )
+    return dataclasses.replace(whole, baseline={})  # its slope is no finding
+
+
+def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
+    """The least-squares slope of each item, `sum_a (a - mean a) y_a / sum_a (a - mean a)^2`.
+
+    Args:
+        alphas: the strengths.
+        propensities: `[alphas, items]`.
+
+    Example:
+        >>> slope([-1, 0, 1], [[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]]).tolist()
+        [1.0, -0.5]
+    """
+    off = np.asarray(alphas, np.float64) - np.mean(alphas)
+    return off @ np.asarray(propensities, np.float64) / (off @ off)
+
+
+def _deviation(slopes: np.ndarray) -> np.ndarray:
+    return slopes.std(axis=-1, ddof=1)

@@ -1,0 +1,194 @@
+"""A language model behind an address: OpenAI's chat completions, as most servers speak them."""
+
+import dataclasses
+import http.client
+import json
+import math
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, overload
+
+from steerfn._errors import DataError, SteerError
+
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts at most, whatever the server asks for."""
+PATH = "/chat/completions"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected request would go on without its question, and with the key to whoever is named."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A function from a question, or a list of them, to the answers; see `endpoint`.
+
+    Attributes:
+        address: where it asks.
+        model: the name of the model.
+        api_key: sent as a bearer token; shown nowhere.
+        body: what else goes into each request.
+        timeout: seconds.
+        retries: further attempts at most.
+        backoff: seconds before the second attempt; they double.
+        concurrency: questions under way at once.
+    """
+
+    address: str
+    model: str
+    api_key: str | None = dataclasses.field(repr=False)
+    body: Mapping[str, Any]
+    timeout: float
+    retries: int
+    backoff: float
+    concurrency: int
+
+    @overload
+    def __call__(self, question: str) -> str: ...
+    @overload
+    def __call__(self, question: list[str]) -> list[str]: ...
+    def __call__(self, question: str | list[str]) -> str | list[str]:
+        if isinstance(question, str):
+            return self._answer(question)
+        if not question:
+            return []
+        pool = ThreadPoolExecutor(min(self.concurrency, len(question)), thread_name_prefix="steerfn-judge")
+        try:
+            return list(pool.map(self._answer, question))
+        finally:  # after an error nothing more is asked, and paid for
+            pool.shutdown(cancel_futures=True)
+
+    def _answer(self, question: str) -> str:
+        body = {"model": self.model, "messages": [{"role": "user", "content": question}], **self.body}
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        # Half of a pair of surrogates, which a cut text may end with, has no UTF-8; JSON writes it as an escape.
+        request = urllib.request.Request(self.address, json.dumps(body).encode(), headers)
+        told = ""
+        for attempt in range(self.retries + 1):
+            wait = self.backoff * 2**attempt
+            try:
+                with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+                    return self._content(response.read())
+            except urllib.error.HTTPError as error:
+                with error:
+                    told = f"{error.code} {error.reason}: {self._shown(_read(error))}"
+                    wait = _asked_wait(error.headers.get("Retry-After")) or wait
+                if error.code != 429 and error.code < 500:
+                    raise SteerError(
+                        f"The endpoint {self.address} refused ({told}); check the address, the model's name "
+                        f"{self.model!r}, the key and the options."
+                    ) from None
+            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+                told = self._shown(str(getattr(error, "reason", "") or error) or type(error).__name__)
+            if attempt < self.retries:
+                time.sleep(min(wait, LONGEST_WAIT))
+        attempts = f"{self.retries + 1} attempts" if self.retries else "1 attempt"
+        raise SteerError(
+            f"The endpoint {self.address} gave no answer in {attempts} ({told}); check that it runs, or raise retries, "
+            "backoff or timeout."
+        )
+
+    def _content(self, raw: bytes) -> str:
+        try:
+            content = json.loads(raw)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            content = 0
+        if content is None:  # so a model declines: there is nothing to read
+            return ""
+        if not isinstance(content, str):
+            raise SteerError(
+                f"The endpoint {self.address} did not answer as OpenAI's chat completions do, but with "
+                f"{self._shown(raw.decode(errors='replace'))!r}; check the address."
+            )
+        return content
+
+    def _shown(self, text: str) -> str:
+        """What a server said, short, and without the key that it may quote."""
+        text = " ".join(text.split())
+        return (text.replace(self.api_key, "[key]") if self.api_key else text)[:200]
+
+
+def _read(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(4096).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def _asked_wait(header: str | None) -> float | None:
+    """The seconds that a server asks to wait; dates are not read."""
+    return float(header) if header and re.fullmatch(r"\d+(\.\d+)?", header.strip()) else None
+
+
+def endpoint(
+    url: str,
+    model: str,
+    api_key: str | None = None,
+    *,
+    temperature: float | None = 0.0,
+    max_tokens: int | None = None,
+    timeout: float = 60.0,
+    retries: int = 5,
+    backoff: float = 1.0,
+    concurrency: int = 4,
+    **body: Any,
+) -> Endpoint:
+    """A language model that answers over HTTP, for `judge`: any server that speaks OpenAI's chat completions.
+
+    Each question is one request with one user message, by the standard library alone. Status 429, 5xx and broken
+    connections are tried again after `backoff`, `2 backoff`, `4 backoff`, ... seconds, or as long as the server asks
+    (`Retry-After`), up to a minute; anything else is an error at once. Redirects are not followed.
+
+    Args:
+        url: where the API begins, such as "https://api.openai.com/v1" or "http://localhost:8000/v1" (vLLM, llama.cpp,
+            Ollama); "/chat/completions" is added unless it is there.
+        model: the name of the model.
+        api_key: sent as a bearer token; it is read from nowhere else, and shown nowhere.
+        temperature: of its sampling; None leaves it to the server, as models that think demand.
+        max_tokens: of an answer at most; None leaves it to the server.
+        timeout: seconds without a sign of the server.
+        retries: further attempts at most.
+        backoff: seconds before the second attempt.
+        concurrency: questions under way at once.
+        body: anything else that goes into the request, such as `seed=0` or `max_completion_tokens=500`.
+
+    Returns:
+        A function from a question to the answer, or from a list of questions to the list of answers.
+
+    Raises:
+        DataError: no http address, a key with blanks or line breaks in it, or a number out of range.
+        SteerError: when asked: a server that refuses, cannot be reached, or says something else.
+
+    Example:
+        >>> import steerfn as sf
+        >>> ask = sf.metrics.endpoint("http://localhost:8000/v1", "judge-model", concurrency=8)
+        >>> ask.address
+        'http://localhost:8000/v1/chat/completions'
+        >>> ask("Say yes.")  # doctest: +SKIP
+    """
+    if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+\S*", url):
+        raise DataError(f"url is an address that begins with http:// or https://, not {url!r:.80}.")
+    if not isinstance(model, str) or not model:
+        raise DataError(f"model is the name of a model, not {model!r:.80}.")
+    if api_key is not None and not (isinstance(api_key, str) and re.fullmatch(r"[!-~]+", api_key)):
+        raise DataError("api_key is a text without blanks, line breaks and accents; strip what surrounds it.")
+    for name, value in (("timeout", timeout), ("backoff", backoff)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise DataError(f"{name} is a number of seconds above 0, not {value!r}.")
+    for name, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"{name} is a number from {least}, not {value!r}.")
+    place = url.rstrip("/")
+    address = place if place.endswith(PATH) else place + PATH
+    more = {"temperature": temperature, "max_tokens": max_tokens}
+    given = {name: value for name, value in more.items() if value is not None} | body
+    return Endpoint(address, model, api_key, given, timeout, retries, backoff, concurrency)

@@ -1,0 +1,222 @@
+"""What a metric is, the registry of names, and the one place where metrics are asked."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from steerfn._errors import DataError
+from steerfn._text import Text
+from steerfn.operators import Operator
+
+Better = Literal["higher", "lower"]
+Function = Callable[..., Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a metric may ask for beside the texts: lists have one entry for each text.
+
+    Attributes:
+        prompts: what each text was generated from.
+        references: what each text is compared with: the unsteered model's text, or a user's own.
+        ops: the operator that each text was generated with, None for the unsteered model.
+        model: the model that generated them.
+        tokenizer: its tokenizer.
+        chat: whether prompts go into the chat template, as in `generate`.
+    """
+
+    prompts: Sequence[Text] | None = None
+    references: Sequence[str] | None = None
+    ops: Sequence[Operator | None] | None = None
+    model: Any = None
+    tokenizer: Any = None
+    chat: bool | None = None
+
+
+GIVEN = tuple(field.name for field in dataclasses.fields(Setting))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number for each text.
+
+    A metric is a function of a list of texts. What else it wants it names as keyword-only arguments without a
+    default, out of those of `Setting`: `def overlap(texts, *, references): ...`. Keyword-only arguments with a
+    default are its options.
+
+    Attributes:
+        name: how tables call it.
+        function: the texts in, one number for each out; NaN where a text has none.
+        better: which way is better, or None where neither is as such.
+        unit: of its numbers, such as "tokens" or "probability".
+        about: what it measures, and what it does not, in a sentence or two.
+
+    Example:
+        >>> import steerfn as sf
+        >>> shouting = sf.metrics.Metric("shouting", lambda texts: [t.count("!") for t in texts], unit="marks")
+        >>> shouting(["Hello!", "Hello."])
+        [1, 0]
+    """
+
+    name: str
+    function: Function
+    better: Better | None = None
+    unit: str = ""
+    about: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it wants beside the texts."""
+        return tuple(name for name, default in _keywords(self.function).items() if default is inspect.Parameter.empty)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options and their values."""
+        found = _keywords(self.function)
+        return {name: value for name, value in found.items() if value is not inspect.Parameter.empty}
+
+    def using(self, **options: Any) -> "Metric":
+        """The same metric with other options, named after them.
+
+        Raises:
+            DataError: an option that it does not have.
+        """
+        unknown = [name for name in options if name not in self.options]
+        if unknown:
+            has = ", ".join(self.options) or "none"
+            raise DataError(f"The metric {self.name!r} has no option {unknown[0]!r}; its options are: {has}.")
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        bound = functools.partial(self.function, **options)
+        return dataclasses.replace(self, name=f"{self.name}({shown})", function=bound)
+
+    def __call__(self, texts: Sequence[str], **given: Any) -> Sequence[float]:
+        return self.function(texts, **given)
+
+    def __str__(self) -> str:
+        way = f", {self.better} is better" if self.better else ""
+        return f"{self.name} [{self.unit or 'number'}{way}]: {self.about}".rstrip(": ")
+
+
+def _keywords(function: Function) -> dict[str, Any]:
+    """The keyword-only arguments of a function and their defaults."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins tell no signature
+        return {}
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+_registry: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> Metric:
+    """Make a metric known by its name.
+
+    Raises:
+        DataError: another metric has that name, or it asks for something that nobody gives.
+
+    Example:
+        >>> import steerfn as sf
+        >>> asking = sf.metrics.Metric("asking", lambda texts: [text.count("?") for text in texts])
+        >>> sf.metrics.register(asking).name
+        'asking'
+    """
+    if metric.name in _registry and _registry[metric.name] != metric:
+        raise DataError(f"There is a metric named {metric.name!r} already; give this one another name.")
+    _checked(metric)
+    _registry[metric.name] = metric
+    return metric
+
+
+def metric(*, better: Better | None = None, unit: str = "", about: str = "") -> Callable[[Function], Metric]:
+    """A decorator that registers a function as the metric of its name."""
+    return lambda function: register(Metric(function.__name__, function, better, unit, about))
+
+
+def names() -> tuple[str, ...]:
+    """The names of all metrics that are known."""
+    return tuple(sorted(_registry))
+
+
+def get(name: str) -> Metric:
+    """A metric by its name.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if name not in _registry:
+        near = difflib.get_close_matches(name, _registry, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"There is no metric {name!r}; {hint}there are {', '.join(names())}.")
+    return _registry[name]
+
+
+def as_metrics(metrics: Any) -> dict[str, Metric]:
+    """Metrics by name: of names, functions and `Metric`s, one, a list, or a mapping of names to them.
+
+    Raises:
+        DataError: a name that is not known, something that is no function, or two of one name.
+    """
+    if isinstance(metrics, Mapping):
+        found = [dataclasses.replace(_as_metric(each), name=str(name)) for name, each in metrics.items()]
+    else:
+        alone = isinstance(metrics, str) or callable(metrics)
+        if not alone and not isinstance(metrics, Sequence):
+            raise DataError(f"metrics is a list of names or functions, not {metrics!r:.80}.")
+        found = [_as_metric(each) for each in ([metrics] if alone else metrics)]
+    called = [each.name for each in found]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise DataError(f"Two metrics are named {twice[0]!r}; pass a mapping of names to functions.")
+    return {each.name: _checked(each) for each in found}
+
+
+def _as_metric(each: Any) -> Metric:
+    if isinstance(each, Metric):
+        return each
+    if isinstance(each, str):
+        return get(each)
+    if not callable(each):
+        raise DataError(
+            f"A metric is a name or a function of a list of texts that gives one number for each, not {each!r:.80}."
+        )
+    return Metric(getattr(each, "__name__", type(each).__name__), each)
+
+
+def _checked(metric: Metric) -> Metric:
+    if strange := [name for name in metric.needs if name not in GIVEN]:
+        raise DataError(
+            f"The metric {metric.name!r} asks for {strange[0]!r}, which nobody gives; beside the texts there are "
+            f"{', '.join(GIVEN)}. Give its options default values."
+        )
+    return metric
+
+
+def measure(metrics: Mapping[str, Metric], texts: Sequence[str], setting: Setting) -> dict[str, np.ndarray]:
+    """Every metric of every text, `[texts]`, each asked once for all of them.
+
+    Raises:
+        DataError: a metric that asks for what this setting has not, or that does not give one number for each text.
+    """
+    found = {}
+    for name, each in metrics.items():
+        given = {need: getattr(setting, need) for need in each.needs}
+        # chat may be None, which lets the tokenizer decide
+        if missing := [need for need, value in given.items() if value is None and need != "chat"]:
+            raise DataError(f"The metric {name!r} needs {missing[0]}, of which there are none here; leave it out.")
+        try:
+            numbers = np.array(list(each(texts, **given)), dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"The metric {name!r} must give one number for each text: {error}.") from error
+        if numbers.shape != (len(texts),):
+            raise DataError(
+                f"The metric {name!r} gave {numbers.shape} numbers for {len(texts)} texts; it must give one each."
+            )
+        found[name] = numbers
+    return found

@@ -1,0 +1,137 @@
+"""A text whose tokens are coloured by where their states lie along a direction."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from steerfn._errors import DataError
+from steerfn._text import as_texts
+from steerfn._vector import SteeringVector
+from steerfn.evaluate._shown import shown as digits
+from steerfn.plot._figure import DIVERGING, contrasting, figure, finished, lines_of, ready
+from steerfn.plot._labels import columns, shown, token_texts
+from steerfn.plot._projections import projections
+
+LETTER, LINE = 0.602 * 8 / 72, 0.2
+"""Inches of a letter and a line of DejaVu Sans Mono at 8 points, whose letters are all 0.602 em wide."""
+MOST = 2000
+LONGEST = 32
+MARGIN = 0.12
+
+
+def tokens(
+    model: Any,
+    tokenizer: Any,
+    text: Any,
+    v: SteeringVector,
+    site: Any = None,
+    *,
+    chat: bool | None = False,
+    width: float = 6.0,
+) -> Any:
+    """A text with each token coloured by `<h_i, v / |v|>`, `h_i` being the state at the site after that token.
+
+    Every token is shown, the special ones that the tokenizer adds included, spaces as "·" and line breaks as "⏎".
+    Colours diverge around 0. The state of a first token is often many times as long as the others (an attention sink),
+    so the colours span the values of the tokens after it; where the first lies outside, the colour bar has a tip, and
+    its value is in the title. A state knows the tokens up to its own, none after it. Inside a steering context of the
+    calling thread the states are the steered ones.
+
+    Args:
+        model: any transformers causal LM. Unchanged.
+        tokenizer: its tokenizer. Unchanged.
+        text: a text or a conversation.
+        v: a vector; its length does not matter.
+        site: where to read, an int means `resid_post`; None is the vector's only site.
+        chat: True puts the text into the chat template; None does so where there is one.
+        width: of the figure, in inches. The height follows from the text.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        DataError: no text, several, or one of more than 2,000 tokens.
+        SiteError: a site that the vector or the model lacks, or none where the vector has several.
+        SteerError: not a vector, or matplotlib is not installed.
+
+    Source: after the token heat maps of Zou et al. 2023, "Representation Engineering".
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.plot.tokens(model, tokenizer, "The food was great, the service awful.", v)  # doctest: +SKIP
+    """
+    asked = as_texts(text, "text")
+    if len(asked) != 1:
+        raise DataError(f"One text is drawn, not {len(asked)}; make a figure for each.")
+    ready(width)
+    found = projections(model, tokenizer, asked[0], v, site, chat)
+    if len(found.ids) > MOST:
+        raise DataError(f"The text has {len(found.ids)} tokens, and a figure holds {MOST}; draw a part of it.")
+    texts = token_texts(tokenizer, found.ids)
+    across = int((width - 2 * MARGIN) / LETTER)
+    boxes = wrapped(texts, across)
+    span = float(np.abs(found.values[1:] if len(found.values) > 1 else found.values).max()) or 1.0
+    title = [f"Projection on the direction at {found.site}, token by token"]
+    if abs(found.values[0]) > span:
+        title.append(f"First token: {digits(found.values[0])}, beyond the colours")
+    lines = [line for each in title for line in lines_of(each, width - 2 * MARGIN)]
+    rows = boxes[-1][0] + 1
+    top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.62
+    made = figure(width, top + body + bottom)
+    made.set_layout_engine("none")  # every letter has its place
+    height = made.get_size_inches()[1]
+    made.text(MARGIN / width, 1 - 0.07 / height, "\n".join(lines), va="top", ha="left", fontsize=9)
+    axes = made.add_axes((MARGIN / width, bottom / height, across * LETTER / width, body / height))
+    axes.set_axis_off()
+    axes.set_xlim(0, across)
+    axes.set_ylim(rows, 0)
+    drawn = _boxes(axes, boxes, found.values, span)
+    low, high = (found.values.min() < -span), (found.values.max() > span)
+    ends = "both" if low and high else "min" if low else "max" if high else "neither"
+    place = made.add_axes((0.15, 0.4 / height, 0.7, 0.1 / height))
+    bar = made.colorbar(drawn, cax=place, orientation="horizontal", extend=ends)
+    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    bar.outline.set_visible(False)
+    bar.set_label("<h, v / |v|>, in units of the residual stream", fontsize=8, labelpad=1)
+    return finished(made)
+
+
+def wrapped(texts: list[str], across: int) -> list[tuple[int, int, str]]:
+    """The row, the first column and the visible text of each token, in rows of `across` letters.
+
+    A row ends where the next token does not fit, and after a line break.
+    """
+    found, row, column = [], 0, 0
+    for i, text in enumerate(texts):
+        label = shown(text, min(LONGEST, across), spaces=True, kind="monospace")
+        wide = max(1, columns(label))
+        if column and column + wide > across:
+            row, column = row + 1, 0
+        found.append((row, column, label))
+        column += wide
+        if text.endswith("\n") and i + 1 < len(texts):
+            row, column = row + 1, 0
+    return found
+
+
+def _boxes(axes: Any, boxes: list[tuple[int, int, str]], values: np.ndarray, span: float) -> Any:
+    """A box of its colour with its text for each token; what the colour bar is made of."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    scale = ScalarMappable(Normalize(-span, span), colormaps[DIVERGING])
+    for (row, column, label), value in zip(boxes, values, strict=True):
+        if math.isnan(value):
+            colour = (1.0, 1.0, 1.0, 1.0)
+        else:
+            colour = scale.to_rgba(value)
+        wide = max(1, columns(label))
+        axes.add_patch(Rectangle((column, row + 0.06), wide, 0.88, facecolor=colour, edgecolor="white", linewidth=0.8))
+        axes.text(
+            column + wide / 2, row + 0.53, label, ha="center", va="center", fontsize=8, family="monospace",
+            color=contrasting(colour[:3]),
+        )  # fmt: skip
+    return scale

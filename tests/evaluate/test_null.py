@@ -1,0 +1,100 @@
+"""How often claims are false, intervals miss, and effects are found: by simulation, without a model."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steerfn.evaluate._pairs import UNSTEERED, analyse, planned
+from steerfn.evaluate._statistics import estimate
+
+EXPERIMENTS = 1000
+
+
+def share(events):
+    return float(np.mean(events))
+
+
+def experiment(random, names, n, effects=None):
+    """One number for each prompt under every condition: prompts differ, conditions do not but for `effects`."""
+    level = random.normal(size=n)  # what a prompt does whatever the condition
+    return {name: level + random.normal((effects or {}).get(name, 0), 1, n) for name in names}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("n", "draw", "mean"),
+    [
+        (10, lambda r, n: r.normal(0.5, 2, n), 0.5),
+        (40, lambda r, n: r.normal(0.5, 2, n), 0.5),
+        (200, lambda r, n: r.lognormal(0, 0.5, n), np.exp(0.125)),
+    ],
+    ids=["n=10", "n=40", "n=200, skewed"],
+)
+def test_intervals_cover_as_often_as_they_say(n, draw, mean):
+    random, hits = np.random.default_rng(n), []
+    for trial in range(EXPERIMENTS):
+        found = estimate(draw(random, n), seed=trial, resamples=999)
+        hits.append(found.low <= mean <= found.high)
+    assert 0.93 <= share(hits) <= 0.97
+
+
+@pytest.mark.heavy
+def test_one_comparison_makes_a_false_claim_one_time_in_twenty():
+    random, claims = np.random.default_rng(1), []
+    for trial in range(EXPERIMENTS):
+        values = {"m": experiment(random, ("v", UNSTEERED), 40)}
+        [pair] = analyse(values, [("v", UNSTEERED, "unsteered")], seed=trial, resamples=999)
+        claims.append(pair.significant)
+    assert 0.03 <= share(claims) <= 0.07
+
+
+@pytest.mark.heavy
+def test_a_whole_family_makes_a_false_claim_one_time_in_twenty_at_most():
+    """Two vectors, two metrics, ten comparisons, nothing in any of them."""
+    names = ("v1", "v2")
+    plan = planned(names)
+    conditions = list(dict.fromkeys(name for treatment, control, _ in plan for name in (treatment, control)))
+    random, claims, uncorrected = np.random.default_rng(2), [], []
+    for trial in range(EXPERIMENTS):
+        values = {metric: experiment(random, conditions, 20) for metric in ("m", "k")}
+        pairs = analyse(values, plan, seed=trial, resamples=399)
+        assert len(pairs) == 10
+        claims.append(any(pair.significant for pair in pairs))
+        uncorrected.append(any(pair.difference.p < 0.05 for pair in pairs))
+    assert 0.01 <= share(claims) <= 0.07
+    assert share(uncorrected) > 0.2  # what the correction is for
+
+
+@pytest.mark.heavy
+def test_planted_effects_are_found_with_the_power_that_theory_gives():
+    n, effect, trials = 40, 0.5, 600
+    freedom, shift = n - 1, effect * np.sqrt(n)
+    critical = stats.t.ppf(0.975, freedom)
+    power = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+    assert 0.8 < power < 0.95
+    random, found = np.random.default_rng(3), []
+    for trial in range(trials):
+        # Two conditions with noise of sd 1 each: their difference has sd sqrt(2).
+        values = {"m": experiment(random, ("v", UNSTEERED), n, {"v": effect * np.sqrt(2)})}
+        [pair] = analyse(values, [("v", UNSTEERED, "unsteered")], seed=trial, resamples=999)
+        found.append(pair.verdict == "higher")
+    assert share(found) == pytest.approx(power, abs=0.05)
+
+
+def test_prompts_and_not_texts_are_what_counts():
+    """Ten texts of each of ten prompts are ten observations: taken for a hundred, they would claim far too often."""
+    from steerfn.evaluate import by_prompt
+
+    random, claims, naive = np.random.default_rng(4), [], []
+    for trial in range(150):
+        prompts = np.repeat(np.arange(10), 10)
+        # A condition changes every prompt a bit, at random and in no direction; its texts scatter little about that.
+        first = random.normal(size=10)[prompts] + random.normal(0, 0.3, 100)
+        second = random.normal(size=10)[prompts] + random.normal(0, 0.3, 100)
+        for kept, values in (
+            (claims, {"v": by_prompt(first, prompts), UNSTEERED: by_prompt(second, prompts)}),
+            (naive, {"v": first, UNSTEERED: second}),
+        ):
+            [pair] = analyse({"m": values}, [("v", UNSTEERED, "unsteered")], seed=trial, resamples=199)
+            kept.append(pair.significant)
+    assert share(claims) < 0.12 and share(naive) > 0.3

@@ -1,0 +1,218 @@
+"""What holds for every plot: options that do something, no text on another, files, no global state, the clear error."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from families import build
+from matplotlib.figure import Figure
+from options import assert_changes, optional
+from overlap import overlaps
+from steering import vector
+from test_forest import compared, outcome
+from test_plot_sweep import table
+from words import words
+
+import steerfn as sf
+
+V = 3 * vector(sf.resid_post[1])
+SEVERAL = vector(sf.resid_post[0], sf.resid_post[1])
+POSITIVE, NEGATIVE = ["a b c", "d e f g", "h i", "j k l m n"], ["o p", "q r s t", "u", "v w a"]
+SWEEP = table(sites=(3, 14, 27), vectors=("a vector", "$x_1$"), alphas=(-4, -2, -1, 0, 1, 2, 4))
+
+
+def profile():
+    return sf.layer_profile(build("llama"), words(), POSITIVE, NEGATIVE, progress=False)
+
+
+def probabilities(model=None, **options):
+    return sf.plot.token_probabilities(model or build("llama"), words(template=True), "a b c", V, **options)
+
+
+def steps(**options):
+    return sf.plot.top_k_changes(build("llama"), words(template=True), "a b c", V, **{"steps": 6, **options})
+
+
+def text(v=V, **options):
+    return sf.plot.tokens(build("llama"), words(template=True), " ".join("abcdefghij" * 5), v, **options)
+
+
+def sides(model=None, v=V, **options):
+    options = {"progress": False, **options}
+    return sf.plot.separation(model or build("llama"), words(template=True), POSITIVE, NEGATIVE, v, **options)
+
+
+PLOTS = {
+    "layers": lambda **o: sf.plot.layers(profile(), **o),
+    "token_probabilities": probabilities,
+    "top_k_changes": steps,
+    "tokens": text,
+    "separation": sides,
+    "sweep": lambda **o: sf.plot.sweep(SWEEP, **o),
+    "heat_map": lambda **o: sf.plot.heat_map(SWEEP, **o),
+    "comparison": lambda **o: sf.plot.comparison(compared(), **o),
+    "outcome": lambda **o: sf.plot.outcome(outcome(), **o),
+}
+
+
+def test_every_plot_is_here():
+    assert set(PLOTS) == {name for name in vars(sf.plot) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("width", [3.0, 3.5, None, 11.0])
+@pytest.mark.parametrize("name", PLOTS)
+def test_no_text_lies_on_another_or_outside(name, width):
+    made = PLOTS[name](**({} if width is None else {"width": width}))
+    assert isinstance(made, Figure)
+    assert not overlaps(made)
+    assert width is None or made.get_size_inches()[0] == width
+
+
+def test_the_check_sees_what_overlaps_and_what_is_cut():
+    made = Figure(figsize=(3, 2))
+    made.text(0.4, 0.5, "one")
+    assert not overlaps(made)
+    made.text(0.42, 0.5, "two")
+    made.text(0.9, 0.9, "a long text")
+    assert [found[:2] for found in overlaps(made)] == [("one", "two"), ("a long text", "outside")]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_it_is_saved(name, kind, tmp_path):
+    path = tmp_path / f"plot.{kind}"
+    PLOTS[name]().savefig(path)
+    assert path.stat().st_size > 4000
+    assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def seen(made):
+    """All that a figure says: sizes, texts, and the numbers of its lines, bars and cells."""
+    found = [made.get_size_inches().tolist(), made.get_suptitle(), [t.get_text() for t in made.texts]]
+    for axes in made.axes:
+        found += [[t.get_text() for t in axes.texts], [t.get_text() for t in axes.get_yticklabels()]]
+        found += [np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()]
+        found += [np.asarray(each.get_array()).tolist() for each in axes.collections if each.get_array() is not None]
+        found += [path.vertices.tolist() for each in axes.collections for path in each.get_paths()[:1]]
+        found += [patch.get_path().vertices.tolist() + [patch.get_facecolor()] for patch in axes.patches]
+    return found
+
+
+def drawn(call, **options):
+    return lambda: seen(call(**options))
+
+
+def passes(call):
+    """How many forward passes a call takes."""
+    model, count = build("llama"), []
+    model.model.embed_tokens.register_forward_hook(lambda *_: count.append(1))
+    call(model)
+    return len(count)
+
+
+def on_sweep(plot, **options):
+    return lambda: seen(plot(SWEEP, **options))
+
+
+MORE = sf.Sweep(SWEEP.configs, SWEEP.prompts, {**SWEEP.values, "other": SWEEP.values["share"] ** 2})
+CASES = {
+    sf.plot.layers: {"width": (drawn(PLOTS["layers"]), drawn(PLOTS["layers"], width=4.0))},
+    sf.plot.token_probabilities: {
+        "top": (drawn(probabilities), drawn(probabilities, top=3)),
+        "chat": (drawn(probabilities), drawn(probabilities, chat=False)),
+        "width": (drawn(probabilities), drawn(probabilities, width=4.0)),
+    },
+    sf.plot.top_k_changes: {
+        "steps": (drawn(steps), drawn(steps, steps=3)),
+        "top": (drawn(steps), drawn(steps, top=3)),
+        "chat": (drawn(steps), drawn(steps, chat=False)),
+        "width": (drawn(steps), drawn(steps, width=4.0)),
+    },
+    sf.plot.tokens: {
+        "site": (drawn(text, v=SEVERAL, site=0), drawn(text, v=SEVERAL, site=1)),
+        "chat": (drawn(text), drawn(text, chat=True)),
+        "width": (drawn(text), drawn(text, width=4.0)),
+    },
+    sf.plot.separation: {
+        "v": (drawn(sides, site=1), drawn(sides, v=None, site=1)),
+        "site": (drawn(sides, v=SEVERAL, site=0), drawn(sides, v=SEVERAL, site=1)),
+        "position": (drawn(sides), drawn(sides, position="mean")),
+        "chat": (drawn(sides), drawn(sides, chat=True)),
+        "batch_size": (lambda: passes(sides), lambda: passes(lambda m: sides(m, batch_size=1))),
+        "width": (drawn(sides), drawn(sides, width=4.0)),
+    },
+    sf.plot.sweep: {
+        "metric": (lambda: seen(sf.plot.sweep(MORE)), lambda: seen(sf.plot.sweep(MORE, "other"))),
+        "level": (on_sweep(sf.plot.sweep), on_sweep(sf.plot.sweep, level=0.5)),
+        "width": (on_sweep(sf.plot.sweep), on_sweep(sf.plot.sweep, width=4.0)),
+    },
+    sf.plot.heat_map: {
+        "metric": (lambda: seen(sf.plot.heat_map(MORE)), lambda: seen(sf.plot.heat_map(MORE, "other"))),
+        "width": (on_sweep(sf.plot.heat_map), on_sweep(sf.plot.heat_map, width=4.0)),
+    },
+    sf.plot.comparison: {"width": (drawn(PLOTS["comparison"]), drawn(PLOTS["comparison"], width=4.0))},
+    sf.plot.outcome: {"width": (drawn(PLOTS["outcome"]), drawn(PLOTS["outcome"], width=4.0))},
+}
+NAMED = [(function, option) for function, options in CASES.items() for option in options]
+
+
+@pytest.mark.parametrize(("function", "option"), NAMED, ids=lambda x: getattr(x, "__name__", x))
+def test_pitfall_26_an_option_changes_the_result(function, option):
+    without, with_ = CASES[function][option]
+    assert str(without()) == str(without())  # it is the option that changes it
+    assert_changes(without, with_)
+
+
+@pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
+def test_pitfall_26_no_option_is_left_out(function):
+    assert optional(function) - set(CASES[function]) <= {"progress"}
+
+
+def test_pitfall_26_progress_shows_a_bar(capsys):
+    sides(progress=True)
+    assert "Reading activations" in capsys.readouterr().err
+    sides()
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_width_that_is_none_is_refused(name):
+    for width in (2.9, "6", True, float("nan")):
+        with pytest.raises(sf.DataError, match="width is a number of inches from 3, not "):
+            PLOTS[name](width=width)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_settings_of_matplotlib_stay_as_they_were(name):
+    before = dict(matplotlib.rcParams)
+    PLOTS[name]()
+    assert dict(matplotlib.rcParams) == before
+
+
+CODE = """
+import sys
+import steerfn as sf
+plots = [name for name in dir(sf.plot) if not name.startswith("_")]
+assert len(plots) == 9 and "matplotlib" not in sys.modules and "scipy" not in sys.modules
+import numpy as np
+from steerfn.sweeping._configs import Config
+configs = tuple(Config("v", ("resid_post[1]",), a) for a in (0.0, 1.0))
+table = sf.Sweep(configs, ("a", "b"), {"share": np.eye(2)})
+"""
+
+
+def process(code):
+    return subprocess.run([sys.executable, "-c", CODE + code], capture_output=True, text=True, timeout=120)
+
+
+def test_pitfall_30_importing_plots_loads_nothing_and_pyplot_stays_out():
+    done = process("sf.plot.sweep(table); sf.plot.heat_map(table)\nprint('matplotlib.pyplot' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_without_matplotlib_the_error_names_the_fix():
+    caught = "\ntry:\n    sf.plot.heat_map(table)\nexcept sf.SteerError as error:\n    print(error)"
+    done = process("sys.modules['matplotlib'] = None" + caught)
+    assert done.stdout == 'Plots need matplotlib, which is not installed: pip install "steerfn[plot]".\n', done.stderr

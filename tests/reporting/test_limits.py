@@ -1,0 +1,88 @@
+"""What a report does not show: every rule speaks where it should, and only there."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from steerfn.evaluate._pairs import analyse, planned
+from steerfn.metrics._metric import Metric
+from steerfn.reporting._limits import Facts, limits
+
+
+def effect(n=40, shift=1.0, about="How warm it is, by its words."):
+    random = np.random.default_rng(0)
+    base = random.normal(size=n)
+    values = {name: base + by * random.uniform(0.9, 1.1, size=n) for name, by in (("unsteered", 0), ("v", shift))}
+    values["random like v"] = base + 1e-3 * random.normal(size=n)
+    return SimpleNamespace(
+        prompts=[f"prompt {i}" for i in range(n)],
+        pairs=analyse({"tone": values}, planned(["v"]), resamples=199),
+        metrics={"tone": Metric("tone", len, about=about)},
+    )
+
+
+USUAL = Facts(
+    effect=effect(),
+    alpha=2.0,
+    max_new_tokens=40,
+    sampled=True,
+    draws=3,
+    own_prompts=False,
+    overlap=(),
+    made_from=(30, 30),
+    data=(20, 20),
+    match="same",
+    aucs=(0.9,),
+    held_out=0.95,
+    lint=0,
+    passages=16,
+    own_passages=False,
+    questions=False,
+    unchanged=True,
+)
+CASES = {
+    "changed": ({"unchanged": False}, "did not give the same logits"),
+    "another model": ({"match": "other"}, "made from a model of another architecture; what it means here is unknown."),
+    "no model": ({"match": "unknown"}, "does not say from which model it was made"),
+    "no counts": ({"made_from": None}, "does not say from how many texts it was made"),
+    "same counts": ({"made_from": (20, 20)}, "as many texts as the vector was made from"),
+    "lint": ({"lint": 2}, "Section 3 has 2 findings on the data"),
+    "no held-out AUC": ({"held_out": None}, "too few texts to cross-validate"),
+    "low held-out AUC": ({"held_out": 0.61}, "The best held-out AUC of any layer is 0.61, where 0.5 is chance"),
+    "wrong way": ({"aucs": (0.9, 0.2)}, "its AUC on the data is 0.20, below chance"),
+    "hardly": ({"aucs": (0.9, 0.55)}, "its AUC on the data is 0.55, where 0.5 is chance: whatever it does"),
+    "overlap": ({"overlap": ("a b",)}, "Of the 40 prompts 1 can also be found in the data (first 'a b')"),
+    "own prompts": ({"own_prompts": True}, "neutral ones that come with steerfn"),
+    "few prompts": ({"effect": effect(n=12)}, "There are only 12 prompts."),
+    "zero": ({"effect": effect(shift=0.0)}, "The interval of the difference in tone includes 0."),
+    "unknown metric": ({"effect": effect(about="")}, "tone is a metric of the user's own"),
+    "one control": ({"draws": 1}, "One random vector was drawn."),
+    "greedy": ({"sampled": False}, "decoded greedily"),
+    "own passages": ({"own_passages": True}, "plain text that come with steerfn, all in English"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_speaks_where_it_should_and_only_there(case):
+    change, text = CASES[case]
+    assert not any(text in each for each in limits(USUAL))
+    assert sum(text in each for each in limits(dataclasses.replace(USUAL, **change))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a fine-tune has the same fingerprint",
+        "What it measures: How warm it is, by its words.",
+        "One strength was tried (alpha 2).",
+        "Texts end after 40 tokens.",
+        "Side effects were measured on 16 passages of plain text. Other languages, code, long contexts, knowledge",
+        "All of this is about averages.",
+        "on this model at this strength",
+        "not the same as removing what the model knows",
+    ],
+)
+def test_some_things_are_always_said(text):
+    assert sum(text in each for each in limits(USUAL)) == 1
