@@ -26,6 +26,7 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
 GUIDES = {
     "discovery": ("<- best", "Quality(AUC"),
     "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
+    "plots": ("drawn: next", "drawn: tokens", "drawn: separation"),
     "protocols": ("anti_steerable", "True", "p_first_letter", "Strengths chosen", "perplexity_ratio"),
     "report": ("Report on the steering vector “happy”", "Tested on 12 prompts"),
     "sweeps": ("propensity", "15 configurations x 4 prompts", "exclamations"),

@@ -52,7 +52,7 @@ def forest(
     letters = letters_of(width)
     for axes, (title, rows) in zip(every[:, 0], panels.items(), strict=True):
         for place, row in enumerate(rows):
-            _draw(axes, place, row)
+            _draw(axes, place, row, narrow=width < 4)
         if zero:
             axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         tidy(axes, "x")
@@ -72,7 +72,7 @@ def letters_of(width: float) -> int:
     return max(18, int(5 * width))
 
 
-def _draw(axes: Any, place: int, row: Row) -> None:
+def _draw(axes: Any, place: int, row: Row, narrow: bool) -> None:
     found, colour = row.estimate, COLOURS[row.look % len(COLOURS)]
     if math.isfinite(found.low) and math.isfinite(found.high):
         axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
@@ -82,7 +82,8 @@ def _draw(axes: Any, place: int, row: Row) -> None:
             markeredgecolor=colour, markerfacecolor=colour if row.filled else "white", markeredgewidth=1.4, zorder=3,
         )  # fmt: skip
     if row.note:
+        note = "\n".join(row.note.rsplit(", ", 1)) if narrow else row.note  # the axis needs the room
         axes.text(
-            1.02, place, row.note, transform=axes.get_yaxis_transform(), va="center", ha="left", fontsize=7,
-            color="#333333",
+            1.02, place, note, transform=axes.get_yaxis_transform(), va="center", ha="left",
+            fontsize=6 if narrow else 7, color="#333333",
         )  # fmt: skip

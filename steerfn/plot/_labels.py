@@ -94,11 +94,12 @@ def _token(tokenizer: Any, token: int) -> str:
 
 
 def _bytes_of(name: str) -> str:
-    """The bytes that a byte-level tokenizer's name for a token stands for; of another tokenizer's token its name."""
+    """What a byte-level tokenizer's name for a token stands for, bytes beyond ASCII as `\\xe4`; else the name."""
     letters = _byte_letters()
     if not all(letter in letters for letter in name):
         return name
-    return "".join(f"\\x{letters[letter]:02x}" for letter in name)
+    found = (letters[letter] for letter in name)
+    return "".join(chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in found)
 
 
 def _byte_letters() -> dict[str, int]:

@@ -72,6 +72,22 @@ def test_tokens_of_a_real_tokenizer_keep_their_space_and_parts_of_characters_are
     assert "".join(found[3:]).encode().decode("unicode_escape").encode("latin1").decode() == "你"
 
 
+class Bytes:
+    """A byte-level tokenizer's tokens that are no whole characters, and one that is decoded to nothing."""
+
+    names = {5: "Ġð", 6: "aä½", 7: "<pad>", 8: "未"}
+
+    def convert_ids_to_tokens(self, token):
+        return self.names[token]
+
+    def decode(self, ids, clean_up_tokenization_spaces):
+        return "" if ids[0] == 7 else "\ufffd"
+
+
+def test_bytes_are_written_only_where_they_are_no_letters():
+    assert token_texts(Bytes(), [5, 6, 7, 8]) == [" \\xf0", "a\\xe4\\xbd", "<pad>", "未"]
+
+
 class SentencePiece:
     """A tokenizer whose decoder drops the first space of what it is given."""
 

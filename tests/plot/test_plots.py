@@ -70,6 +70,19 @@ def test_no_text_lies_on_another_or_outside(name, width):
     assert width is None or made.get_size_inches()[0] == width
 
 
+def test_long_names_leave_room_for_the_axis():
+    names = ["a vector with a rather long name", "another vector with such a name"]
+    random = np.random.default_rng(0)
+    conditions = ["unsteered", *names, *(f"random like {name}" for name in names)]
+    values = {metric: {name: random.normal(size=12) for name in conditions} for metric in ("share", "a_metric")}
+    values["none"] = {name: np.zeros(12) for name in conditions}
+    for width in (3.0, 3.5, 6.5):
+        made = sf.plot.comparison(compared(values), width=width)
+        assert not overlaps(made)
+        made.canvas.draw()
+        assert all(axes.get_window_extent().width > 0.6 * made.dpi for axes in made.axes)
+
+
 def test_the_check_sees_what_overlaps_and_what_is_cut():
     made = Figure(figsize=(3, 2))
     made.text(0.4, 0.5, "one")
