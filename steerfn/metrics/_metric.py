@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from steerfn._errors import DataError
+from steerfn._errors import DataError, SteerError
 from steerfn._text import Text
 from steerfn.operators import Operator
 
@@ -165,10 +165,10 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
     if isinstance(metrics, Mapping):
         found = [dataclasses.replace(_as_metric(each), name=str(name)) for name, each in metrics.items()]
     else:
-        alone = isinstance(metrics, str) or callable(metrics)
-        if not alone and not isinstance(metrics, Sequence):
+        listed: Any = [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
+        if not isinstance(listed, Sequence):
             raise DataError(f"metrics is a list of names or functions, not {metrics!r:.80}.")
-        found = [_as_metric(each) for each in ([metrics] if alone else metrics)]
+        found = [_as_metric(each) for each in listed]
     called = [each.name for each in found]
     if twice := [name for name in called if called.count(name) > 1]:
         raise DataError(f"Two metrics are named {twice[0]!r}; pass a mapping of names to functions.")
@@ -184,7 +184,8 @@ def _as_metric(each: Any) -> Metric:
         raise DataError(
             f"A metric is a name or a function of a list of texts that gives one number for each, not {each!r:.80}."
         )
-    return Metric(getattr(each, "__name__", type(each).__name__), each)
+    function: Any = each
+    return Metric(getattr(each, "__name__", type(each).__name__), function)
 
 
 def _checked(metric: Metric) -> Metric:
@@ -211,7 +212,7 @@ def measure(metrics: Mapping[str, Metric], texts: Sequence[str], setting: Settin
         try:
             numbers = np.array(list(each(texts, **given)), dtype=np.float64)
         except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, SteerError):  # it says itself what is wrong: a package that is missing, a server
                 raise
             raise DataError(f"The metric {name!r} must give one number for each text: {error}.") from error
         if numbers.shape != (len(texts),):

@@ -27,7 +27,7 @@ class Best:
         reported: its mean on the other prompts; None where no prompt was held out.
         error: the standard error of `reported`; None for fewer than two prompts.
         baseline: the unsteered model's mean on those prompts; None where alpha 0 is not in the sweep.
-        n: how many prompts chose, and how many report.
+        n: how many prompts chose, and how many report; those without a number do neither.
     """
 
     config: Config
@@ -80,10 +80,12 @@ class Sweep:
     def mean(self, metric: str | None = None) -> dict[Config, float]:
         """The mean of a metric over the prompts (by default of the first metric) for every configuration.
 
+        Prompts whose text has no number, such as the repetition of a single word, are left out.
+
         Raises:
             DataError: a metric that it does not have.
         """
-        return dict(zip(self.configs, self._values(metric).mean(1).tolist(), strict=True))
+        return dict(zip(self.configs, _means(self._values(metric)).tolist(), strict=True))
 
     def best(self, metric: str | None = None, *, lowest: bool = False, held_out: float = 0.5, seed: int = 0) -> Best:
         """The configuration with the highest mean on some prompts, with its mean on the others.
@@ -104,19 +106,20 @@ class Sweep:
         name, values = metric or self.metrics[0], self._values(metric)
         kept = np.array(hold_out(self.prompts, held_out, seed)) if held_out else np.zeros(len(self.prompts), bool)
         sign = -1 if lowest else 1
-        means = np.where(np.isfinite(m := sign * values[:, ~kept].mean(1)), m, -np.inf)
+        means = np.where(np.isfinite(m := sign * _means(values[:, ~kept])), m, -np.inf)
         if not np.isfinite(means).any():
             raise DataError(f"The metric {name!r} is no finite number in any configuration, so none is the best.")
         top = max(range(len(self)), key=lambda c: (means[c], -abs(self.configs[c].alpha)))
-        others, n = values[top, kept], (int((~kept).sum()), int(kept.sum()))
+        chose, others = (row[~np.isnan(row)] for row in (values[top, ~kept], values[top, kept]))
+        n = len(chose), len(others)
         plain = next((c for c, config in enumerate(self.configs) if config.alpha == 0), None)
         return Best(
             self.configs[top],
             name,
-            float(values[top, ~kept].mean()),
+            float(chose.mean()),
             float(others.mean()) if n[1] else None,
             float(others.std(ddof=1) / math.sqrt(n[1])) if n[1] > 1 else None,
-            float(values[plain, kept].mean()) if plain is not None and n[1] else None,
+            float(_means(values[plain, kept])) if plain is not None and n[1] else None,
             n,
         )
 
@@ -162,7 +165,7 @@ class Sweep:
         return text
 
     def __str__(self) -> str:
-        parts = [self._grid(name, values.mean(1)) for name, values in self.values.items()]
+        parts = [self._grid(name, _means(values)) for name, values in self.values.items()]
         head = f"{len(self.configs)} configurations x {len(self.prompts)} prompts"
         return "\n\n".join([head, *parts])
 
@@ -181,3 +184,10 @@ class Sweep:
 
     def __repr__(self) -> str:
         return f"Sweep({len(self.configs)} configurations, {len(self.prompts)} prompts, metrics {list(self.metrics)})"
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Means over prompts, the last axis, of those that have a number; NaN where none has."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(-1) / known.sum(-1)

@@ -140,6 +140,24 @@ def test_what_a_setting_lacks_is_told():
         measure(as_metrics("perplexity"), ["a"], Setting(prompts=["b"]))
 
 
+def test_what_a_metric_says_itself_is_not_said_anew():
+    def missing(texts):
+        raise sf.SteerError("This needs x; run `pip install x`.")
+
+    def broken(texts):
+        return ["good"] * len(texts)
+
+    with pytest.raises(sf.SteerError) as caught:
+        measure(as_metrics([missing]), ["a"], Setting())
+    assert str(caught.value) == "This needs x; run `pip install x`."
+    with pytest.raises(sf.DataError, match="The metric 'broken' must give one number for each text: could not convert"):
+        measure(as_metrics([broken]), ["a"], Setting())
+    with pytest.raises(
+        sf.DataError, match=r"The metric 'short' gave \(1,\) numbers for 2 texts; it must give one each."
+    ):
+        measure(as_metrics({"short": lambda texts: [1.0]}), ["a", "b"], Setting())
+
+
 # ---- the page
 
 

@@ -149,3 +149,20 @@ def test_metrics_of_one_configuration_alone():
     assert (
         found["length"].tolist() == [[0]] and math.isnan(found["repetition"][0, 0]) and found["refusal"].shape == (1, 1)
     )
+
+
+def test_means_are_over_the_texts_that_have_a_number(tiny):
+    """A text that says nothing has no repetition, and takes no configuration's mean with it."""
+
+    def patchy(texts):
+        rows = [[1.0, math.nan, 3.0], [math.nan] * 3, [5.0, 7.0, math.nan]] * 2
+        return [value for row in rows for value in row] if len(texts) > 1 else [0.0]
+
+    table = swept(tiny, [patchy])
+    np.testing.assert_array_equal(list(table.mean().values()), [2, math.nan, 6] * 2)
+    best = table.best(held_out=0)
+    assert best.config == table.configs[2] and best.chosen == 6 and best.n == (2, 0)
+    assert "nan" in str(table) and "6" in str(table)
+    for seed in range(6):
+        held = table.best(held_out=0.34, seed=seed)
+        assert held.config.alpha == 3 and sum(held.n) == 2 and (held.reported is None) == (held.n[1] == 0)
