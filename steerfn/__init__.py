@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+from steerfn import engines as engines
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
 from steerfn._capture import capture as capture
@@ -46,7 +47,6 @@ from steerfn._site import resid_post as resid_post
 from steerfn._site import resid_pre as resid_pre
 from steerfn._steer import steer as steer
 from steerfn._vector import SteeringVector as SteeringVector
-from steerfn.engines import FORMATS as _formats  # which knows GGUF from here on
 from steerfn.operators import Info as Info
 from steerfn.operators import Operator as Operator
 from steerfn.operators import Scope as Scope
@@ -126,7 +126,6 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.sweeping._sweep import sweep as sweep
     from steerfn.sweeping._table import Sweep as Sweep
 
-del _formats
 
 __getattr__, __dir__ = _later(
     globals(),

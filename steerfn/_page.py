@@ -1,7 +1,7 @@
 """HTML that results are shown in: escaped, self-contained, without scripts, readable in light and dark.
 
-Colours are the reader's own text colour and transparent tints of it, so a part looks right in a notebook of either kind;
-only a whole page chooses its background.
+Colours are the reader's own text colour and transparent tints of it, so a part looks right in a notebook of either
+kind; only a whole page chooses its background.
 """
 
 import html

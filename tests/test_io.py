@@ -151,17 +151,15 @@ def test_unknown_suffix_appends_nothing(tmp_path):
     """pitfall 22: no suffix is made up."""
     for call in (lambda p: save(vector(), p), load, describe):
         with pytest.raises(
-            FileError, match=r"\(\.safetensors, \.json\); name it for example 'llama-3\.1\.safetensors'"
+            FileError, match=r"\(\.safetensors, \.json, \.gguf\); name it for example 'llama-3\.1\.safetensors'"
         ):
             call(tmp_path / "llama-3.1")
     assert not list(tmp_path.iterdir())
 
 
-def test_gguf_is_announced_and_can_be_added(tmp_path, monkeypatch):
-    with pytest.raises(FileError, match=r"GGUF, which arrives with the engines of steerfn; use \.safetensors"):
-        save(vector(), tmp_path / "v.gguf")
-    monkeypatch.setitem(FORMATS, ".gguf", Format(FORMATS[".safetensors"].encode, FORMATS[".safetensors"].decode, False))
-    assert load(save(vector(), tmp_path / "v.gguf")).identical(vector())
+def test_a_format_can_be_added(tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, ".mine", Format(FORMATS[".safetensors"].encode, FORMATS[".safetensors"].decode, False))
+    assert load(save(vector(), tmp_path / "v.mine")).identical(vector())
 
 
 def test_odd_paths(tmp_path):

@@ -10,11 +10,10 @@ from steerfn._layout import layout, unwrapped
 from steerfn._steer import as_steering, prepared
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
-from steerfn.evaluate._compare_vectors import _identified as identified
-from steerfn.evaluate._compare_vectors import _told as told
 from steerfn.evaluate._comparison import STEERING, Comparison
 from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
 from steerfn.evaluate._conditions import Condition
+from steerfn.evaluate._named import identified, told
 from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of
 from steerfn.evaluate._seeds import checked_seeds
 from steerfn.evaluate._statistics import by_prompt, checked_options

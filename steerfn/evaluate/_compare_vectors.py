@@ -3,18 +3,16 @@
 from typing import Any
 
 from steerfn._about import about_of
-from steerfn._io_document import compose, tensors_of
 from steerfn._layout import layout, unwrapped
 from steerfn._steer import prepared
 from steerfn._text import as_texts
-from steerfn._vector import SteeringVector
 from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
 from steerfn.evaluate._conditions import conditions_of, named_vectors, strengths_of
+from steerfn.evaluate._named import identified, told
 from steerfn.evaluate._pairs import analyse, mean_of, planned
 from steerfn.evaluate._seeds import checked_seeds
 from steerfn.evaluate._statistics import RESAMPLES, by_prompt, checked_options
 from steerfn.evaluate._vector_comparison import VectorComparison
-from steerfn.metrics._metric import Metric
 from steerfn.operators import Scope, add
 from steerfn.reading._budget import limit_of
 from steerfn.sweeping._configs import Make
@@ -114,7 +112,7 @@ def compare_vectors(
         if op is not None:
             prepared(op, root, found, strict=False)
     options = {
-        "vectors": {name: _identified(vector) for name, vector in named.items()},
+        "vectors": {name: identified(vector) for name, vector in named.items()},
         "alpha": strengths,
         "operator": _called(operator),
         "scope": scope,
@@ -148,23 +146,10 @@ def compare_vectors(
         means={metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in units.items()},
         pairs=analyse(units, planned(list(named)), **how),
         metrics=measures,
-        about=about | how | {"references": given, "metrics": {name: _told(each) for name, each in measures.items()}},
+        about=about | how | {"references": given, "metrics": {name: told(each) for name, each in measures.items()}},
     )
-
-
-def _identified(vector: SteeringVector) -> dict[str, Any]:
-    """Which vector it was: the hash that its file would carry, and what it says of itself."""
-    return {
-        "sha256": compose(vector, tensors_of(vector))["sha256"],
-        "sites": [site.name for site in vector.sites],
-        "method": vector.metadata.get("method"),
-    }
 
 
 def _called(operator: Any) -> str:
     # Not its repr, which may hold an address: the same call would be another run in every process.
     return f"{getattr(operator, '__module__', '')}.{getattr(operator, '__qualname__', type(operator).__name__)}"
-
-
-def _told(metric: Metric) -> dict[str, Any]:
-    return {"unit": metric.unit, "better": metric.better, "about": metric.about}
