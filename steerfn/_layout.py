@@ -124,6 +124,16 @@ class Layout:
         """How many blocks there are."""
         return len(self.blocks)
 
+    @property
+    def stream(self) -> tuple[Site, ...]:
+        """The residual stream from end to end: before each block, between its sublayers where it has such a place, and
+        after the last. What a block's output is, the next one reads as its input.
+        """
+        sites = []
+        for layer, block in enumerate(self.blocks):
+            sites += [Site(kind, layer) for kind in ("resid_pre", "resid_mid") if kind in block.kinds]
+        return (*sites, Site("resid_post", self.n_layers - 1))
+
     def resolve(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
         """Concrete sites, each of which this model has.
 

@@ -30,7 +30,7 @@ def test_it_is_short_and_clean(path):
     assert path.stat().st_size < 20_000
 
 
-@pytest.mark.heavy
+@pytest.mark.docs
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq.*", "ignore::DeprecationWarning:jupyter_client.*")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_a_clean_kernel(demo, path, tmp_path, monkeypatch):

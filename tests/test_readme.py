@@ -24,6 +24,7 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
 
 
 GUIDES = {
+    "engines": ["SteeringVector(resid_post[6]"],
     "discovery": ("<- best", "Quality(AUC"),
     "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
     "plots": ("drawn: next", "drawn: tokens", "drawn: separation"),
@@ -33,7 +34,7 @@ GUIDES = {
 }
 
 
-@pytest.mark.heavy
+@pytest.mark.docs
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_code_of_a_guide_runs(demo, guide, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -56,7 +57,7 @@ def test_links_exist(page):
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-@pytest.mark.heavy
+@pytest.mark.docs
 def test_examples_run(demo, script, tmp_path):
     one = {**os.environ, "OMP_NUM_THREADS": "1"}  # the other test process wants a core too
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=240, env=one)

@@ -530,7 +530,7 @@ def test_pitfall_26_progress_shows_a_bar(tiny, capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.heavy
+@pytest.mark.docs
 def test_the_code_of_the_guide_runs(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)

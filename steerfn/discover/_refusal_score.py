@@ -78,7 +78,7 @@ class Judge:
         """A judge that knows the unsteered model."""
         rows = {name: sorted(encode(tokenizer, side, True), key=len) for name, side in texts.items()}
         judge = cls(
-            Predictor.of(model, tokenizer), stream(found), tokens, rows, size, math.nan, math.nan, torch.empty(0)
+            Predictor.of(model, tokenizer), found.stream, tokens, rows, size, math.nan, math.nan, torch.empty(0)
         )
         usual = judge.logits(identity, "harmless")
         return dataclasses.replace(
@@ -137,17 +137,6 @@ def log_odds(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     chosen = torch.tensor(list(tokens), device=logits.device)
     others = logits.index_fill(-1, chosen, -torch.inf)
     return logits[:, chosen].logsumexp(-1) - others.logsumexp(-1)
-
-
-def stream(found: Layout) -> tuple[Site, ...]:
-    """The residual stream of every block: before it, between its sublayers where it has such a place, and at the end.
-
-    What a block's output is, the next one reads as its input.
-    """
-    sites = []
-    for layer, block in enumerate(found.blocks):
-        sites += [Site(kind, layer) for kind in ("resid_pre", "resid_mid") if kind in block.kinds]
-    return (*sites, Site("resid_post", found.n_layers - 1))
 
 
 def best(scores: list[Score], max_kl: float, least: float) -> Score:

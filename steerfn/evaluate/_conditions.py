@@ -11,8 +11,7 @@ from steerfn._vector import SteeringVector
 from steerfn.discover._random import random_vector
 from steerfn.evaluate._pairs import UNSTEERED, random_like
 from steerfn.operators import Operator, Scope
-from steerfn.sweeping._configs import Make
-from steerfn.sweeping._configs import _made as made
+from steerfn.sweeping._configs import Make, made
 
 
 @dataclasses.dataclass(frozen=True)

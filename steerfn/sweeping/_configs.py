@@ -99,12 +99,13 @@ def configs_of(
         for part in each:
             for alpha in strengths:
                 out.append(
-                    (Config(name, tuple(site.name for site in part.sites), alpha), _made(operator, part, alpha, scope))
+                    (Config(name, tuple(site.name for site in part.sites), alpha), made(operator, part, alpha, scope))
                 )
     return out
 
 
-def _made(operator: Make, vector: SteeringVector, alpha: float, scope: Scope | None) -> Operator | None:
+def made(operator: Make, vector: SteeringVector, alpha: float, scope: Scope | None) -> Operator | None:
+    """The operator of one configuration; None where it is the unsteered model."""
     if operator is add and alpha == 0:
         return None  # the unsteered model bit for bit, whatever the vector: it is run once
     try:

@@ -369,7 +369,7 @@ def test_real_prompts(demo, texts, chat):
     assert shuffled.held_out_f1 < found.held_out_f1 - 0.1
 
 
-@pytest.mark.heavy
+@pytest.mark.docs
 def test_the_code_of_the_guide_runs(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)

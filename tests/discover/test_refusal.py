@@ -8,7 +8,7 @@ from families import build
 from words import words
 
 import steerfn as sf
-from steerfn.discover._refusal_score import Score, best, stream
+from steerfn.discover._refusal_score import Score, best
 from steerfn.discover.search._held_out import held_out
 
 TEMPLATE = (
@@ -185,7 +185,7 @@ def test_metadata_says_what_was_done():
 
 
 def test_the_stream_of_a_parallel_block_has_no_middle():
-    names = [site.name for site in stream(sf.layout(build("gpt_neox")))]
+    names = [site.name for site in sf.layout(build("gpt_neox")).stream]
     assert names == ["resid_pre[0]", "resid_pre[1]", "resid_pre[2]", "resid_post[2]"]
 
 

@@ -387,7 +387,7 @@ def test_the_model_and_torchs_random_state_stay_as_they_were(tiny):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.heavy
+@pytest.mark.docs
 def test_the_code_of_the_guide_runs(demo, monkeypatch, capsys):
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
     guide = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text()

@@ -11,7 +11,6 @@ from steering import vector
 from words import words
 
 import steerfn as sf
-from steerfn.discover._refusal_score import stream
 from steerfn.discover.search._held_out import held_out
 from steerfn.evaluate.protocols._refusal import refused
 
@@ -40,7 +39,7 @@ def test_refusal_is_a_loop_over_both_ways(tiny):
     )
     prompts = HARMFUL + HARMLESS
     tokens = [words().convert_tokens_to_ids(word) for word in "zy"]
-    everywhere = stream(sf.layout(tiny))
+    everywhere = sf.layout(tiny).stream
     random = sf.random_vector(like=V, seed=2)
     for condition, way, op in (
         ("unsteered", "", None),
@@ -84,7 +83,7 @@ def test_where_a_direction_is_ablated(tiny):
 
     stated = V.with_metadata(ablated_at=["resid_post[1]"])
     assert ablated(stated) == ablated(V, sites=1) != ablated(V)
-    assert ablated(stated, sites=stream(sf.layout(tiny))) == ablated(V)
+    assert ablated(stated, sites=sf.layout(tiny).stream) == ablated(V)
     with pytest.raises(sf.SiteError, match="spread copies one direction, but this vector has 2"):
         ablated(vector(sf.resid_post[0], sf.resid_post[1]))
 

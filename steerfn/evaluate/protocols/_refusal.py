@@ -11,7 +11,6 @@ from steerfn._vector import SteeringVector
 from steerfn.discover import spread
 from steerfn.discover._refusal import PHRASES
 from steerfn.discover._refusal import _first_tokens as first_tokens
-from steerfn.discover._refusal_score import stream
 from steerfn.evaluate._outcome import STEERED, Outcome
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._tally import outcome
@@ -127,7 +126,7 @@ def operators(run: Run, model: Any, vec: Any, alpha: float, sites: Any) -> dict[
 
 
 def _everywhere(model: Any, vec: SteeringVector, sites: Any) -> Any:
-    return (vec.metadata.get("ablated_at") or stream(layout(unwrapped(model)))) if sites is None else sites
+    return (vec.metadata.get("ablated_at") or layout(unwrapped(model)).stream) if sites is None else sites
 
 
 def refused(texts: Sequence[Sequence[str]]) -> np.ndarray:
