@@ -107,6 +107,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.discover import refusal_direction as refusal_direction
     from steerfn.discover import spread as spread
     from steerfn.discover import torchrun as torchrun
+    from steerfn.engines._bake import bake as bake
     from steerfn.engines._imports import from_pt as from_pt
     from steerfn.engines._imports import from_repeng as from_repeng
     from steerfn.engines._imports import from_steering_vectors as from_steering_vectors
@@ -137,6 +138,7 @@ __getattr__, __dir__ = _later(
             "refusal_direction spread torchrun"
         ),
         "steerfn._sensitivity": "Sensitivity sensitivity",
+        "steerfn.engines._bake": "bake",
         "steerfn.engines._imports": "from_pt from_repeng from_steering_vectors",
         "steerfn.engines._lm_eval": "to_lm_eval",
         "steerfn.evaluate._benchmark": "benchmark",

@@ -24,7 +24,7 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
 
 
 GUIDES = {
-    "engines": ["SteeringVector(resid_post[6]"],
+    "engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "discovery": ("<- best", "Quality(AUC"),
     "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
     "plots": ("drawn: next", "drawn: tokens", "drawn: separation"),

