@@ -43,7 +43,7 @@ def logits(model, op=None):
 
 
 def loaded(folder):
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
 
 @pytest.mark.parametrize("family", ADDED)
