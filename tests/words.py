@@ -1,5 +1,7 @@
 """A tiny word-level tokenizer of transformers, so that text reaches the tiny models without a download."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -10,9 +12,11 @@ TEMPLATE = (
 )
 
 
-def words(*, bos: bool = True, template: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
-    """One token a letter: a = 3, b = 4, ...; `bos` (1) before a text, pad 0, unk 2."""
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+def words(
+    *, bos: bool = True, template: bool = False, pad: bool = True, names: Sequence[str] = WORDS
+) -> PreTrainedTokenizerFast:
+    """One token a name: a = 3, b = 4, ...; `bos` (1) before a text, pad 0, unk 2."""
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(names)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:

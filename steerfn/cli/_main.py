@@ -46,14 +46,14 @@ def _show_warning(otherwise: Any) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    from steerfn.cli import _bake, _compare, _demo, _discover, _export, _generate, _inspect, _report, _sweep
+    from steerfn.cli import _bake, _compare, _demo, _discover, _export, _generate, _inspect, _report, _serve, _sweep
 
     top = argparse.ArgumentParser(
         prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit."
     )
     top.add_argument("--version", action="version", version=f"steerfn {_version()}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _export, _bake):
+    for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _export, _bake, _serve):
         module.add_to(commands)
     return top
 

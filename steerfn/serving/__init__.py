@@ -1,0 +1,29 @@
+"""A server for one machine: OpenAI's completions, with a `steering` field in every request.
+
+    steerfn serve --model demo --vectors folder
+
+Needs `pip install "steerfn[serve]"`. See `docs/serving.md`. `app(...)` is the ASGI application, for servers of your
+own.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from steerfn._errors import SteerError
+from steerfn.serving._limits import Limits as Limits
+
+if TYPE_CHECKING:
+    from steerfn.serving._app import app as app
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'steerfn.serving' has no attribute {name!r}")
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise SteerError(f'The server needs {package}, which is not installed: pip install "steerfn[serve]".')
+    from steerfn.serving._app import app
+
+    return app

@@ -1,0 +1,41 @@
+"""What one request, and all together, may take."""
+
+import dataclasses
+
+from steerfn._errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of a server; what exceeds one is refused with its value.
+
+    Attributes:
+        max_tokens: tokens that one request may ask for.
+        max_rows: rows of one batch.
+        max_queue: rows that may wait; further requests get 429.
+        max_body: bytes of a request.
+        max_choices: texts of one request (`n` times prompts).
+        max_stops: stop texts of one request.
+        max_steering: vectors of one request.
+        timeout: seconds from a request's arrival to its last token.
+        gather: seconds that the worker waits for more rows when it begins a batch.
+        drain: seconds that running requests get when the server is told to stop.
+    """
+
+    max_tokens: int = 512
+    max_rows: int = 16
+    max_queue: int = 256
+    max_body: int = 1 << 20
+    max_choices: int = 16
+    max_stops: int = 4
+    max_steering: int = 8
+    timeout: float = 120.0
+    gather: float = 0.005
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("gather", "drain") else 1 if isinstance(field.default, int) else 1e-3
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+                raise DataError(f"{field.name} is a number from {least:g}, not {value!r}.")

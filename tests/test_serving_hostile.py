@@ -1,0 +1,111 @@
+"""Requests made up from the server's own schema, and the real command: no 500, no other request reached, no cut."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server's packages are not installed")
+import requests
+from families import build
+from served import post, served
+from steering import vector
+from words import words
+
+import steerfn as sf
+from steerfn import serving
+from steerfn.cli import main
+
+STEADY = {"prompt": "a b c", "max_tokens": 4, "temperature": 0, "steering": {"vector": "v", "alpha": 2.0}}
+
+
+@pytest.mark.heavy
+def test_requests_made_up_from_its_schema_never_give_a_500_nor_reach_another_request(tmp_path):
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    sf.save(vector(sf.resid_post[1], scale=3.0), tmp_path / "v.safetensors")
+    limits = serving.Limits(max_tokens=8, max_rows=4)
+    with served(serving.app(build("llama"), words(template=True), tmp_path, limits=limits)) as address:
+        expected = post(address, "/v1/completions", STEADY).json()["choices"]
+        ended, wrong = threading.Event(), []
+
+        def neighbour():
+            while not ended.is_set():
+                found = post(address, "/v1/completions", STEADY)
+                if found.status_code != 429 and found.json().get("choices") != expected:
+                    wrong.append(found.text)
+
+        thread = threading.Thread(target=neighbour)
+        thread.start()
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--checks",
+            "not_a_server_error", "--max-examples", "25", "--seed", "1", "--no-color",
+        ]  # fmt: skip
+        out = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=tmp_path)
+        ended.set()
+        thread.join()
+        metrics = requests.get(f"{address}/metrics").text
+    assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-2000:]
+    asked = sum(float(count) for count in re.findall(r'steerfn_requests_total\{endpoint="/v1/comp.* (\S+)', metrics))
+    assert asked > 25 and not wrong, wrong[:3]
+    assert 'status="500"' not in metrics
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM here")
+def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, tmp_path):
+    sf.save(vector(sf.resid_post[12], width=576), tmp_path / "v.json")
+    (tmp_path / "keys.txt").write_text("secret\n")
+    command = [
+        sys.executable, "-m", "steerfn.cli", "serve", "--vectors", str(tmp_path), "--port", "0", "--api-keys",
+        str(tmp_path / "keys.txt"), "--audit", str(tmp_path / "audit.jsonl"), "--quiet",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"running on (http://\S+)", line):
+                address = found[1]
+                break
+        else:
+            pytest.fail("the server did not say where it runs")
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        head = {"authorization": "Bearer secret"}
+        body = {
+            "messages": [{"role": "user", "content": "Tell me about bees."}], "max_tokens": 40, "temperature": 0,
+            "stream": True, "steering": {"vector": "v", "alpha": 0.5},
+        }  # fmt: skip
+        with requests.post(f"{address}/v1/chat/completions", json=body, headers=head, stream=True, timeout=60) as got:
+            lines = (line for line in got.iter_lines() if line)
+            first = next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [json.loads(line[6:]) for line in lines if line != b"data: [DONE]"]
+        assert got.status_code == 200 and first.startswith(b"data: ")
+        assert rest[-1]["choices"][0]["finish_reason"] in ("stop", "length"), "the request was cut"
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+    begin, end = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert begin["steering"][0]["vector"] == "v" and end["outcome"][0] in ("stop", "length")
+    assert "bees" not in (tmp_path / "audit.jsonl").read_text()
+
+
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("STEERFN_API_KEYS", raising=False)
+    monkeypatch.setattr("steerfn.demo_model", lambda **_: (build("llama"), words()))
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, told in (
+        (["--host", "0.0.0.0"], "wants API keys: pass --api-keys FILE, set STEERFN_API_KEYS"),
+        (["--api-keys", str(tmp_path / "empty.txt")], "holds no API key, which would leave the server open"),
+        (["--api-keys", str(tmp_path / "none.txt")], "Cannot read the API keys"),
+        (["--vectors", str(tmp_path / "none")], "does not exist; make it, or pass another"),
+        (["--max-rows", "0"], "max_rows is a number from 1, not 0"),
+        (["--audit", str(tmp_path / "no" / "log")], "Cannot append to the audit log"),
+    ):
+        assert main(["serve", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("steerfn: ") and told in err and err.count("\n") == 1
