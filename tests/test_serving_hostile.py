@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -64,16 +65,16 @@ def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, 
         sys.executable, "-m", "steerfn.cli", "serve", "--vectors", str(tmp_path), "--port", "0", "--api-keys",
         str(tmp_path / "keys.txt"), "--audit", str(tmp_path / "audit.jsonl"), "--quiet",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"running on (http://\S+)", line):
-                address = found[1]
-                break
-        else:
-            pytest.fail("the server did not say where it runs")
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        until, found = time.monotonic() + 60, None
+        while found is None:
+            assert time.monotonic() < until and process.poll() is None, log.read_text()
+            time.sleep(0.1)
+            found = re.search(r"running on (http://\S+)", log.read_text())
+        address = found[1]
         head = {"authorization": "Bearer secret"}
         body = {
             "messages": [{"role": "user", "content": "Tell me about bees."}], "max_tokens": 40, "temperature": 0,
