@@ -44,7 +44,7 @@ LAYERS = [
         "_page",
     ),
     ("evaluate*",),
-    ("cli*", "plot*", "engines*", "serve*", "integrations*", "report*", "_table*", "", "__main__"),
+    ("cli*", "plot*", "engines*", "serving*", "integrations*", "report*", "_table*", "", "__main__"),
 ]
 NAMES = {file: ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__") for file in FILES}
 NAMES = {file: name.removesuffix(".") for file, name in NAMES.items()}
