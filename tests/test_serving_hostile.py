@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,16 @@ from steerfn import serving
 from steerfn.cli import main
 
 STEADY = {"prompt": "a b c", "max_tokens": 4, "temperature": 0, "steering": {"vector": "v", "alpha": 2.0}}
+
+
+def address_in(log, process):
+    """Where a server says that it runs, once it does."""
+    until, found = time.monotonic() + 60, None
+    while found is None:
+        assert time.monotonic() < until and process.poll() is None, log.read_text()
+        time.sleep(0.1)
+        found = re.search(r"running on (http://\S+)", log.read_text())
+    return found[1]
 
 
 @pytest.mark.heavy
@@ -69,12 +80,7 @@ def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, 
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
     try:
-        until, found = time.monotonic() + 60, None
-        while found is None:
-            assert time.monotonic() < until and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-            found = re.search(r"running on (http://\S+)", log.read_text())
-        address = found[1]
+        address = address_in(log, process)
         head = {"authorization": "Bearer secret"}
         body = {
             "messages": [{"role": "user", "content": "Tell me about bees."}], "max_tokens": 40, "temperature": 0,
@@ -93,6 +99,30 @@ def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, 
     begin, end = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert begin["steering"][0]["vector"] == "v" and end["outcome"][0] in ("stop", "length")
     assert "bees" not in (tmp_path / "audit.jsonl").read_text()
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(os.name == "nt", reason="the entry point is a shell script")
+def test_the_entry_point_of_the_sagemaker_image(tmp_path):
+    model, vectors = tmp_path / "model", tmp_path / "model" / "vectors"
+    build("llama").save_pretrained(model)
+    words(template=True).save_pretrained(model)
+    vectors.mkdir()
+    sf.save(vector(sf.resid_post[1]), vectors / "v.safetensors")
+    script = Path(__file__).parents[1] / "docker" / "sagemaker" / "serve"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SM_MODEL_DIR": str(model), "SAGEMAKER_BIND_TO_PORT": "0"}
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(["sh", str(script)], stderr=file, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        address = address_in(log, process).replace("0.0.0.0", "127.0.0.1")
+        assert requests.get(f"{address}/ping").status_code == 200
+        body = {"prompt": "a b", "max_tokens": 2, "steering": {"vector": "v"}}
+        assert post(address, "/invocations", body).json()["usage"]["completion_tokens"] == 2
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, monkeypatch):
