@@ -134,6 +134,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, monkeypatch
         (["--api-keys", str(tmp_path / "empty.txt")], "holds no API key, which would leave the server open"),
         (["--api-keys", str(tmp_path / "none.txt")], "Cannot read the API keys"),
         (["--vectors", str(tmp_path / "none")], "does not exist; make it, or pass another"),
+        (["--port", "99999"], "A port is a number from 0 (any) to 65535, not 99999"),
         (["--max-rows", "0"], "max_rows is a number from 1, not 0"),
         (["--audit", str(tmp_path / "no" / "log")], "Cannot append to the audit log"),
     ):

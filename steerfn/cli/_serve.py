@@ -50,6 +50,10 @@ def run(options: argparse.Namespace) -> None:
     application_of = serving.app  # which says what is not installed
     import uvicorn
 
+    if not 0 <= options.port <= 65535:
+        raise SteerError(f"A port is a number from 0 (any) to 65535, not {options.port}.")
+    if options.vectors is not None and not Path(options.vectors).is_dir():  # before the model is loaded
+        raise FileError(f"The folder of vectors '{options.vectors}' does not exist; make it, or pass another.")
     limits = serving.Limits(**{name: getattr(options, name) for name in LIMITS})
     keys = _keys(options.api_keys)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys and not options.open:

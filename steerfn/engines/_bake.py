@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steerfn._about import about_of
-from steerfn._errors import FileError, ModelError
+from steerfn._errors import DataError, FileError, ModelError
 from steerfn._functional import functional
 from steerfn._io import save
 from steerfn._layout import layout, unwrapped
@@ -69,6 +70,7 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
         SiteError: an addition elsewhere than at a block's output.
         ModelError: an architecture that cannot hold it, weights that are quantized or offloaded, or a result that does
             not do what live steering does.
+        DataError: no tokenizer, or a size that is none.
         FileError: a folder that holds something, or a disk that refuses.
 
     Source: Arditi et al. 2024 (orthogonalised weights).
@@ -78,6 +80,14 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
         >>> sf.bake(model, tokenizer, sf.add(v, 2.0), "happy-model")  # doctest: +SKIP
         >>> AutoModelForCausalLM.from_pretrained("happy-model")  # doctest: +SKIP
     """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise DataError(
+            f"bake writes the model's tokenizer too and needs it, not {tokenizer!r:.80}; pass a transformers tokenizer."
+        )
+    if not isinstance(out_dir, (str, os.PathLike)):
+        raise FileError(f"bake writes into a folder, named by text or a Path, not by {out_dir!r:.80}.")
+    if re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", str(max_shard_size)) is None:
+        raise DataError(f"max_shard_size is a size such as '5GB' or '500MB', not {max_shard_size!r:.80}.")
     root = unwrapped(model)
     found = layout(root)
     steering = prepared(as_steering(op), root, found, strict=False)

@@ -38,7 +38,7 @@ def from_repeng(vector: Any) -> SteeringVector:
         >>> sf.from_repeng(theirs).sites
         (resid_post[12],)
     """
-    found = _by_layer(getattr(vector, "directions", None), "from_repeng takes a repeng ControlVector")
+    found = _by_layer(getattr(vector, "directions", vector), "from_repeng takes a repeng ControlVector")
     metadata = {"imported": {"from": "repeng", "model_type": str(getattr(vector, "model_type", ""))}}
     return SteeringVector({resid_post[layer]: direction for layer, direction in found.items()}, metadata)
 
@@ -62,7 +62,7 @@ def from_steering_vectors(vector: Any) -> SteeringVector:
         (mlp_out[3],)
     """
     found = _by_layer(
-        getattr(vector, "layer_activations", None), "from_steering_vectors takes a steering_vectors.SteeringVector"
+        getattr(vector, "layer_activations", vector), "from_steering_vectors takes a steering_vectors.SteeringVector"
     )
     kind = getattr(vector, "layer_type", "decoder_block")
     if kind not in KINDS:

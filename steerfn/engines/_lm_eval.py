@@ -1,16 +1,18 @@
 """Files for `lm_eval --model steered` (EleutherAI's lm-evaluation-harness)."""
 
 import io
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steerfn._errors import FileError, ModelError, SiteError
+from steerfn._errors import DataError, FileError, ModelError, SiteError
 from steerfn._io_write import write_together
 from steerfn._layout import layout, unwrapped
 from steerfn._vector import SteeringVector
+from steerfn.operators._base import as_vector
 
 BLOCKS = "layers"
 """Where most architectures keep their blocks inside their base model."""
@@ -34,6 +36,7 @@ def to_lm_eval(vector: SteeringVector, path: str | os.PathLike[str], alpha: floa
         The path.
 
     Raises:
+        DataError: a strength that is no finite number.
         SiteError: a site that the harness cannot name: it adds to the outputs of modules at every token.
         ModelError: a vector of an architecture whose blocks have another name, without `model`.
         FileError: a name that does not end in `.pt`, or a disk that refuses.
@@ -47,9 +50,14 @@ def to_lm_eval(vector: SteeringVector, path: str | os.PathLike[str], alpha: floa
         ...     list(torch.load(sf.to_lm_eval(v, f"{folder}/v.pt", alpha=2.0), weights_only=True))
         ['layers.12']
     """
+    vector = as_vector(vector, "to_lm_eval")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise DataError(f"alpha is a finite number, not {alpha!r:.80}.")
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f"The file is named by text or a Path, not by {path!r:.80}.")
     path = Path(path)
     if path.suffix != ".pt":
-        raise FileError(f"lm_eval reads steering from a .pt or .csv file; name it '{path.name}.pt', say.")
+        raise FileError(f"lm_eval reads steering from a .pt or .csv file; name it '{path.stem}.pt', say.")
     if model is not None:
         vector = vector.resolve(layout(unwrapped(model)).n_layers)
     entries = {}

@@ -28,7 +28,7 @@ def ready(width: Any) -> None:
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not NARROWEST <= width < math.inf:
         raise DataError(f"width is a number of inches from {NARROWEST:g}, not {width!r}.")
     try:
-        import matplotlib.figure  # noqa: F401
+        import matplotlib.figure  # here, so that its absence is told at once  # noqa: F401
     except ImportError:
         raise SteerError('Plots need matplotlib, which is not installed: pip install "steerfn[plot]".') from None
 

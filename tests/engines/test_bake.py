@@ -232,6 +232,21 @@ def test_folders_are_safe(tmp_path):
     assert (full / "mine.txt").read_text() == "keep" and {path.name for path in tmp_path.iterdir()} == {"full", "empty"}
 
 
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ({"tokenizer": None}, "bake writes the model's tokenizer too and needs it, not None"),
+        ({"out_dir": None}, "named by text or a Path, not by None"),
+        ({"max_shard_size": "big"}, "max_shard_size is a size such as '5GB' or '500MB', not 'big'"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_written(more, told, tmp_path):
+    given = {"tokenizer": words(), "op": V, "out_dir": tmp_path / "baked", **more}
+    with pytest.raises(sf.SteerError, match=told):
+        sf.bake(build("llama"), **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_bake_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(_bake, "_checked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

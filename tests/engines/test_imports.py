@@ -73,3 +73,10 @@ def test_pitfall_21_a_pt_file_runs_nothing(tmp_path, capsys):
     with pytest.raises(sf.FileError, match="check the name"):
         sf.from_pt(tmp_path / "none.pt")
     assert "run" not in capsys.readouterr().out
+
+
+def test_what_is_no_vector_of_theirs_is_named_in_the_error():
+    with pytest.raises(sf.DataError, match="from_repeng takes a repeng ControlVector, not 3 of type int"):
+        sf.from_repeng(3)
+    with pytest.raises(sf.DataError, match="takes a steering_vectors.SteeringVector, not v of type str"):
+        sf.from_steering_vectors("v")

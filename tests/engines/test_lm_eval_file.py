@@ -38,10 +38,17 @@ def test_what_the_harness_cannot_say_is_refused(tmp_path):
     for site in (sf.attn_out[1], sf.resid_post[-1]):
         with pytest.raises(sf.SiteError, match="cannot say"):
             sf.to_lm_eval(sf.SteeringVector({site: torch.ones(8)}), tmp_path / "v.pt")
-    with pytest.raises(sf.FileError, match=r"v\.safetensors\.pt"):
+    with pytest.raises(sf.FileError, match=r"name it .v\.pt."):
         sf.to_lm_eval(V, tmp_path / "v.safetensors")
     gpt2 = V.with_metadata(model={"architecture": "GPT2LMHeadModel"})
     with pytest.raises(sf.ModelError, match="pass model="):
         sf.to_lm_eval(gpt2, tmp_path / "v.pt")
     with pytest.raises(sf.FileError, match="Cannot write"):
         sf.to_lm_eval(V, tmp_path / "none" / "v.pt")
+
+
+@pytest.mark.parametrize("alpha", ["2", float("nan"), True, None])
+def test_a_strength_is_a_finite_number(alpha, tmp_path):
+    with pytest.raises(sf.DataError, match="alpha is a finite number, not"):
+        sf.to_lm_eval(sf.SteeringVector({sf.resid_post[1]: torch.ones(8)}), tmp_path / "v.pt", alpha=alpha)
+    assert not list(tmp_path.iterdir())
