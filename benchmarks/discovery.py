@@ -1,11 +1,12 @@
 """What discovery costs against the libraries that people use for it, in one run, on the same model and texts.
 
-    python benchmarks/discovery.py [--rounds 5] [--cases 1 2 3 4] [--profile]
+    python benchmarks/discovery.py [--rounds 5] [--cases 1 2 3 4] [--rivals repeng] [--profile]
 
 Sets up a virtual environment of its own with the rivals (steering-vectors 0.12.2, repeng 0.4.0, transformers 4.57, which
 they need) and this checkout, and runs everything there. Each round runs every library once, in an order that turns;
 ratios are taken within a round; the median counts. Rivals run at the batch size that was best for them on a first
-trial. Every library's mean difference is compared with ours, so all do the same work.
+trial. Every library's mean difference is compared with ours, so all do the same work. The share of the machine's rate and
+the memory are printed where no cases are chosen.
 """
 
 import argparse
@@ -102,10 +103,10 @@ def best_batch(name, model, tokenizer, pairs) -> int:
 _best: dict[tuple[str, str], int] = {}
 
 
-def compare(title, target, model, tokenizer, pairs, layers, rounds) -> None:
+def compare(title, target, model, tokenizer, pairs, layers, rounds, against) -> None:
     import torch
 
-    names = list(LIBRARIES)
+    names = ["steerfn", *against]
     sample = random.Random(0).sample(pairs, 32)
     for name in names[1:]:  # tried once for each set of texts
         if (name, pairs[0][0]) not in _best:
@@ -225,7 +226,7 @@ def memory(counts=(64, 256, 1000)) -> None:
         print(f"  {count:>5} pairs: {more:+.0f} MiB (the process with the model: {before:.0f} MiB)", flush=True)
 
 
-def main(rounds: int, chosen_cases: list[int], profiling: bool) -> None:
+def main(chosen: argparse.Namespace) -> None:
     import torch
     import transformers
 
@@ -244,20 +245,20 @@ def main(rounds: int, chosen_cases: list[int], profiling: bool) -> None:
         ("256 CAA pairs (sycophancy), one layer", 8, caa("sycophancy", 256), [LAYER]),
         ("256 CAA pairs (sycophancy), all layers", 3, caa("sycophancy", 256), every),
     ]
-    if profiling:
+    if chosen.profile:
         return profile(model, tokenizer, caa("sycophancy", 64))
-    share_of_peak(model, tokenizer, caa("sycophancy", 64), rounds)
-    memory()
-    for title, target, pairs, layers in [cases[i - 1] for i in chosen_cases]:
-        compare(title, target, model, tokenizer, pairs, layers, rounds)
+    if not chosen.cases:
+        share_of_peak(model, tokenizer, caa("sycophancy", 64), chosen.rounds)
+        memory()
+    for title, target, pairs, layers in [cases[i - 1] for i in chosen.cases or range(1, len(cases) + 1)]:
+        compare(title, target, model, tokenizer, pairs, layers, chosen.rounds, chosen.rivals)
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument(
-        "--cases", type=int, nargs="*", default=list(range(1, 9)), help="which of the eight comparisons, 1 to 8"
-    )
+    arguments.add_argument("--cases", type=int, nargs="*", default=[], help="of the eight comparisons, 1 to 8; else all")
+    arguments.add_argument("--rivals", nargs="+", choices=list(LIBRARIES)[1:], default=list(LIBRARIES)[1:])
     arguments.add_argument("--profile", action="store_true", help="show where the time goes, and compare nothing")
     arguments.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
@@ -265,17 +266,7 @@ if __name__ == "__main__":
         sys.exit(f"The texts are read from {DATA}, which is not there.")
     if chosen.inside:
         os.environ["TQDM_DISABLE"] = "1"
-        main(chosen.rounds, chosen.cases, chosen.profile)
+        main(chosen)
     else:
-        command = [
-            str(rivals()),
-            __file__,
-            "--inside",
-            "--rounds",
-            str(chosen.rounds),
-            "--cases",
-            *map(str, chosen.cases),
-            *(["--profile"] if chosen.profile else []),
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        sys.exit(subprocess.run(command, env=environment).returncode)
+        command = [str(rivals()), __file__, "--inside", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode)
