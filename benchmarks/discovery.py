@@ -257,7 +257,9 @@ def main(chosen: argparse.Namespace) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--cases", type=int, nargs="*", default=[], help="of the eight comparisons, 1 to 8; else all")
+    arguments.add_argument(
+        "--cases", type=int, nargs="*", default=[], help="of the eight comparisons, 1 to 8; else all"
+    )
     arguments.add_argument("--rivals", nargs="+", choices=list(LIBRARIES)[1:], default=list(LIBRARIES)[1:])
     arguments.add_argument("--profile", action="store_true", help="show where the time goes, and compare nothing")
     arguments.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)

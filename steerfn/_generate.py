@@ -101,7 +101,7 @@ def generate(
     if any(hf.get(name) is not None for name in ASSISTED):
         batch_size = 1
     encoded = encode(tokenizer, found, chat)
-    ends = _ends(model, tokenizer, hf)
+    ends = ends_of(model, tokenizer, hf)
     texts: list[str] = []
     ids: list[tuple[int, ...]] = []
     for start in range(0, len(found), batch_size):
@@ -175,7 +175,7 @@ def _seeded(model: Any, seed: int | None) -> Iterator[None]:
         yield
 
 
-def _ends(model: Any, tokenizer: Any, hf: dict[str, Any]) -> set[int]:
+def ends_of(model: Any, tokenizer: Any, hf: dict[str, Any]) -> set[int]:
     """The tokens that end a text."""
     config = getattr(model, "generation_config", None)
     found = hf.get("eos_token_id", getattr(config, "eos_token_id", None))

@@ -28,10 +28,10 @@ class Worker:
     def __init__(
         self, model: Any, tokenizer: Any, limits: Limits, ran: Callable[[int, float], Any] = lambda *_: None
     ) -> None:
-        from steerfn._generate import _ends
+        from steerfn._generate import ends_of
 
         self.model, self.tokenizer, self.limits, self.ran = model, tokenizer, limits, ran
-        self.ends = frozenset(_ends(model, tokenizer, {}))
+        self.ends = frozenset(ends_of(model, tokenizer, {}))
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._lock = threading.Lock()
         self._count, self._closed = 0, False
