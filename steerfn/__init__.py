@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 from steerfn import engines as engines
 from steerfn._activations import activations as activations
 from steerfn._activations import token_read as token_read
+from steerfn._blocks import Layout as Layout
 from steerfn._capture import capture as capture
 from steerfn._demo import demo_model as demo_model
 from steerfn._errors import DataError as DataError
@@ -34,7 +35,6 @@ from steerfn._io import describe as describe
 from steerfn._io import load as load
 from steerfn._io import save as save
 from steerfn._later import later as _later
-from steerfn._layout import Layout as Layout
 from steerfn._layout import layout as layout
 from steerfn._metadata import Metadata as Metadata
 from steerfn._models import from_pretrained as from_pretrained

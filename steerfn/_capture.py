@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from steerfn import _forward
+from steerfn._blocks import unwrapped
 from steerfn._forward import Entry
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of

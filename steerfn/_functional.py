@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from steerfn import _forward
+from steerfn._blocks import unwrapped
 from steerfn._errors import SteerError
 from steerfn._forward import Entry
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared, warn_of_empty
 from steerfn._substitute import Spine, device_of, plan
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from steerfn import _forward
+from steerfn._blocks import Layout
 from steerfn._errors import ModelError
 from steerfn._forward import Entry
-from steerfn._layout import Layout
 from steerfn._site import Site
 from steerfn._struct import static, struct
 from steerfn._substitute import HOOKS, INSTALLED, Spine, plan

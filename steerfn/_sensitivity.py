@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerfn._blocks import Layout, unwrapped
 from steerfn._continuation import continued
 from steerfn._dataframe import dataframe
 from steerfn._errors import DataError, ShapeError, SiteError
 from steerfn._fingerprint import check_match
-from steerfn._layout import Layout, layout, unwrapped
+from steerfn._layout import layout
 from steerfn._metadata import Metadata
 from steerfn._sensitivity_slopes import Item, Slopes
 from steerfn._site import Site, as_sites

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerfn import _forward
+from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
 from steerfn._forward import Entry, Generation, Host, Selections
-from steerfn._layout import Layout, layout, unwrapped
+from steerfn._layout import layout
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from steerfn._blocks import Block, Layout, unwrapped
 from steerfn._forward import Entry, Host
 from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
-from steerfn._layout import Block, Layout, unwrapped
 from steerfn._site import Site
 
 Make = Callable[[Host, nn.Module], Interposed]

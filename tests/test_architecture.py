@@ -13,12 +13,12 @@ PACKAGE = Path(steerfn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Names of modules below `steerfn`, a prefix with a star; the first that matches counts. Names of one
-# layer may import each other: `_layout` asks `_layout_check`, which asks `_layout`.
+# layer may import each other.
 LAYERS = [
     ("_errors", "_struct", "_types", "_later"),
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
     ("operators*",),
-    ("_forward", "_interpose", "_shards", "_layout", "_substitute", "_layout_check"),
+    ("_forward", "_interpose", "_shards", "_blocks", "_find_blocks", "_substitute", "_layout_check", "_layout"),
     ("_steer", "_functional", "_capture"),
     (
         "_models",

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerWarning
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site
 from steerfn._text import as_texts, encode
 from steerfn._vector import SteeringVector

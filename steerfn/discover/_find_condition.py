@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from steerfn._activations import activations
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites, resid_post
 from steerfn._text import Text, as_texts
 from steerfn._vector import SteeringVector

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import DataError
-from steerfn._layout import Layout, layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._struct import static, struct
 from steerfn._text import as_texts

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SiteError, SteerWarning
 from steerfn._fingerprint import fingerprint
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._discover import checked_seed

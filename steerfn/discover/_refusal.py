@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import DataError, SiteError
 from steerfn._fingerprint import fingerprint
-from steerfn._layout import Layout, layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites, resid_pre
 from steerfn._text import Text, as_texts, encode
 from steerfn._vector import SteeringVector

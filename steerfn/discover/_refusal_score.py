@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import Layout
 from steerfn._errors import DataError, SteerWarning
-from steerfn._layout import Layout
 from steerfn._site import Site
 from steerfn._text import Text, encode
 from steerfn._vector import SteeringVector

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from steerfn._about import about_of
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, FileError, ModelError
 from steerfn._functional import functional
 from steerfn._io import save
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared
 from steerfn._text import encode
 from steerfn._vector import SteeringVector

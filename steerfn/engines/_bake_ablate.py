@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerfn._blocks import Layout
 from steerfn._errors import ModelError
-from steerfn._layout import Layout
 from steerfn.engines._bake_add import INSTEAD, filled
 
 GATED = ("self_attn.o_proj", "mlp.down_proj")

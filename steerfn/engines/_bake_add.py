@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steerfn._blocks import Layout
 from steerfn._errors import ModelError
-from steerfn._layout import Layout
 
 INSTEAD = "save the vector and steer live, with sf.steer or sf.generate"
 LLAMA = (

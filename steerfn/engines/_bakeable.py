@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import Layout
 from steerfn._errors import SiteError, SteerError
-from steerfn._layout import Layout
 from steerfn._site import Site, resid_post, resid_pre
 from steerfn.operators import Operator, everywhere
 from steerfn.operators._combine import Chain

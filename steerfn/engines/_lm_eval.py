@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, FileError, ModelError, SiteError
 from steerfn._io_write import write_together
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._vector import SteeringVector
 from steerfn.operators._base import as_vector
 

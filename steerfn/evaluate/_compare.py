@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from steerfn._about import about_of
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector

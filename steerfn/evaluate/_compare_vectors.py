@@ -3,7 +3,8 @@
 from typing import Any
 
 from steerfn._about import about_of
-from steerfn._layout import layout, unwrapped
+from steerfn._blocks import unwrapped
+from steerfn._layout import layout
 from steerfn._steer import prepared
 from steerfn._text import as_texts
 from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from steerfn._blocks import Layout
 from steerfn._errors import DataError
-from steerfn._layout import Layout
 from steerfn._vector import SteeringVector
 from steerfn.discover._random import random_vector
 from steerfn.evaluate._pairs import UNSTEERED, random_like

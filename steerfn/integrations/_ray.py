@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from steerfn import _forward
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._substitute import substitutions_of
 from steerfn.discover import Workers
 from steerfn.discover.engine._checkpoint import Checkpoint

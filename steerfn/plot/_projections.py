@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from steerfn._blocks import unwrapped
 from steerfn._capture import capture
 from steerfn._errors import SiteError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._steer import prepared
 from steerfn._text import Text, encode, input_device

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from steerfn._activations import activations
+from steerfn._blocks import unwrapped
 from steerfn._errors import SiteError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._text import Text
 from steerfn._vector import SteeringVector, unit

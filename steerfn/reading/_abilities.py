@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn._layout import Layout
+from steerfn._blocks import Layout
 from steerfn._site import Site
 from steerfn._substitute import walk
 from steerfn.reading._packing import Row, alone, trees

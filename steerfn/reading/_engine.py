@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from steerfn import _forward
+from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import ModelError
 from steerfn._forward import Entry
-from steerfn._layout import Layout, layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of

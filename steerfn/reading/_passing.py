@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from steerfn import _forward
+from steerfn._blocks import Layout
 from steerfn._forward import Entry
-from steerfn._layout import Layout
 from steerfn._substitute import substitutions_of
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import FileError
 from steerfn._fingerprint import fingerprint
 from steerfn._io import describe, load
 from steerfn._io_document import compose, tensors_of
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._vector import SteeringVector
 from steerfn.datasets import ContrastSet
 from steerfn.discover.engine._identity import _weights as weights_of

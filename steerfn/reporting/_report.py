@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerWarning
 from steerfn._fingerprint import check_match
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._records import as_json, write_text
 from steerfn._text import Text, as_texts, encode, input_device
 from steerfn._vector import SteeringVector

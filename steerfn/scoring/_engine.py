@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from steerfn._blocks import unwrapped
 from steerfn._forward import Entry, Selections
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import resid_post
 from steerfn._steer import prepared
 from steerfn._substitute import device_of, substitutions_of, walk

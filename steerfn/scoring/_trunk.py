@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from steerfn._blocks import Layout
 from steerfn._interpose import first
-from steerfn._layout import Layout
 from steerfn._site import Site, resid_post
 from steerfn.operators import Operator
 from steerfn.reading._passing import Enough

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import SteerError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import prepared
 from steerfn._text import Text, encode
 from steerfn.operators import Operator, ablate, add, at, chain, everywhere, generated, prompt

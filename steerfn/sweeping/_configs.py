@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from steerfn._blocks import Layout
 from steerfn._errors import DataError, SteerError
-from steerfn._layout import Layout
 from steerfn._site import as_sites
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at

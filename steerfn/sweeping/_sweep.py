@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from steerfn._about import about_of
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import prepared, warn_of_empty
 from steerfn._text import as_texts
 from steerfn.discover.engine._discover import checked_seed

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn._layout import layout, unwrapped
+from steerfn._blocks import unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site
 from steerfn._struct import struct
 from steerfn.discover.engine._contrast import Contrast

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerError
-from steerfn._layout import unwrapped
 from steerfn.discover.engine._checkpoint import Checkpoint
 from steerfn.discover.engine._collect import Job, Run
 from steerfn.discover.engine._identity import differences, identity

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import unwrapped
 from steerfn._functional import Functional, functional
-from steerfn._layout import unwrapped
 from steerfn._text import input_device, pad_id, padded
 
 

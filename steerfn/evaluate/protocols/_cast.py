@@ -8,8 +8,9 @@ import numpy as np
 from typing_extensions import Unpack
 
 from steerfn._activations import activations
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._site import Site, resid_post
 from steerfn._text import Text
 from steerfn.discover import FoundCondition, Hits, find_condition

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from steerfn._layout import layout, unwrapped
+from steerfn._blocks import unwrapped
+from steerfn._layout import layout
 from steerfn._vector import SteeringVector
 from steerfn.discover import spread
 from steerfn.discover._refusal import PHRASES

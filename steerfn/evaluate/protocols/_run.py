@@ -10,8 +10,9 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from steerfn._about import about_of
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import warn_of_empty
 from steerfn._text import Text
 from steerfn._vector import SteeringVector
