@@ -134,6 +134,23 @@ def test_100_mixed_requests_at_once_each_get_what_they_get_alone(model, folder, 
     assert float(re.search(r"steerfn_batch_rows_count (\S+)", rows)[1]) < 100, "nothing ran together"
 
 
+def test_pitfall_37_an_unknown_vector_is_an_error_of_its_request_alone(model, folder, address):
+    def ask(vector):
+        steering = [{"vector": vector, "alpha": 2.0}]
+        return post(
+            address, "/v1/completions", {"prompt": "a b", "steering": steering, "max_tokens": 5, "temperature": 0}
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(ask, ["v0", "v9", "v1"] * 4))
+    for named, answer in zip(["v0", "v9", "v1"] * 4, found, strict=True):
+        if named == "v9":
+            assert answer.status_code == 404 and "There is no vector 'v9'" in answer.json()["error"]["message"]
+        else:
+            steering = [{"vector": named, "alpha": 2.0}]
+            assert answer.json()["choices"][0]["text"] == alone(model, folder, "a b", steering, 5)
+
+
 def test_a_stop_text_ends_a_text_and_is_left_out(model, folder, address):
     whole = alone(model, folder, "a b c", [], 12)
     stop = whole.split()[4]

@@ -47,7 +47,7 @@ def loaded(folder):
 
 
 @pytest.mark.parametrize("family", ADDED)
-def test_additions_are_in_the_checkpoint(family, tmp_path):
+def test_pitfall_36_additions_are_in_the_checkpoint(family, tmp_path):
     model = unwindowed(family)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     op = sf.chain(sf.add(vector(sf.resid_post[0], sf.resid_post[2]), 1.5), sf.add(vector(sf.mlp_out[0], seed=1), -0.5))
@@ -196,7 +196,7 @@ def test_what_a_family_cannot_hold_is_refused(family, told, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_does_something_else_is_not_left_behind(tmp_path, monkeypatch):
+def test_pitfall_36_a_checkpoint_that_does_something_else_is_not_left_behind(tmp_path, monkeypatch):
     """The check can fail: a family written without its biases, and one whose scale is forgotten."""
     forgotten = _bake_add.FAMILIES["GraniteForCausalLM"]._replace(scale=lambda config: 1.0)
     monkeypatch.setitem(_bake_add.FAMILIES, "GraniteForCausalLM", forgotten)
