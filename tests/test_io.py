@@ -136,7 +136,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pitfall_22_dots_in_names_are_kept(tmp_path, suffix):
-    """ "llama-3.1" and "llama-3.2" are two files."""
+    """The files of "llama-3.1" and "llama-3.2" are two."""
     first, second = vector(1), vector(2)
     save(first, tmp_path / f"llama-3.1{suffix}")
     save(second, str(tmp_path / f"llama-3.2{suffix}"))
