@@ -143,7 +143,7 @@ def axbench(model, tokenizer, layer: int = 14) -> None:
             usual = usual or norm(v)  # the others' lengths mean something else: all are given the mean difference's
             outcome = sf.protocols.axbench(
                 model, tokenizer, v * (usual / norm(v)), DATA / "instructions" / "vicuna_question.jsonl",
-                concept=row.concept, alphas=[0.5, 1, 1.5, 2, 3, 4], limit=24, max_new_tokens=48,
+                concept=row.concept, alphas=[0.5, 1, 1.5, 2, 3, 4], limit=16, max_new_tokens=32,
                 controls=int(name == "mean difference"), **QUIET,
             )  # fmt: skip
             line[name] = outcome.figures["score"].mean
