@@ -14,7 +14,7 @@ from torch import Tensor
 from steerfn._errors import DataError
 from steerfn._sampling import ByRow
 from steerfn._steer import STREAM, as_steering, steer
-from steerfn._text import Text, as_texts, encode, input_device, pad_id, padded
+from steerfn._text import AS_WRITTEN, Text, as_texts, encode, input_device, pad_id, padded, text_of
 from steerfn.operators import Operator, rows
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
@@ -117,7 +117,7 @@ def generate(
         for row in new.tolist():
             kept = _until_end(row, ends)
             ids.append(tuple(kept))
-            texts.append(tokenizer.decode(kept, skip_special_tokens=True))
+            texts.append(text_of(tokenizer, kept))
     return Generations(tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)))
 
 
@@ -256,7 +256,7 @@ def _pieces(
             if seed is not None:
                 torch.manual_seed(seed)
             criteria = StoppingCriteriaList([Stop(), *options.pop("stopping_criteria", [])])
-            streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer = Streamer(tokenizer, skip_prompt=True, **AS_WRITTEN)
             with torch.no_grad(), _steered(model, steering):
                 model.generate(
                     input_ids=ids, attention_mask=mask, streamer=streamer, stopping_criteria=criteria, **options

@@ -89,6 +89,18 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
     return found
 
 
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """What tokens say, without special tokens, as the model wrote it.
+
+    Some tokenizers (Llama 3's) would tidy spaces ("do n't" to "don't"), which takes back text that was handed out.
+    """
+    return tokenizer.decode(ids, **AS_WRITTEN)
+
+
+AS_WRITTEN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+"""What transformers' `decode` is told."""
+
+
 def padded(rows: Sequence[Sequence[int]], pad: int, side: str, device: Any) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, `[rows, longest]`, padded on one side."""
     longest = max(map(len, rows))

@@ -19,6 +19,7 @@ from words import WORDS, words
 
 import steerfn as sf
 from steerfn import serving
+from steerfn.serving._batch import run_batch
 from steerfn.serving._job import Job
 
 SITE = sf.resid_post[1]
@@ -396,3 +397,27 @@ def test_one_worker_runs_the_model_and_the_model_is_as_it_was(model, folder):
     assert not [each for each in threading.enumerate() if each.name == "steerfn-serving" and each.is_alive()][1:]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert threading.active_count() <= threads + 4
+
+
+def test_what_a_tokenizer_rewrites_loses_nothing_that_follows():
+    heard: list = []
+    job = Job([1], None, 4, 0.0, 1.0, 0, (), heard.append)
+    for i, text in enumerate(["do", "do n", "don't", "don't know"]):
+        job.add(i, frozenset(), lambda _, text=text: text)
+    assert heard == ["do", " n", "n't", " know", None] and job.reason == "length"
+
+
+def test_spaces_are_as_the_model_wrote_them_streamed_or_not(model):
+    tidy = words(
+        template=True, names=[["do", "n", "'t", "n't", ".", ","][i % 6] + "\u200b" * (i // 6) for i in range(96)]
+    )
+    tidy.clean_up_tokenization_spaces = True
+    whole = sf.generate(model, tidy, "do n't", max_new_tokens=24, chat=False).texts[0]
+    ids = sf.generate(model, tidy, "do n't", max_new_tokens=24, chat=False).token_ids[0]
+    assert tidy.decode(ids, skip_special_tokens=True) != whole, "this tokenizer would tidy nothing here"
+    assert whole.split(" ") == [tidy.decode([token]) for token in ids if token > 2]
+    assert "".join(sf.stream(model, tidy, "do n't", max_new_tokens=24, chat=False)) == whole
+    heard: list = []
+    ids = tidy("do n't").input_ids
+    run_batch(model, tidy, [Job(ids, None, 24, 0.0, 1.0, 0, (), heard.append)], frozenset())
+    assert "".join(heard[:-1]) == whole

@@ -1,6 +1,7 @@
 """One batch of jobs as rows of one `generate`: every row its own steering, sampling, length and end."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from steerfn._sampling import pick, uniforms
 from steerfn._steer import steer
-from steerfn._text import input_device, pad_id, padded
+from steerfn._text import input_device, pad_id, padded, text_of
 from steerfn.operators import rows
 from steerfn.serving._job import Job
 from steerfn.serving._refused import RequestError
@@ -34,9 +35,6 @@ def run_batch(model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[i
     ops = [job.op for job in jobs]
     steering = steer(model, rows(ops)) if any(op is not None for op in ops) else contextlib.nullcontext()
 
-    def decode(tokens: list[int]) -> str:
-        return tokenizer.decode(tokens, skip_special_tokens=True)
-
     with torch.no_grad(), steering:
         model.generate(
             input_ids=ids,
@@ -49,7 +47,7 @@ def run_batch(model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[i
                 pad_token_id=pad_id(tokenizer),
             ),
             logits_processor=[_Sampling(jobs, ids)],
-            stopping_criteria=[_HandOut(jobs, ids.shape[1], ends, decode)],
+            stopping_criteria=[_HandOut(jobs, ids.shape[1], ends, functools.partial(text_of, tokenizer))],
         )
     for job in jobs:
         job.end("length")

@@ -1,6 +1,7 @@
 """One text to be generated: what was asked for, and what has come so far."""
 
 import dataclasses
+import os.path
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -83,9 +84,9 @@ class Job:
         return self._hand_out(text if last else text[: len(text) - self._unsure(text)])
 
     def _hand_out(self, text: str) -> None:
-        # A tokenizer may rewrite what it has said (spaces, mostly); what was handed out stays.
-        if len(text) > len(self._told) and text.startswith(self._told):
-            piece, self._told = text[len(self._told) :], text
+        # A tokenizer may rewrite what it has said; what was handed out stays, and nothing that comes after it is lost.
+        if len(text) > len(self._told):
+            piece, self._told = text[len(os.path.commonprefix([self._told, text])) :], text
             self.heard(piece)
 
     def _unsure(self, text: str) -> int:
