@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,17 @@ BROKEN = (
 )
 
 
-def run_batch(model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[int]) -> None:
+def run_batch(
+    model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[int], settings: Mapping[str, Any] | None = None
+) -> None:
     """Generate until every job has ended, handing out tokens as they come.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        jobs: a row each.
+        ends: the tokens that end a text.
+        settings: of transformers' `GenerationConfig`, besides lengths, ends and sampling: a repetition penalty, say.
 
     Raises:
         Exception: whatever the model raises; jobs that have not ended may be run again, and go on where they were.
@@ -41,6 +50,7 @@ def run_batch(model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[i
             attention_mask=mask,
             # Not the model's own: its sampling defaults are no part of a request.
             generation_config=GenerationConfig(
+                **(settings or {}),
                 max_new_tokens=max(job.max_tokens for job in jobs),
                 do_sample=False,
                 eos_token_id=sorted(ends) or None,

@@ -1,0 +1,67 @@
+"""Calls in several threads that run together, as the rows of one batch."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+
+class Together:
+    """Runs what several threads ask for at once, as soon as every one of them has asked or gone.
+
+    A framework's `invoke` does much besides generating (callbacks, caches, traces) and may generate nothing; so the
+    inputs of a batch are invoked in a thread each, and meet here.
+
+    Args:
+        threads: how many there are.
+        run: called once with all that was asked for, in one of the threads.
+    """
+
+    def __init__(self, threads: int, run: Callable[[Sequence[Any]], Any]) -> None:
+        self.coming, self.run = threads, run
+        self._asked: list[tuple[Any, Future[None]]] = []
+        self._lock = threading.Lock()
+
+    def ask(self, what: Any) -> None:
+        """Wait until it has been run.
+
+        Raises:
+            Exception: what `run` raised.
+        """
+        future: Future[None] = Future()
+        self._asked.append((what, future))
+        self.go()
+        future.result()
+
+    def go(self) -> None:
+        """Say that this thread will ask for nothing more; the last one to ask or go runs all."""
+        with self._lock:
+            self.coming -= 1
+            last = self.coming == 0
+        if last and self._asked:
+            try:
+                self.run([what for what, _ in self._asked])
+            except BaseException as error:
+                for _, future in self._asked:
+                    future.set_exception(error)
+            else:
+                for _, future in self._asked:
+                    future.set_result(None)
+
+
+class Seat:
+    """The place of one thread among them: it asks once, or goes."""
+
+    def __init__(self, together: Together) -> None:
+        self.together, self.taken = together, False
+
+    def ask(self, what: Any) -> None:
+        """See `Together.ask`."""
+        self.taken = True
+        self.together.ask(what)
+
+    def leave(self) -> None:
+        """Go, where it has not asked."""
+        if not self.taken:
+            self.taken = True
+            self.together.go()
