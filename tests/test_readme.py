@@ -24,6 +24,7 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
 
 
 GUIDES = {
+    "agents": ("steered and plain differ: True", "streamed: True", "LlamaIndex: True"),
     "engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "discovery": ("<- best", "Quality(AUC"),
     "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
