@@ -239,13 +239,14 @@ class Answering:
         Raises:
             SteerError: a prompt that is too long, or a steering that does not fit.
         """
+        op = self.operator(options)
         if self.longest is not None and len(prompt) + options.max_new_tokens > self.longest:
             raise DataError(
                 f"The prompt has {len(prompt)} tokens and max_new_tokens is {options.max_new_tokens}, together more "
                 f"than the {self.longest} that the model takes; shorten one of them."
             )
         settings = {**self.own, **(options.generation_kwargs or {})}
-        return Request(prompt, self.operator(options), options, settings)
+        return Request(prompt, op, options, settings)
 
     def run(self, requests: Sequence[Request]) -> None:
         """Generate answers as rows of one batch; what has settings runs alone, since some of those read pads."""

@@ -50,18 +50,22 @@ class Together:
 
 
 class Seat:
-    """The place of one thread among them: it asks once, or goes."""
+    """The place of one thread among them, to be taken once.
 
-    def __init__(self, together: Together) -> None:
-        self.together, self.taken = together, False
+    Args:
+        together: where it is.
+        owner: whose requests it is for; those of others that come in the same thread (out of a callback) are not.
+    """
 
-    def ask(self, what: Any) -> None:
-        """See `Together.ask`."""
-        self.taken = True
-        self.together.ask(what)
+    def __init__(self, together: Together, owner: Any) -> None:
+        self.together, self.owner = together, owner
+        self._once = threading.Lock()
+
+    def take(self, owner: Any) -> bool:
+        """Take it, if it is the owner's and still free: who has it asks or goes."""
+        return owner is self.owner and self._once.acquire(blocking=False)
 
     def leave(self) -> None:
-        """Go, where it has not asked."""
-        if not self.taken:
-            self.taken = True
+        """Go, where nothing was asked."""
+        if self.take(self.owner):
             self.together.go()

@@ -154,10 +154,10 @@ class SteeredChatModel(BaseChatModel):
     ) -> ChatResult:
         del run_manager
         request, seat = self._asked(messages, stop, kwargs), _seat.get()
-        if seat is None or seat.taken:
-            self._answering.run([request])
+        if seat is not None and seat.take(self._answering):
+            seat.together.ask(request)
         else:
-            seat.ask(request)
+            self._answering.run([request])
         request.check()
         message = AIMessage(content=request.text, usage_metadata=_usage(request))
         return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._told(request))])
@@ -219,7 +219,7 @@ class SteeredChatModel(BaseChatModel):
 
         def invoke(call: tuple[Any, RunnableConfig, dict[str, Any]]) -> Any:
             messages, config, kwargs = call
-            seat = Seat(together)
+            seat = Seat(together, self._answering)
             _seat.set(seat)  # the thread's own context, which ends with it
             try:
                 return self.invoke(messages, config, **kwargs)

@@ -131,7 +131,7 @@ class SteeredLLM(CustomLLM):
 
     def _told(self, request: Request) -> dict[str, Any]:
         """What responses carry besides the text: what ended it, and tokens where LlamaIndex's counters look."""
-        return {"raw": {"finish_reason": request.job.reason}, "additional_kwargs": request.usage}
+        return {"raw": {"finish_reason": request.job.reason, "usage": request.usage}}
 
     def _answer(self, request: Request) -> str:
         self._answering.run([request])

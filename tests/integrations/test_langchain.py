@@ -70,7 +70,9 @@ def test_invoke_is_the_librarys_generate_and_unsteered_the_models_own(model, tok
     assert answer.response_metadata["finish_reason"] == "length"
     ids = torch.tensor([[1, 29, 3, 4, 5, 30]])  # <bos> user a b c assistant
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, pad_token_id=0)[0, 6:]
-    assert chat.invoke(ASK, steering=None).content == tokenizer.decode(plain) != answer.content
+    assert (
+        chat.invoke(ASK, steering=None).content == tokenizer.decode(plain, skip_special_tokens=True) != answer.content
+    )
     assert chat.bind(steering=W).invoke(ASK).content == own(model, tokenizer, sf.add(W))
     assert chat.invoke(ASK, alpha=-1).content == own(model, tokenizer, sf.add(V, -1.0))
     assert chat.invoke(ASK, steering=sf.ablate(V)).content == own(model, tokenizer, sf.ablate(V))
@@ -174,6 +176,21 @@ def test_two_chat_models_that_share_a_cache(model, tokenizer):
     assert len(told) == len({chat.invoke(ASK).content for chat in chats}) == 6
     steering = SteeredChatModel(model, tokenizer, steering=V, alpha=2.0)._identifying_params["steering"]
     assert steering["alpha"] == 2.0 and len(steering["vectors_sha256"][0]) == 64
+
+
+def test_another_model_called_within_a_batch_answers_for_itself(model, tokenizer, chat):
+    changed = build("llama")
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(-1)
+    other, heard = SteeredChatModel(changed, tokenizer, max_new_tokens=8), []
+
+    class Handler(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized, messages, **kwargs):
+            heard.append(other.invoke(ASK).content)
+
+    got = chat.batch([ASK, ASK], {"callbacks": [Handler()]}, steering=[V, None])
+    assert heard == [own(changed, tokenizer, None)] * 2 and heard[0] != own(model, tokenizer, None)
+    assert [m.content for m in got] == [own(model, tokenizer, op) for op in (V, None)]
 
 
 def test_a_batch_uses_the_cache_input_by_input(model, tokenizer, batches):
