@@ -13,10 +13,11 @@ from typing import Any
 
 from steerfn import _forward
 from steerfn._about import operators_sha256
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, ModelError, SteerError
-from steerfn._generate import _ends
+from steerfn._generate import ends_of
 from steerfn._io_document import compose, tensors_of
-from steerfn._layout import layout, unwrapped
+from steerfn._layout import layout
 from steerfn._steer import STREAM, as_steering, prepared
 from steerfn._substitute import substitutions_of
 from steerfn._text import Message, encode
@@ -184,7 +185,7 @@ class Answering:
         self.model, self.tokenizer = model, tokenizer
         self.root: Any = unwrapped(model)
         self.found = layout(self.root)
-        self.ends = frozenset(_ends(model, tokenizer, {}))
+        self.ends = frozenset(ends_of(model, tokenizer, {}))
         self.longest = getattr(self.root.config.get_text_config(), "max_position_embeddings", None)
         self.about = model_of(model)
         own = getattr(model, "generation_config", None)
