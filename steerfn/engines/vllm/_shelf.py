@@ -90,7 +90,9 @@ class Shelf:
 
     def told(self) -> str:
         """For the log: every vector with its hash and blocks, and what was refused."""
-        lines = [f"{name} (SHA-256 {each.sha256}, blocks {sorted(each.directions)})" for name, each in self.offered.items()]
+        lines = [
+            f"{name} (SHA-256 {each.sha256}, blocks {sorted(each.directions)})" for name, each in self.offered.items()
+        ]
         return "; ".join([*lines, *self.refused.values()]) or "none"
 
 

@@ -125,7 +125,7 @@ def resolved_of(params: Any) -> dict[str, Region] | None:
         return None
     if not isinstance(value, dict) or set(value) != set(REGIONS):
         raise SteerError(
-            "A request reached the engine with a steering that was not checked when it came in; add requests as prompts "
-            "with SamplingParams, not as an EngineCoreRequest of your own."
+            "A request reached the engine with a steering that was not checked when it came in; add requests as "
+            "prompts with SamplingParams, not as an EngineCoreRequest of your own."
         )
     return value

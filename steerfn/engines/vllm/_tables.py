@@ -2,9 +2,9 @@
 
 All of it has a fixed size and a fixed place, because compiled code and CUDA graphs read it where it was when they were
 made. Before each step only numbers are written: for every token the *slot* of its steering, and for a slot that is new
-its coefficients. A chain of additions and ablations at one place is an affine map, `h + U^T (shift + mix U h)`, with the
-unit directions of the block as the rows of `U`: so one chain costs what another costs, and different ones in one batch
-cost what one costs. Slot 0 is no steering: its tokens are selected, not computed, and keep every bit.
+its coefficients. A chain of additions and ablations at one place is an affine map, `h + U^T (shift + mix U h)`, with
+the unit directions of the block as the rows of `U`: so one chain costs what another costs, and different ones in one
+batch cost what one costs. Slot 0 is no steering: its tokens are selected, not computed, and keep every bit.
 """
 
 from collections.abc import Iterable
