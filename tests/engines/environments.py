@@ -8,6 +8,7 @@ They lie in $STEERFN_ENGINES (default: ~/.cache/steerfn/engines), one folder eac
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -50,6 +51,21 @@ def python_of(name: str) -> Path:
 def install(python: Path, *what: str) -> None:
     """Into the environment of an interpreter."""
     subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what], check=True)
+
+
+def beside(python: Path, folder: Path) -> None:
+    """This library, from its wheel, and what it needs that vLLM does not have, into a folder for PYTHONPATH.
+
+    What lies there is found as if it were in the environment, entry points too, and the environment stays stock.
+    """
+    checkout, source = Path(__file__).parents[2], folder / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(checkout / "steerfn", source / "steerfn", ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, source)
+    install(python, "--no-deps", "--no-build-isolation", "--target", str(folder), str(source))
+    shutil.rmtree(source)
+    install(python, "--no-deps", "--target", str(folder), "jaxtyping", "beartype", "wadler_lindig")
 
 
 def asked_by(python: Path, wheel: str) -> list[str]:

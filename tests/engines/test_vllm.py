@@ -10,7 +10,6 @@ in transformers, steered live, which is what greedy decoding means.
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from environments import python_of
+from environments import beside, python_of
 from served import post
 from steering import vector
 from transformers import AutoModelForCausalLM
@@ -27,7 +26,6 @@ from words import WORDS, words
 import steerfn as sf
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3600)]
-ROOT = Path(__file__).parents[2]
 TINY = {
     "llama": {},
     "mistral": {"sliding_window": None},
@@ -207,14 +205,7 @@ def folder(demo, tmp_path_factory):
     }
     for name, each in vectors.items():
         sf.save(each, where / "vectors" / f"{name}.safetensors")
-    source = where / "source"
-    source.mkdir()
-    shutil.copytree(ROOT / "steerfn", source / "steerfn", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    install = [str(python_of("vllm")), "-m", "pip", "install", "-q", "--no-deps", "--target", str(where / "site")]
-    subprocess.run([*install, "--no-build-isolation", str(source)], check=True, capture_output=True)
-    subprocess.run([*install, "jaxtyping", "beartype", "wadler_lindig"], check=True, capture_output=True)
+    beside(python_of("vllm"), where / "site")
     return where
 
 

@@ -77,8 +77,9 @@ class Tables:
         self.blocks = {block: Block(found, self.slots, device) for block, found in directions.items()}
         self.hashes = sorted({name for found in directions.values() for name in found})
         self.token = torch.zeros(tokens, dtype=torch.int64, device=device)
-        self.idle, self.ablates = False, True  # until the first step, so that graphs that are captured hold everything
-        self._known: dict[str, tuple[int, bool]] = {}
+        self.busy = dict.fromkeys(self.blocks, True)
+        """The blocks at which this step steers, and whether it ablates there; all, until the first step."""
+        self._known: dict[str, tuple[int, dict[int, bool]]] = {}
         self._used: set[str] = set()
         self._staged = 0
 
@@ -97,7 +98,7 @@ class Tables:
                 number, _ = self._known.pop(oldest)
             for block, table in self.blocks.items():
                 table.write(number, parts, block)
-            self._known[key] = number, any(part["operation"] == "ablate" for part in parts)
+            self._known[key] = number, _acting(parts)
         self._used.add(key)
         self._known[key] = self._known.pop(key)  # the last is the one that was asked for last
         return self._known[key][0]
@@ -109,8 +110,10 @@ class Tables:
             self.token[len(slots) : last].zero_()
         if len(slots):
             send(self.token[: len(slots)], torch.from_numpy(slots))
-        self.idle = not len(slots)
-        self.ablates = any(self._known[key][1] for key in self._used)
+        self.busy = {}
+        for key in self._used:
+            for block, ablates in self._known[key][1].items():
+                self.busy[block] = self.busy.get(block, False) or ablates
 
     def apply(self, hidden: Tensor, residual: Tensor, block: int) -> None:
         """Steer the output of a block in place: the stream is `hidden + residual`, and `hidden` takes the change.
@@ -120,19 +123,29 @@ class Tables:
             residual: the same.
             block: which.
         """
+        # A graph that is captured is run for steps that are not known yet, so it holds everything.
         captured = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self.idle and not captured:
+        if block not in self.busy and not captured:
             return
         table = self.blocks[block]
         slots = self.token[: hidden.shape[0]]
         change = table.shift[slots]
-        if self.ablates or captured:
+        if captured or self.busy[block]:
             along = (hidden.float() + residual.float()) @ table.units.T
             rows = table.rows[slots]
             part = torch.bmm(table.mix[slots], along.gather(1, rows).unsqueeze(-1)).squeeze(-1)
             change = change.scatter_add(1, rows, part)
         moved = hidden + (change @ table.units).to(hidden.dtype)
         torch.where((slots != 0).unsqueeze(-1), moved, hidden, out=hidden)
+
+
+def _acting(parts: list[Part]) -> dict[int, bool]:
+    """The blocks at which a chain acts, and whether it ablates there."""
+    found: dict[int, bool] = {}
+    for part in parts:
+        for block in part["blocks"]:
+            found[block] = found.get(block, False) or part["operation"] == "ablate"
+    return found
 
 
 def send(there: Tensor, here: Tensor) -> None:
