@@ -1,13 +1,13 @@
 """The forward that stands in place of a decoder block's, and the operator that compiled code calls."""
 
 import functools
-import types
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steerfn._errors import ModelError
+from steerfn._forward import Host
 from steerfn._interpose import Interposed
 from steerfn._substitute import Swap
 from steerfn.engines.vllm._support import FAMILIES
@@ -63,16 +63,16 @@ def place(model: Any, architecture: str, n_layers: int, tables: Tables) -> None:
     Raises:
         ModelError: the model's blocks are not the ones that are known.
     """
-    blocks = getattr(getattr(model, "model", None), "layers", None)
-    found = {type(block).__name__ for block in blocks} if isinstance(blocks, nn.ModuleList) else set()
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != n_layers or found != {FAMILIES[architecture]}:
+    blocks = getattr(getattr(model, "model", None), "layers", nn.ModuleList())
+    found = {type(block).__name__ for block in blocks}
+    if len(blocks) != n_layers or found != {FAMILIES[architecture]}:
         raise ModelError(
             f"vLLM's {architecture} is known with {n_layers} blocks of class {FAMILIES[architecture]} at model.layers, "
-            f"and here there are {len(blocks) if isinstance(blocks, nn.ModuleList) else 'none'} of {sorted(found)}; "
+            f"and here there are {len(blocks)} of {sorted(found)}; "
             "start vLLM without STEERFN_VECTORS, or install the version of vLLM that docs/vllm.md names."
         )
     define()
     for block in tables.blocks:
         make = functools.partial(BlockForward, tables=tables, block=block)
-        Swap(blocks, str(block), blocks[block], (make,), types.SimpleNamespace())
+        Swap(blocks, str(block), blocks[block], (make,), Host())
     run(tables)

@@ -47,7 +47,7 @@ def differences(known: list[tuple[str, str, str]]) -> list[str]:
     found = []
     for module, name, parameters in known:
         try:
-            function = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+            function: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         except (ImportError, AttributeError):
             found.append(f"{module}.{name} is missing")
             continue
