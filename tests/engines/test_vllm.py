@@ -416,6 +416,8 @@ def test_over_http(demo, address, folder, vectors):
         extra = {} if steer is None else {"vllm_xargs": {"steerfn": steer}}
         return post(address, path, {**body, **extra, **more})
 
+    answer = ask("one", use_beam_search=True, n=2, ignore_eos=False)  # first: nothing else has been asked yet
+    assert answer.status_code == 400 and "Beam search cannot be steered" in answer.text, answer.text
     prompt = demo[1](TEXTS[0]).input_ids
     for steer, sent in [
         (None, None),
@@ -439,8 +441,6 @@ def test_over_http(demo, address, folder, vectors):
     ]:
         answer = ask(sent)
         assert answer.status_code == 400 and told in answer.text, answer.text
-    answer = ask("one", use_beam_search=True, n=2, ignore_eos=False)
-    assert answer.status_code == 400 and "Beam search cannot be steered" in answer.text, answer.text
     talk = {"messages": [{"role": "user", "content": "Hello"}], "prompt": None, "logprobs": False}
     said = [
         ask(steer, "/v1/chat/completions", **talk).json()["choices"][0]["message"]["content"]

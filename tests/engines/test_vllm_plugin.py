@@ -13,7 +13,7 @@ import steerfn as sf
 from steerfn.engines.vllm._keys import key_of
 from steerfn.engines.vllm._shelf import Shelf
 from steerfn.engines.vllm._spec import REGIONS, parse, resolve, resolved_of
-from steerfn.engines.vllm._steps import rows_and_regions, stage
+from steerfn.engines.vllm._steps import of_second_runner, rows_and_regions, stage
 from steerfn.engines.vllm._support import FAMILIES, unsupported
 from steerfn.engines.vllm._tables import Tables
 from steerfn.operators._info import Info, Tokens
@@ -133,6 +133,31 @@ def test_tokens_find_their_request_and_region():
     rows, regions = rows_and_regions(counts, starts, lengths)
     assert rows.tolist() == [0] * 3 + [1] * 4 + [2] + [3] * 5
     assert [REGIONS[n][0] for n in regions] == list("ppp" + "pplg" + "g" + "pplgg")
+
+
+def test_the_second_runner_is_told_by_what_it_is_scheduled(shelf):
+    """vLLM's second runner needs Triton and is not run here: this is what of it is read."""
+    regions = asked(shelf, "happy")
+    runner = SimpleNamespace(
+        steerfn=Tables(shelf.directions(), tokens=8, requests=2, device="cpu"),
+        steerfn_asked={f"gone{n}": (None, 1) for n in range(5)},
+        max_num_reqs=2,
+        req_states=SimpleNamespace(req_id_to_index={"a": 0, "b": 1}),
+    )
+    new = [
+        SimpleNamespace(req_id="a", prompt_len=2, sampling_params=SimpleNamespace(extra_args=None)),
+        SimpleNamespace(req_id="b", prompt_len=3, sampling_params=SimpleNamespace(extra_args={"steerfn": regions})),
+    ]
+    batch = SimpleNamespace(
+        req_ids=["b", "a"], num_scheduled_tokens=np.array([3, 2]), num_computed_tokens_np=np.array([0, 0])
+    )
+    of_second_runner(runner, SimpleNamespace(scheduled_new_reqs=new), batch)
+    assert runner.steerfn.token.tolist() == [1, 1, 1, 0, 0, 0, 0, 0] and set(runner.steerfn_asked) == {"a", "b"}
+    batch = SimpleNamespace(
+        req_ids=["a", "b"], num_scheduled_tokens=np.array([1, 1]), num_computed_tokens_np=np.array([2, 3])
+    )
+    of_second_runner(runner, SimpleNamespace(scheduled_new_reqs=[]), batch)
+    assert runner.steerfn.token.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_scopes_are_regions(shelf):

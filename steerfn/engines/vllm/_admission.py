@@ -1,7 +1,6 @@
 """A request's steering is checked in the front-end process, when it comes in: what is wrong fails that one alone."""
 
 import logging
-import sys
 from typing import Any
 
 from steerfn._errors import SteerError
@@ -44,23 +43,3 @@ def told(request: str, params: Any, config: Any) -> None:
     assert shelf is not None
     for each in parse(params.extra_args[NAME]):
         log.info("steerfn: request %s: %s, SHA-256 %s", request, each.model_dump(), shelf.sha256(each.vector))
-
-
-def refuse_beam_search() -> None:
-    """Beam search over HTTP drops what is beside the prompt: refuse it where steering is asked for.
-
-    Only where the server's modules are loaded: nobody else makes such requests.
-    """
-    for kind, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest")):
-        module = sys.modules.get(f"vllm.entrypoints.openai.{kind}.protocol")
-        request: Any = getattr(module, name, None)
-        if request is None or getattr(request.to_beam_search_params, NAME, False):
-            continue
-
-        def refusing(self: Any, *args: Any, _inner: Any = request.to_beam_search_params, **kwargs: Any) -> Any:
-            if (self.vllm_xargs or {}).get(NAME) is not None:
-                raise ValueError("Beam search cannot be steered; leave out use_beam_search, or steerfn in vllm_xargs.")
-            return _inner(self, *args, **kwargs)
-
-        setattr(refusing, NAME, True)
-        request.to_beam_search_params = refusing

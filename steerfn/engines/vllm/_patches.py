@@ -3,6 +3,7 @@
 | function | around it |
 |---|---|
 | `InputProcessor.process_inputs` | a request's steering is checked and resolved |
+| `to_beam_search_params` of the server's requests | beam search, which drops what is beside the prompt, is refused |
 | `EngineCore._initialize_kv_caches`, `preprocess_add_request` | the workers have the vectors that requests name |
 | `generate_block_hash_extra_keys` | steering is part of the prefix cache's keys |
 | `VllmConfig.compute_hash` | compiled code of steered and of unsteered engines is kept apart |
@@ -26,8 +27,11 @@ from steerfn.engines.vllm._spec import NAME, resolved_of
 from steerfn.engines.vllm._support import unsupported
 from steerfn.engines.vllm._tables import Tables
 
+OPENAI = "vllm.entrypoints.openai"
 KNOWN = [
     ("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "request_id prompt params"),
+    (f"{OPENAI}.completion.protocol", "CompletionRequest.to_beam_search_params", ""),
+    (f"{OPENAI}.chat_completion.protocol", "ChatCompletionRequest.to_beam_search_params", ""),
     ("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", "vllm_config"),
     ("vllm.v1.engine.core", "EngineCore.preprocess_add_request", "request"),
     ("vllm.v1.core.kv_cache_utils", "generate_block_hash_extra_keys", "request start_token_idx end_token_idx"),
@@ -38,6 +42,8 @@ KNOWN = [
     ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.prepare_inputs", "scheduler_output batch_req_state"),
 ]
 """Module, name, and the parameters that it begins with."""
+ADMITTING = 3
+"""So many of them, the first, are wrapped without a folder too: to refuse."""
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -58,13 +64,13 @@ def differences(known: list[tuple[str, str, str]]) -> list[str]:
 
 
 def patch() -> None:
-    """Wrap them, once in a process; without a folder of vectors only the first, which then refuses.
+    """Wrap them, once in a process; without a folder of vectors only those that then refuse.
 
     Raises:
         SteerError: steering is asked for with STEERFN_VECTORS, and this version of vLLM is not one that is known.
     """
     steered = folder() is not None
-    known = KNOWN if steered else KNOWN[:1]
+    known = KNOWN if steered else KNOWN[:ADMITTING]
     differs = differences(known)
     if differs:
         version = importlib.metadata.version("steerfn")
@@ -78,6 +84,8 @@ def patch() -> None:
         return
     wrappers: list[Wrapper] = [
         _admitting,
+        _refusing_beams,
+        _refusing_beams,
         _with_workers_asked,
         _with_vectors_checked,
         _with_keys,
@@ -105,7 +113,6 @@ def _admitting(inner: Any) -> Any:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
-        _admission.refuse_beam_search()
         try:
             regions = _admission.admit(self.vllm_config, params, resumable=bool(kwargs.get("resumable")))
         except SteerError as error:
@@ -119,6 +126,15 @@ def _admitting(inner: Any) -> Any:
         return made
 
     return process_inputs
+
+
+def _refusing_beams(inner: Any) -> Any:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (self.vllm_xargs or {}).get(NAME) is not None:  # beam search would drop it
+            raise ValueError("Beam search cannot be steered; leave out use_beam_search, or steerfn in vllm_xargs.")
+        return inner(self, *args, **kwargs)
+
+    return to_beam_search_params
 
 
 def _with_workers_asked(inner: Any) -> Any:
