@@ -140,16 +140,16 @@ def job(model, tokenizer, folder):
                 ]
             ],
         },
-        "compiled": {
-            "llm": {"model": str(folder / "llama"), "max_model_len": 128, "block_size": 32},
-            "rounds": [[request(prompt, each) for each in SEVERAL for prompt in tiny]],
-        },
     }  # fmt: skip
     for name in TINY:
         engines[name] = {
             "llm": {"model": str(folder / name), "enforce_eager": True, "max_model_len": 128, "block_size": 32},
             "rounds": [[request(prompt, each) for each in SEVERAL for prompt in tiny]],
         }
+    engines["compiled"] = {
+        "llm": {"model": str(folder / "llama"), "max_model_len": 128, "block_size": 32},
+        "rounds": engines["llama"]["rounds"],
+    }
     return engines
 
 
@@ -382,12 +382,12 @@ def test_families_and_compiled_code(name, folder, engines, stock, steered, vecto
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """`vllm serve`, as a process, with the engine in another one."""
+    """What `vllm serve` runs, as a process, with the engine in another one."""
     port = 18431
     command = [
-        str(python_of("vllm")), "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "smol"), "--dtype", "float32",
-        "--enforce-eager", "--max-model-len", "256", "--block-size", "32", "--port", str(port), "--host", "127.0.0.1",
-        "--served-model-name", "smol",
+        str(python_of("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "smol"),
+        "--served-model-name", "smol", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256",
+        "--block-size", "32", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     log = folder / "server.log"
     whole = environment(folder, plugin=True) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}

@@ -24,14 +24,15 @@ def run_round(engine, requests, before):
         if "after" in each:
             earlier, which = each["after"]
             prompt += before[earlier][which]["texts"][0]["tokens"]
-        extra = None if each.get("steer") is None else {"steerfn": each["steer"]}
+        extra, n = None if each.get("steer") is None else {"steerfn": each["steer"]}, each.get("n", 1)
         params = SamplingParams(
-            temperature=0,
+            temperature=float(n > 1),  # vLLM wants more than greedy decoding for several texts
+            top_k=1,
+            n=n,
             max_tokens=each["max_tokens"],
             ignore_eos=True,
             logprobs=0,
             extra_args=extra,
-            n=each.get("n", 1),
         )
         results[number] = {"prompt": prompt}
         try:
@@ -74,8 +75,8 @@ def main():
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
-    with open(sys.argv[2], "w") as file:
-        json.dump(results, file)
+        with open(sys.argv[2], "w") as file:
+            json.dump(results, file)
     sys.stdout.flush()
     os._exit(0)  # engines leave threads behind
 
