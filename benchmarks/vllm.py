@@ -181,7 +181,8 @@ def measured(engines: dict[str, Engine], asked: argparse.Namespace) -> None:
         if number:
             for variant in VARIANTS:
                 found[variant].append(made[variant])
-        print(f"round {number} of {asked.rounds}", file=sys.stderr, flush=True)
+        shown = {variant: f"{each['wall']:.1f} s, {each['cpu']:.1f} s of CPU time" for variant, each in made.items()}
+        print(f"round {number} of {asked.rounds}: {shown}", file=sys.stderr, flush=True)
     tokens = asked.requests * asked.tokens
     wall = statistics.median(each["wall"] for each in found["stock"])
     cpu = statistics.median(each["cpu"] for each in found["stock"])

@@ -92,6 +92,22 @@ def test_every_chain_of_a_step_gives_what_its_operator_gives(shelf):
             torch.testing.assert_close((found + residual)[rows], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_steered_in_single_and_rounded_once(shelf, dtype):
+    tables = Tables(shelf.directions(), tokens=4, requests=2, device="cpu")
+    regions = asked(shelf, {"vector": "happy", "alpha": 2.0}, {"vector": "calm", "operation": "ablate"})
+    tables.begin()
+    tables.stage(np.full(4, tables.slot(regions["last"]["key"], regions["last"]["parts"])))
+    hidden, residual = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = hidden.clone()
+    tables.apply(found, residual, 1)
+    op = sf.chain(sf.add(shelf["happy"].vector, 2.0), sf.ablate(shelf["calm"].vector))
+    stream = hidden.float() + residual.float()
+    want = hidden.float() + by_hand(op, stream, 1) - stream
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.float(), want, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+
+
 def test_a_step_without_steering_is_left_alone_and_the_next_one_is_not(shelf):
     tables = Tables(shelf.directions(), tokens=8, requests=2, device="cpu")
     regions = asked(shelf, "happy")
