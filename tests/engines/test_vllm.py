@@ -18,7 +18,6 @@ import pytest
 import requests
 import torch
 from environments import beside, python_of
-from served import post
 from steering import vector
 from transformers import AutoModelForCausalLM
 from words import WORDS, words
@@ -414,7 +413,7 @@ def test_over_http(demo, address, folder, vectors):
 
     def ask(steer, path="/v1/completions", **more):
         extra = {} if steer is None else {"vllm_xargs": {"steerfn": steer}}
-        return post(address, path, {**body, **extra, **more})
+        return requests.post(f"{address}{path}", json={**body, **extra, **more}, timeout=600)
 
     answer = ask("one", use_beam_search=True, n=2, ignore_eos=False)  # first: nothing else has been asked yet
     assert answer.status_code == 400 and "Beam search cannot be steered" in answer.text, answer.text
