@@ -195,7 +195,7 @@ def folder(demo, tmp_path_factory):
         save_tiny(name, where / name)
     (where / "vectors").mkdir()
     vectors = {
-        "one": vector(12, width=576, seed=1),
+        "one": vector(12, width=576, seed=1).with_metadata(model=sf.fingerprint(model)),
         "two": vector(6, 20, width=576, seed=2),
         "many": vector(*range(8, 15), width=576, seed=3, scale=0.5),
         "other": vector(12, width=576, seed=4),

@@ -17,6 +17,7 @@ import time
 def run_round(engine, requests, before):
     """What each request gave: tokens, log-probabilities, tokens found in the cache; or why it was refused."""
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     results = [None] * len(requests)
     for number, each in enumerate(requests):
@@ -33,6 +34,7 @@ def run_round(engine, requests, before):
             ignore_eos=True,
             logprobs=0,
             extra_args=extra,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         results[number] = {"prompt": prompt}
         try:
