@@ -372,8 +372,10 @@ def test_families_and_compiled_code(name, folder, engines, stock, steered, vecto
     """`compiled`: with `torch.compile`, and the code that the stock vLLM compiled of this model lies in the cache."""
     model = AutoModelForCausalLM.from_pretrained(folder / name.replace("compiled", "llama"), dtype=torch.float32).eval()
     asked, results = engines[name]["rounds"][0], steered[name]["rounds"][0]
-    others = [check(model, vectors, *pair) for pair in zip((each["steer"] for each in asked), results, strict=True)]
-    assert others[:2] == [0, 0] and sum(map(bool, others[2:])) >= 4
+    for each, result in zip(asked, results, strict=True):
+        others = check(model, vectors, each["steer"], result)
+        assert not others or each["steer"]
+    assert all(result["texts"] != results[number % 2]["texts"] for number, result in enumerate(results) if number > 1)
     if name == "compiled":
         plain = stock[name]["rounds"][0][:2]
         assert [each["texts"][0]["tokens"] for each in results[:2]] == [each["texts"][0]["tokens"] for each in plain]
