@@ -1,7 +1,6 @@
 """What was run, to the bit: the record that a result carries, so that someone else can run it again."""
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from steerfn._fingerprint import fingerprint
+from steerfn._io_document import version_of
 from steerfn.operators import Operator
 
 VERSIONS = ("steerfn", "torch", "transformers")
@@ -31,7 +31,7 @@ def about_of(model: Any, ops: Sequence[Operator | None], options: Mapping[str, A
     """
     return {
         "model": fingerprint(model),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "versions": {name: version_of(name) for name in VERSIONS},
         "operators_sha256": operators_sha256(ops),
         **json.loads(json.dumps(dict(options), default=str)),
     }

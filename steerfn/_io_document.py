@@ -105,7 +105,7 @@ def compose(vector: SteeringVector, tensors: Mapping[str, Tensor], /, **more: An
         "version": VERSION,
         "sites": list(tensors),
         "metadata": dict(vector.metadata),
-        "versions": {"steerfn": _version("steerfn"), "torch": str(torch.__version__)},
+        "versions": {"steerfn": version_of("steerfn"), "torch": str(torch.__version__)},
         "sha256": _digest(tensors),
         **more,
     }
@@ -179,8 +179,9 @@ def _seal(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, "unknown" of one that only lies on the path."""
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+    except importlib.metadata.PackageNotFoundError:
         return "unknown"
