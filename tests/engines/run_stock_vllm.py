@@ -1,6 +1,6 @@
 """Greedy tokens of stock vLLM, with no plugin; run by the interpreter of its environment, without steerfn.
 
-python run_vllm.py JOB OUT    JOB: {"model": folder, "prompts": [[id, ...], ...], "tokens": count}
+python run_stock_vllm.py JOB OUT    JOB: {"model": folder, "prompts": [[id, ...], ...], "tokens": count}
 """
 
 import json

@@ -33,7 +33,7 @@ def in_vllm(folder, prompts, place):
     """What stock vLLM generates from a checkpoint, in a process of its own."""
     job = {"model": str(folder), "prompts": prompts, "tokens": TOKENS}
     (place / "job.json").write_text(json.dumps(job))
-    command = [str(python_of("vllm")), str(Path(__file__).with_name("run_vllm.py"))]
+    command = [str(python_of("vllm")), str(Path(__file__).with_name("run_stock_vllm.py"))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(
         [*command, str(place / "job.json"), str(place / "out.json")],
