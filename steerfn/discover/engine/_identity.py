@@ -12,8 +12,7 @@ from torch import Tensor
 from steerfn import _forward
 from steerfn._blocks import unwrapped
 from steerfn._fingerprint import fingerprint
-from steerfn._io_document import _version as version_of
-from steerfn._io_document import brief
+from steerfn._io_document import brief, version_of
 from steerfn._layout import layout
 from steerfn._substitute import substitutions_of
 from steerfn.discover.engine._collect import Job
