@@ -1,13 +1,14 @@
 """What the evidence tools say of a real vector, of vectors from shuffled labels, and of AxBench's ten concepts.
 
-    python benchmarks/evidence.py [--parts effect shuffled axbench]
+    python benchmarks/evidence.py [--parts effect shuffled axbench] [--controls 5]
 
 All on SmolLM2-135M-Instruct and on the CPU, greedy. What chooses (texts of the vector, its layer, its strength) and what
 reports (prompts) are different texts everywhere.
 
 effect    A sentiment vector from movie reviews, on the beginnings of other reviews; beside a random vector of the same
           norm, five more of them as the control of each, and a vector from shuffled labels. Then what it costs.
-shuffled  The same with ten shuffles of the labels: how many of them are said to have an effect.
+shuffled  The same with ten shuffles of the labels: how many of them are said to have an effect, where `--controls` random
+          vectors are the control of each.
 axbench   Mean difference, PCA and a probe for the ten concepts of AxBench's Concept10, with the OFFLINE judge: three small
           scorers, no language model. Needs pandas and pyarrow.
 """
@@ -64,7 +65,7 @@ def shuffled(positive, negative, seed):
     return texts[: len(positive)], texts[len(positive) :]
 
 
-def effect(model, tokenizer) -> None:
+def effect(model, tokenizer, controls: int) -> None:
     positive, negative, prompts = split()
     v, site, quality = found(model, tokenizer, positive, negative)
     alpha = strength(model, tokenizer, v)
@@ -76,7 +77,7 @@ def effect(model, tokenizer) -> None:
     labels = sf.SteeringVector({site: labels[labels.sites[0]]})
     vectors = {"sentiment": v, "random": sf.random_vector(v, 100), "shuffled labels": labels * (norm(v) / norm(labels))}
     compared = sf.compare_vectors(
-        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha, controls=5,
+        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha, controls=controls,
         max_new_tokens=TOKENS, chat=False, **QUIET,
     )  # fmt: skip
     print(f"\n{PROMPTS} beginnings of other reviews, {TOKENS} tokens each\n\n{compared}")
@@ -92,7 +93,7 @@ def norm(v) -> float:
     return float(v.directions[0].norm())
 
 
-def shuffles(model, tokenizer, count: int = 10) -> None:
+def shuffles(model, tokenizer, controls: int, count: int = 10) -> None:
     positive, negative, prompts = split()
     v, _, quality = found(model, tokenizer, positive, negative)
     alpha = strength(model, tokenizer, v).alpha
@@ -104,7 +105,7 @@ def shuffles(model, tokenizer, count: int = 10) -> None:
         w, site, quality = found(model, tokenizer, *shuffled(positive, negative, seed))
         compared = sf.compare_vectors(
             model, tokenizer, {"shuffled": w}, prompts, ["sentiment"], alpha=alpha * norm(v) / norm(w),
-            max_new_tokens=TOKENS, chat=False, seed=seed, **QUIET,
+            controls=controls, max_new_tokens=TOKENS, chat=False, seed=seed, **QUIET,
         )  # fmt: skip
         plain, chance = (
             compared.pair("sentiment", "shuffled", "unsteered"),
@@ -163,12 +164,18 @@ def axbench(model, tokenizer, layer: int = 14) -> None:
     print(f"score of mean difference over concepts: {estimate(scores['mean difference'])}")
 
 
-PARTS = {"effect": effect, "shuffled": shuffles, "axbench": axbench}
+PARTS = {
+    "effect": effect,
+    "shuffled": shuffles,
+    "axbench": lambda model, tokenizer, controls: axbench(model, tokenizer),  # one random vector for each concept
+}
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to run; default all")
+    arguments.add_argument("--controls", type=int, default=5, help="random vectors as the control of each vector")
+    chosen = arguments.parse_args()
     if not DATA.exists():
         sys.exit(f"The texts are read from {DATA}, which is not there.")
-    for part in arguments.parse_args().parts:
-        PARTS[part](*sf.demo_model(progress=False))
+    for part in chosen.parts:
+        PARTS[part](*sf.demo_model(progress=False), chosen.controls)

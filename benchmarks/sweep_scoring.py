@@ -82,6 +82,8 @@ def loop(model, tokenizer, texts, letters, steered, configs, batch):
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
             inputs = tokenizer([texts[i] for i in some], return_tensors="pt", padding=True, padding_side="left")
+            # repeng tells pads by the positions, and takes one row of them for one text
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             with torch.no_grad(), steered(layer, alpha):
                 logits = model(**inputs).logits[:, -1]
             found[c, some] = logits.float().log_softmax(-1)[:, letters]
