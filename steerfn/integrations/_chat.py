@@ -189,7 +189,12 @@ class Answering:
         self.longest = getattr(self.root.config.get_text_config(), "max_position_embeddings", None)
         self.about = model_of(model)
         own = getattr(model, "generation_config", None)
-        self.own = {name: value for name in SETTINGS if (value := getattr(own, name, None)) is not None}
+        usual = None if own is None else type(own)()  # transformers 4 writes out what changes nothing
+        self.own = {
+            name: value
+            for name in SETTINGS
+            if (value := getattr(own, name, None)) is not None and value != getattr(usual, name, None)
+        }
 
     def operator(self, options: Options) -> Operator | None:
         """The steering of an answer, checked against the model.
