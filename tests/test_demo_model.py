@@ -194,6 +194,7 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
         demo_model(cache_dir=tmp_path, source="hub", progress=False)
 
 
+@pytest.mark.heavy
 def test_two_processes_build_once(tmp_path):
     script = f"""
 import sys, time

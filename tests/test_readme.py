@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch, of vmap over fused attention
+@pytest.mark.heavy
 def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)

@@ -126,6 +126,7 @@ with tempfile.TemporaryDirectory() as folder:
     [CHECKED, OPERATORS, FAMILIES, TRANSFORMS, VALUES],
     ids=["the hook checks", "operators", "families", "transforms", "values"],
 )
+@pytest.mark.heavy
 def test_with_every_annotation_checked(script):
     code = HOOK.format(tests=str(Path(__file__).parent)) + script + "\nprint('done')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
