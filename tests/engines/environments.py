@@ -122,5 +122,7 @@ def compile_tools(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if unknown := sorted(set(sys.argv[1:]) - set(REQUIREMENTS)):
+        sys.exit(f"There is no engine {', '.join(unknown)}; name some of {', '.join(REQUIREMENTS)}.")
     for each in sys.argv[1:] or REQUIREMENTS:
         print(python_of(each))
