@@ -1,22 +1,25 @@
 """What the evidence tools say of a real vector, of vectors from shuffled labels, and of AxBench's ten concepts.
 
-    python benchmarks/evidence.py [--parts effect shuffled axbench] [--controls 5]
+    python benchmarks/evidence.py [--parts effect shuffled axbench] [--save FOLDER]
 
 All on SmolLM2-135M-Instruct and on the CPU, greedy. What chooses (texts of the vector, its layer, its strength) and what
 reports (prompts) are different texts everywhere.
 
 effect    A sentiment vector from movie reviews, on the beginnings of other reviews; beside a random vector of the same
-          norm, five more of them as the control of each, and a vector from shuffled labels. Then what it costs.
-shuffled  The same with ten shuffles of the labels: how many of them are said to have an effect, where `--controls` random
-          vectors are the control of each.
+          norm, ten more of them as the control of each, and a vector from shuffled labels. Then what it costs.
+shuffled  The same with ten shuffles of the labels, each against as many random vectors as is the default: how many of them
+          are said to have an effect.
 axbench   Mean difference, PCA and a probe for the ten concepts of AxBench's Concept10, with the OFFLINE judge: three small
           scorers, no language model. Needs pandas and pyarrow.
+
+`--save` writes the comparisons with all their texts.
 """
 
 import argparse
 import random
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 from quality import DATA, reviews
@@ -65,7 +68,7 @@ def shuffled(positive, negative, seed):
     return texts[: len(positive)], texts[len(positive) :]
 
 
-def effect(model, tokenizer, controls: int) -> None:
+def effect(model, tokenizer, save: Path | None) -> None:
     positive, negative, prompts = split()
     v, site, quality = found(model, tokenizer, positive, negative)
     alpha = strength(model, tokenizer, v)
@@ -77,9 +80,10 @@ def effect(model, tokenizer, controls: int) -> None:
     labels = sf.SteeringVector({site: labels[labels.sites[0]]})
     vectors = {"sentiment": v, "random": sf.random_vector(v, 100), "shuffled labels": labels * (norm(v) / norm(labels))}
     compared = sf.compare_vectors(
-        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha, controls=controls,
+        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha, controls=10,
         max_new_tokens=TOKENS, chat=False, **QUIET,
     )  # fmt: skip
+    saved(compared, save, "effect")
     print(f"\n{PROMPTS} beginnings of other reviews, {TOKENS} tokens each\n\n{compared}")
     cost = sf.protocols.side_effects(
         model, tokenizer, v, speeches(40, 10), alpha=alpha.alpha, questions=DATA / "caa" / "mmlu_ab.json",
@@ -89,11 +93,17 @@ def effect(model, tokenizer, controls: int) -> None:
     print(f"\nWhat it costs: speeches, 100 questions of MMLU with two answers, the same prompts\n\n{cost}")
 
 
+def saved(compared, folder: Path | None, name: str) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        compared.to_json(folder / f"{name}.json")
+
+
 def norm(v) -> float:
     return float(v.directions[0].norm())
 
 
-def shuffles(model, tokenizer, controls: int, count: int = 10) -> None:
+def shuffles(model, tokenizer, save: Path | None, count: int = 10) -> None:
     positive, negative, prompts = split()
     v, _, quality = found(model, tokenizer, positive, negative)
     alpha = strength(model, tokenizer, v).alpha
@@ -105,8 +115,9 @@ def shuffles(model, tokenizer, controls: int, count: int = 10) -> None:
         w, site, quality = found(model, tokenizer, *shuffled(positive, negative, seed))
         compared = sf.compare_vectors(
             model, tokenizer, {"shuffled": w}, prompts, ["sentiment"], alpha=alpha * norm(v) / norm(w),
-            controls=controls, max_new_tokens=TOKENS, chat=False, seed=seed, **QUIET,
+            max_new_tokens=TOKENS, chat=False, seed=seed, **QUIET,
         )  # fmt: skip
+        saved(compared, save, f"shuffled-{seed}")
         plain, chance = (
             compared.pair("sentiment", "shuffled", "unsteered"),
             compared.pair("sentiment", "shuffled", "random like shuffled"),
@@ -114,14 +125,21 @@ def shuffles(model, tokenizer, controls: int, count: int = 10) -> None:
         claimed = plain.significant and chance.significant
         shown += claimed
         print(
-            f"  {seed}: {site!s:<14} AUC {quality.auc:.3f}  norm {norm(w):5.2f}  {plain.difference.estimate}  {'EFFECT' if claimed else 'no effect'}"
+            f"  {seed}: {site!s:<14} AUC {quality.auc:.3f}  against unsteered {told(plain)}, random {told(chance)}: "
+            f"{'EFFECT' if claimed else 'no effect'}",
+            flush=True,
         )
     print(
         f"{shown} of {count} shuffles are said to have an effect; at a level of 5 % one in twenty is expected at most."
     )
 
 
-def axbench(model, tokenizer, layer: int = 14) -> None:
+def told(pair) -> str:
+    found = pair.difference.estimate
+    return f"{found.mean:6.3f} ({found.low:6.3f} to {found.high:6.3f}), p = {pair.adjusted:.2g}"
+
+
+def axbench(model, tokenizer, save: Path | None, layer: int = 14) -> None:
     import pandas
 
     folder = DATA / "axbench"
@@ -167,15 +185,15 @@ def axbench(model, tokenizer, layer: int = 14) -> None:
 PARTS = {
     "effect": effect,
     "shuffled": shuffles,
-    "axbench": lambda model, tokenizer, controls: axbench(model, tokenizer),  # one random vector for each concept
+    "axbench": axbench,
 }
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to run; default all")
-    arguments.add_argument("--controls", type=int, default=5, help="random vectors as the control of each vector")
+    arguments.add_argument("--save", type=Path, help="a folder for the comparisons, as JSON")
     chosen = arguments.parse_args()
     if not DATA.exists():
         sys.exit(f"The texts are read from {DATA}, which is not there.")
     for part in chosen.parts:
-        PARTS[part](*sf.demo_model(progress=False), chosen.controls)
+        PARTS[part](*sf.demo_model(progress=False), chosen.save)

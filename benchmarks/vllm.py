@@ -2,9 +2,9 @@
 
     python benchmarks/vllm.py [--rounds 7] [--requests 64] [--tokens 32]
 
-Three engines with SmolLM2-135M-Instruct (fp32, eager, on the CPU) run as processes side by side and work one at a time,
-in an order that turns with every round: a stock vLLM, one with the plugin, and a stock one with a baked checkpoint. Every
-round has new prompts, the same for all. Ratios are taken round by round, of wall time and of the CPU time that the
+Four engines with SmolLM2-135M-Instruct (fp32, eager, on the CPU) run as processes side by side and work one at a time,
+in an order that turns with every round: a stock vLLM, another one, which shows what two processes of the same differ by,
+one with the plugin, and a stock one with a baked checkpoint. Every round has new prompts, the same for all. Ratios are taken round by round, of wall time and of the CPU time that the
 engine's process used, which other work on the machine disturbs less. The environment is that of the engine's tests.
 """
 
@@ -49,6 +49,7 @@ def steerings(variant: str) -> list:
 
 VARIANTS = {  # the engine, and the target
     "stock": ("stock", None),
+    "a second stock": ("second", None),
     "plugin, nothing steered": ("plugin", 0.99),
     "one vector, 1 block": ("plugin", 0.98),
     "32 configurations, 4 blocks": ("plugin", 0.97),
@@ -151,6 +152,7 @@ def main() -> None:
         plugin = {"PYTHONPATH": str(folder / "site"), "STEERFN_VECTORS": str(folder / "vectors")}
         engines = {
             "stock": Engine(python, folder / "model", asked.requests, folder / "stock.log"),
+            "second": Engine(python, folder / "model", asked.requests, folder / "second.log"),
             "plugin": Engine(python, folder / "model", asked.requests, folder / "plugin.log", **plugin),
             "baked": Engine(python, folder / "baked", asked.requests, folder / "baked.log"),
         }

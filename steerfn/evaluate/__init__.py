@@ -3,6 +3,7 @@
 Statistics over prompts, comparisons of vectors, and the protocols of published papers.
 """
 
+from steerfn.evaluate._among import among as among
 from steerfn.evaluate._benchmark import benchmark as benchmark
 from steerfn.evaluate._compare import compare as compare
 from steerfn.evaluate._compare_vectors import compare_vectors as compare_vectors

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from steerfn.evaluate._among import among
 from steerfn.evaluate._sign_flip import least_p
 from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate, estimate, holm, paired, ratio
 
@@ -17,7 +18,8 @@ CLEAR = 3.0
 
 Against = Literal["unsteered", "random", "vector"]
 Values = Mapping[str, Mapping[str, np.ndarray]]
-"""By metric and condition, one number for each prompt; NaN where there is none."""
+"""By metric and condition, one number for each prompt, NaN where there is none: `[prompts]`, and `[draws, prompts]` of
+random vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Pair:
         percent: the change in percent of the control's mean, where that means something: the metric is negative
             nowhere, and the control's mean is more than three standard errors above 0.
         left_out: prompts that have no number under one of the two.
+        draws: the random vectors that the control is the mean of; 0 where it is none of random vectors.
+        among: the p-value of the treatment's mean as one more of theirs (see `among`); NaN where there are no two.
         adjusted: the p-value after Holm's correction over the family.
         family: how many comparisons were corrected together.
         resamples: sign flips of the test, at most.
@@ -46,6 +50,8 @@ class Pair:
     difference: Difference
     percent: Estimate | None
     left_out: int
+    draws: int = 0
+    among: float = math.nan
     adjusted: float = math.nan
     family: int = 1
     resamples: int = RESAMPLES
@@ -54,6 +60,15 @@ class Pair:
     def n(self) -> int:
         """The prompts that have a number under both conditions."""
         return self.difference.n
+
+    @property
+    def p(self) -> float:
+        """The p-value before correction: of the sign flips over prompts, and not below `among` for random vectors.
+
+        Against random vectors both must hold: that the prompts do not differ by chance, and that this vector is not
+        just one more of those.
+        """
+        return self.difference.p if self.against != "random" else float(np.maximum(self.difference.p, self.among))
 
     @property
     def alpha(self) -> float:
@@ -67,8 +82,14 @@ class Pair:
 
     @property
     def carried(self) -> bool:
-        """Whether so many prompts and sign flips can carry a significant difference after Holm's correction."""
-        return self.n >= self.needed and least_p(self.n, self.resamples) * self.family <= self.alpha * (1 + 1e-9)
+        """Whether so many prompts, sign flips and random vectors can carry a significant difference after correction."""
+        by_flips = least_p(self.n, self.resamples) * self.family <= self.alpha * (1 + 1e-9)
+        return self.n >= self.needed and by_flips and not self.lone
+
+    @property
+    def lone(self) -> bool:
+        """Whether the control is a single random vector, which does not say what others do."""
+        return self.against == "random" and self.draws < 2
 
     @property
     def significant(self) -> bool:
@@ -78,11 +99,15 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """In a word or two: "higher", "lower", "not shown", "too few prompts", "too few resamples" or "no numbers"."""
+        """In a word or two: "higher", "lower", "not shown", or what is missing: "no numbers", "too few prompts",
+        "too few resamples", "too few random vectors".
+        """
         if self.n < 2:
             return "no numbers"
+        if self.n < self.needed:
+            return "too few prompts"
         if not self.carried:
-            return "too few prompts" if self.n < self.needed else "too few resamples"
+            return "too few random vectors" if self.lone else "too few resamples"
         if not self.significant:
             return "not shown"
         return "higher" if self.difference.estimate.mean > 0 else "lower"
@@ -102,8 +127,11 @@ class Pair:
             "percent": change and change.mean,
             "percent_low": change and change.low,
             "percent_high": change and change.high,
-            "p": self.difference.p,
+            "p": self.p,
             "p_holm": self.adjusted,
+            "p_prompts": self.difference.p,
+            "p_among_random": self.among,
+            "random_vectors": self.draws,
             "family": self.family,
             "effect": self.difference.effect,
             "n": self.n,
@@ -138,8 +166,9 @@ def analyse(
     """Compare pairs of conditions in every metric, and correct for all of these comparisons together.
 
     Args:
-        values: by metric and condition, one number for each prompt (`[prompts]`), averaged over seeds; NaN where there
-            is none. A condition of which a metric says nothing is left out of that metric.
+        values: by metric and condition, one number for each prompt (`[prompts]`), averaged over seeds, or one for each
+            random vector and prompt (`[draws, prompts]`); NaN where there is none. A condition of which a metric says
+            nothing is left out of that metric.
         plan: treatment, control, and what the control is.
         level: of the intervals; `1 - level` is the rate of false claims allowed over all comparisons.
         seed: of the resampling.
@@ -155,8 +184,8 @@ def analyse(
         for treatment, control, against in plan
         if treatment in of and control in of
     ]
-    tested = [i for i, pair in enumerate(found) if not math.isnan(pair.difference.p)]
-    adjusted = dict(zip(tested, holm([found[i].difference.p for i in tested]), strict=True))
+    tested = [i for i, pair in enumerate(found) if not math.isnan(pair.p)]
+    adjusted = dict(zip(tested, holm([found[i].p for i in tested]), strict=True))
     return tuple(
         dataclasses.replace(
             pair, adjusted=adjusted.get(i, math.nan), family=max(1, len(tested)), resamples=options["resamples"]
@@ -166,8 +195,9 @@ def analyse(
 
 
 def mean_of(values: np.ndarray, options: Mapping[str, Any]) -> Estimate:
-    """The mean over the prompts that have a number, with its interval."""
-    known = values[np.isfinite(values)]
+    """The mean over the prompts that have a number, with its interval; random vectors are averaged first."""
+    numbers = _over_draws(values)
+    known = numbers[np.isfinite(numbers)]
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0, options["level"])
     return estimate(known, **options)
@@ -181,7 +211,8 @@ def _compared(
     values: Mapping[str, np.ndarray],
     options: Mapping[str, Any],
 ) -> Pair:
-    first, second = values[treatment], values[control]
+    first, second = values[treatment], _over_draws(values[control])
+    draws = int(np.isfinite(np.atleast_2d(values[control])).any(1).sum()) if against == "random" else 0
     both = np.isfinite(first) & np.isfinite(second)
     first, second = first[both], second[both]
     n, left_out = len(first), int((~both).sum())
@@ -194,7 +225,26 @@ def _compared(
         # A metric that is negative anywhere has a scale that does not begin at 0, on which percents mean nothing.
         from_zero = not any((each < 0).any() for each in values.values())
         change = ratio(first, second, **options) if from_zero and _is_clear(second) else None
-    return Pair(metric, treatment, control, against, difference, change, left_out)
+    beside = _among(values[treatment], values[control]) if n >= 2 and draws >= 2 else math.nan
+    return Pair(metric, treatment, control, against, difference, change, left_out, draws, beside)
+
+
+def _among(treatment: np.ndarray, draws: np.ndarray) -> float:
+    """The p-value of a vector's mean as one more of its random vectors', each over the prompts that both have."""
+    both = np.isfinite(treatment) & np.isfinite(draws)
+    apart = np.where(both, np.where(both, treatment, 0) - np.where(both, draws, 0), np.nan)
+    means = _over_draws(apart.T)
+    means, mean = means[np.isfinite(means)], float(treatment[both.any(0)].mean())
+    return among(mean, mean - means) if len(means) > 1 else math.nan
+
+
+def _over_draws(values: np.ndarray) -> np.ndarray:
+    """`[draws, prompts]` averaged over the draws that have a number; `[prompts]` as they are."""
+    if values.ndim == 1:
+        return values
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _is_clear(control: np.ndarray) -> bool:

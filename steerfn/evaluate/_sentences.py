@@ -42,6 +42,11 @@ def sentence(pair: Pair, units: Mapping[str, str]) -> str:
         )
     if pair.n < pair.needed:
         return f"n = {pair.n} prompts cannot carry a difference in {what} ({over}); use at least {pair.needed}."
+    if pair.lone:
+        return (
+            f"One random vector cannot carry a difference in {what} ({over}), since others may do more or less; use "
+            f"controls=5 or more (against that one: {_apart(pair, units)})."
+        )
     if not pair.carried:
         enough = math.ceil(pair.family / pair.alpha)
         return (
@@ -65,6 +70,11 @@ def _beside(pair: Pair, random: Pair, units: Mapping[str, str]) -> str:
     if random.significant and same_way:
         amount, ends = _size(random, units)
         return f"and {verb} it by {amount} against {RANDOM} ({_tested(random, ends)})"
+    if random.lone:
+        return (
+            f"but whether {RANDOM} does as much, one of them cannot tell; use controls=5 or more (against that one: "
+            f"{_apart(random, units)})"
+        )
     how = f"which {verb} it more" if random.significant else "as far as could be shown"
     return f"but is no better than {RANDOM}, {how} (against that: {_numbers(random, units)})"
 
@@ -78,6 +88,11 @@ def _numbers(pair: Pair, units: Mapping[str, str]) -> str:
     found = pair.percent or pair.difference.estimate
     unit = _unit(pair, units)
     return f"{shown(found.mean)}{unit}, {_tested(pair, f'{shown(found.low)} to {shown(found.high)}{unit}')}"
+
+
+def _apart(pair: Pair, units: Mapping[str, str]) -> str:
+    """The signed difference and how many prompts it is of, where nothing was tested."""
+    return f"{shown((pair.percent or pair.difference.estimate).mean)}{_unit(pair, units)}, n = {pair.n}"
 
 
 def _size(pair: Pair, units: Mapping[str, str]) -> tuple[str, str]:
@@ -100,7 +115,9 @@ def _unit(pair: Pair, units: Mapping[str, str]) -> str:
 
 def _tested(pair: Pair, ends: str) -> str:
     left = f", {_counted(pair.left_out, 'prompt')} without a number left out" if pair.left_out else ""
-    return f"{percent(pair.difference.estimate.level)} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}, Holm"
+    beside = f", {pair.draws} random vectors" if pair.draws else ""
+    level = percent(pair.difference.estimate.level)
+    return f"{level} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}{beside}, Holm"
 
 
 def _counted(n: int, what: str) -> str:

@@ -33,7 +33,7 @@ def pairs_table(pairs: Sequence[Pair], units: Mapping[str, str]) -> Table:
                 shown(found.mean),
                 f"{shown(found.low)} to {shown(found.high)}",
                 f"{shown(change.mean)} % ({shown(change.low)} to {shown(change.high)})" if change else "-",
-                p_cell(pair.difference.p),
+                p_cell(pair.p),
                 p_cell(pair.adjusted),
                 shown(pair.difference.effect),
                 str(pair.n),

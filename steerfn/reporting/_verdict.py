@@ -123,11 +123,14 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
     level = 100 * pairs[0].difference.estimate.level
     text = (
         f"Tested on {n} prompts with {counted(len(tested), 'metric')}: an effect counts as shown if it differs from "
-        f"the unsteered model and, the same way, from random vectors of the same length, with {level:g} % intervals "
-        f"that exclude 0 and p-values corrected by Holm's method for all {pairs[0].family} comparisons."
+        f"the unsteered model and, the same way, from random vectors of the same length by more than they differ among "
+        f"themselves, with {level:g} % intervals that exclude 0 and p-values corrected by Holm's method for all "
+        f"{pairs[0].family} comparisons."
     )
-    weak = [pair for pair in pairs if not pair.carried]
-    if len(weak) == len(pairs):
+    if any(pair.lone for pair in pairs):
+        text += " One random vector does not say what others do, so nothing can be shown; use controls=5 or more."
+    weak = [pair for pair in pairs if not pair.carried and not pair.lone]
+    if len(weak) == sum(not pair.lone for pair in pairs):
         needed = max(pair.needed for pair in weak)
         text += f" So few prompts or resamples cannot show anything; use at least {needed} prompts."
     return text

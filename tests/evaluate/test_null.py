@@ -54,15 +54,58 @@ def test_a_whole_family_makes_a_false_claim_one_time_in_twenty_at_most():
     names = ("v1", "v2")
     plan = planned(names)
     conditions = list(dict.fromkeys(name for treatment, control, _ in plan for name in (treatment, control)))
+    draws = [f"{name} {draw}" for name in names for draw in (2, 3)]  # of random vectors, beside the first
     random, claims, uncorrected = np.random.default_rng(2), [], []
     for trial in range(EXPERIMENTS):
-        values = {metric: experiment(random, conditions, 20) for metric in ("m", "k")}
+        values = {metric: experiment(random, [*conditions, *draws], 20) for metric in ("m", "k")}
+        for of in values.values():
+            for name in names:
+                control = f"random like {name}"
+                of[control] = np.stack([of[control], *(of[draw] for draw in draws if draw.startswith(name))])
         pairs = analyse(values, plan, seed=trial, resamples=399)
         assert len(pairs) == 10
         claims.append(any(pair.significant for pair in pairs))
         uncorrected.append(any(pair.difference.p < 0.05 for pair in pairs))
     assert 0.01 <= share(claims) <= 0.07
     assert share(uncorrected) > 0.2  # what the correction is for
+
+
+def directions(random, n, spread, effects):
+    """Prompts' numbers of several directions, whose mean effects differ by `spread` and by what is planted."""
+    level = random.normal(size=n)
+    return np.stack([level + random.normal(effect, spread) + random.normal(0, 1, n) for effect in effects])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_one_more_random_vector_is_called_better_than_random_ones_one_time_in_twenty_at_most(spread):
+    """However many prompts there are: with 400 any two directions differ on them."""
+    random, claims, by_prompts = np.random.default_rng(5), [], []
+    for trial in range(EXPERIMENTS):
+        vector, *draws = directions(random, 400, spread, np.zeros(6))
+        values = {"m": {"v": vector, "random like v": np.stack(draws)}}
+        [pair] = analyse(values, [("v", "random like v", "random")], seed=trial, resamples=199)
+        claims.append(pair.significant)
+        by_prompts.append(pair.difference.p < 0.05)
+    assert share(claims) <= 0.07
+    if spread:
+        assert share(claims) >= 0.03 and share(by_prompts) > 0.8  # what the second p-value is for
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("k", [5, 10])
+def test_a_direction_apart_is_told_from_random_ones_with_the_power_that_theory_gives(k):
+    n, spread, effect = 200, 1.0, 4.0
+    scale = np.sqrt(spread**2 + 1 / n) * np.sqrt(1 + 1 / k)
+    critical = stats.t.ppf(0.975, k - 1)
+    power = stats.nct.sf(critical, k - 1, effect / scale) + stats.nct.cdf(-critical, k - 1, effect / scale)
+    random, found = np.random.default_rng(6), []
+    for trial in range(400):
+        vector, *draws = directions(random, n, spread, [effect, *np.zeros(k)])
+        values = {"m": {"v": vector, "random like v": np.stack(draws)}}
+        [pair] = analyse(values, [("v", "random like v", "random")], seed=trial, resamples=199)
+        found.append(pair.verdict == "higher")
+    assert share(found) == pytest.approx(power, abs=0.05)
 
 
 @pytest.mark.heavy

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from steerfn.evaluate import Difference, Estimate, estimate, holm, paired, ratio
+from steerfn.evaluate import Difference, Estimate, among, estimate, holm, paired, ratio
 from steerfn.evaluate._pairs import UNSTEERED, Pair, analyse, mean_of, planned
 from steerfn.evaluate._sentences import sentence, sentences
 
@@ -99,8 +99,54 @@ def test_percent_only_of_what_is_clearly_not_zero(treatment, control, told):
     assert analyse(values, [("v", UNSTEERED, "unsteered")], resamples=99)[0].percent is None
 
 
+def test_against_random_vectors_the_larger_of_two_p_values_counts():
+    """A vector that differs on every prompt from the mean of others, but by no more than they differ from each other."""
+    base = np.random.default_rng(0).normal(size=40)
+    noise = np.random.default_rng(1).normal(0, 0.1, (6, 40))
+    draws = base + np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None] + noise[:5]
+    plan = [("v", "random like v", "random")]
+    [near] = analyse({"m": {"v": base + 0.7 + noise[5], "random like v": draws}}, plan, resamples=999)
+    assert near.difference == paired(base + 0.7 + noise[5], draws.mean(0), resamples=999)
+    assert near.difference.p == 0.001 and near.difference.estimate.low > 0.5  # by prompts alone, no doubt
+    assert near.among == pytest.approx(among((base + 0.7 + noise[5]).mean(), draws.mean(1)))
+    assert near.adjusted == near.p == near.among > 0.3 and near.verdict == "not shown" and near.draws == 5
+    [far] = analyse({"m": {"v": base + 5 + noise[5], "random like v": draws}}, plan, resamples=999)
+    assert far.among < 0.01 and far.p == max(far.among, 0.001) and far.verdict == "higher"
+    assert f"against {RANDOM} (95 % CI" in sentence(far, {}) and "n = 40, 5 random vectors, Holm" in sentence(far, {})
+    told = far.to_dict()
+    assert (told["p"], told["p_prompts"], told["p_among_random"]) == (far.p, 0.001, far.among)
+    assert told["random_vectors"] == 5
+    assert mean_of(draws, {"resamples": 99}) == estimate(draws.mean(0), resamples=99)
+
+
+def test_one_random_vector_carries_nothing():
+    values = {"v": scores(a=2)["a"], "random like v": scores(a=0)["a"][None], UNSTEERED: scores(a=0)["a"]}
+    plain, [lone] = analyse({"m": values}, planned(["v"]), resamples=999)[0], analyse(
+        {"m": values}, planned(["v"])[1:], resamples=999
+    )
+    assert plain.family == 1 and plain.verdict == "higher"  # what cannot be tested corrects nothing
+    assert lone.lone and lone.verdict == "too few random vectors" and not lone.significant and math.isnan(lone.adjusted)
+
+
+def test_prompts_that_some_random_vectors_have_no_number_for():
+    base, draws = np.arange(12.0), np.arange(12.0) + np.array([[0.5], [-0.5], [0.0]])
+    draws[0, 3] = draws[1, 7] = np.nan
+    draws[:, 5] = np.inf
+    [pair] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
+    assert (pair.n, pair.left_out, pair.draws) == (11, 1, 3)
+    assert pair.among == pytest.approx(among(0.0, [-3.5, -4.5, -4.0]))  # each over the prompts that it has
+    draws[2] = np.nan
+    [two] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
+    assert two.draws == 2 and two.verdict == "not shown"
+    draws[1] = np.nan
+    [one] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
+    assert one.lone and one.verdict == "too few random vectors"
+
+
 def made(mean=0.3, low=0.1, high=0.5, p=0.001, n=40, against="vector", level=0.95, **changes):
     """A pair with these numbers, the only one of its family."""
+    if against == "random":
+        changes = {"draws": 5, "among": p, **changes}
     difference = Difference(Estimate(mean, low, high, n, level), p, 0.5, n)
     control = {"vector": "v1", "unsteered": UNSTEERED, "random": "random like v2"}[against]
     pair = Pair("toxicity", "v2", control, against, difference, None, 0, adjusted=p)
@@ -169,7 +215,7 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
     assert sentences([plain, equal], {}) == [
         "v2 raises toxicity by 0.3 against the unsteered model (95 % CI 0.1-0.5, p = 0.001, n = 40, Holm), but is no "
         f"better than {RANDOM}, as far as could be shown (against that: 0.02, 95 % CI -0.1 to 0.1, p = 0.8, n = 40, "
-        "Holm)."
+        "5 random vectors, Holm)."
     ]
     opposite = made(-0.3, -0.5, -0.1, against="random")  # the random vector raises it more
     assert (
@@ -178,7 +224,13 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
     )
     [both] = sentences([plain, made(against="random")], {})
     assert both.endswith(
-        f"n = 40, Holm), and raises it by 0.3 against {RANDOM} (95 % CI 0.1-0.5, p = 0.001, n = 40, Holm)."
+        f"n = 40, Holm), and raises it by 0.3 against {RANDOM} (95 % CI 0.1-0.5, p = 0.001, n = 40, 5 random vectors, "
+        "Holm)."
+    )
+    [lone] = sentences([plain, made(against="random", draws=1, adjusted=math.nan)], {})
+    assert lone.endswith(
+        f"n = 40, Holm), but whether {RANDOM} does as much, one of them cannot tell; use controls=5 or more (against "
+        "that one: 0.3, n = 40)."
     )
     [missing] = sentences([plain, made(n=0, against="random", adjusted=math.nan)], {})
     assert missing.endswith(f", but {RANDOM} could not be compared: it has no numbers.")
@@ -188,6 +240,10 @@ def test_random_vectors_have_a_sentence_of_their_own_where_the_unsteered_model_h
     plain = made(0.1, -0.1, 0.3, adjusted=0.4, against="unsteered")
     equal, better = made(0.02, -0.1, 0.1, adjusted=0.8, against="random"), made(against="random")
     assert len(sentences([plain, equal], {})) == 1
+    assert sentence(made(against="random", draws=1), {}) == (
+        f"One random vector cannot carry a difference in toxicity between v2 and {RANDOM} (Holm over 1 comparison), "
+        "since others may do more or less; use controls=5 or more (against that one: 0.3, n = 40)."
+    )
     assert sentences([plain, better], {})[1].startswith(f"v2 raises toxicity by 0.3 against {RANDOM} (95 % CI")
     assert sentences([equal], {})[0].startswith(
         f"No difference in toxicity between v2 and {RANDOM} could be shown (v2 against it: 0.02, 95 % CI"

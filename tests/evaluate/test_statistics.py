@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import steerfn as sf
-from steerfn.evaluate import Difference, Estimate, by_prompt, estimate, holm, paired, proportion, ratio
+from steerfn.evaluate import Difference, Estimate, among, by_prompt, estimate, holm, paired, proportion, ratio
 from steerfn.evaluate._sign_flip import least_p, sign_flip
 
 
@@ -180,6 +180,19 @@ def test_proportions_have_wilsons_interval(successes, n, level):
     assert 0 <= found.low <= found.high <= 1
 
 
+@pytest.mark.parametrize("k", [2, 5, 30])
+def test_a_number_among_others_is_a_t_test_of_a_sample_of_one(k):
+    others = drawn(k)
+    for value in (-3.0, 0.2, 9.0):
+        assert among(value, others) == pytest.approx(stats.ttest_ind([value], others).pvalue)
+    assert among(others.mean(), others) == pytest.approx(1)
+
+
+def test_among_others_that_are_all_the_same_there_is_no_doubt():
+    assert among(0.3, [0.1 + 0.2] * 3) == 1.0 and among(0.0, [0, 0]) == 1.0
+    assert among(0.4, [0.3, 0.3]) == 0.0 and among(1e-9, [0, 0]) == 0.0
+
+
 def test_holm_by_hand_and_as_a_closed_test():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []
@@ -232,6 +245,9 @@ def test_the_options_change_what_they_name():
         (lambda: proportion(0, 0), "not 0 of 0."),
         (lambda: proportion(0.5, 2), "not 0.5 of 2."),
         (lambda: proportion(1, 2, level=0), "level is a number between 0 and 1"),
+        (lambda: among(1, [2]), "A number is compared with two others at least, all finite, not 1 with [2]."),
+        (lambda: among(math.nan, [1, 2]), "all finite, not nan with [1, 2]."),
+        (lambda: among(1, [1, math.inf]), "all finite, not 1 with [1, inf]."),
         (lambda: holm([0.1, 1.5]), "A p-value is a number from 0 to 1, not 1.5."),
         (lambda: holm([math.nan]), "A p-value is a number from 0 to 1, not nan."),
         (lambda: by_prompt([1, 2], ["a"]), "There are values of shape (2,) for 1 prompts; pass one for each."),

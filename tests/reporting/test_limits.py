@@ -15,7 +15,7 @@ def effect(n=40, shift=1.0, about="How warm it is, by its words."):
     random = np.random.default_rng(0)
     base = random.normal(size=n)
     values = {name: base + by * random.uniform(0.9, 1.1, size=n) for name, by in (("unsteered", 0), ("v", shift))}
-    values["random like v"] = base + 1e-3 * random.normal(size=n)
+    values["random like v"] = base + 1e-3 * random.normal(size=(5, n))
     return SimpleNamespace(
         prompts=[f"prompt {i}" for i in range(n)],
         pairs=analyse({"tone": values}, planned(["v"]), resamples=199),

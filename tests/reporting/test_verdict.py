@@ -21,7 +21,7 @@ def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True):
         values[name] = {
             "unsteered": base,
             "v": base + vector + 0.3 * random.normal(size=n),
-            "random like v": base + control + 0.3 * random.normal(size=n),
+            "random like v": base + control + 0.3 * random.normal(size=(5, n)),
         }
         if not plain:
             del values[name]["unsteered"]

@@ -1,0 +1,50 @@
+"""Whether a number is one more of some others: a vector's effect, among those of random vectors."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from steerfn._errors import DataError
+from steerfn.metrics._extra import imported
+
+ROUNDING = 1e-12
+"""Differences below this part of the numbers are rounding."""
+
+
+def among(value: float, others: Any) -> float:
+    """The p-value of a two-sided test that a number comes from where some others come from.
+
+    `t = (value - mean) / (s sqrt(1 + 1/k))` with the mean and standard deviation `s` of `k` others, and Student's
+    distribution with `k - 1` degrees of freedom. For a steering vector: its mean effect among those of `k` random vectors
+    on the same prompts. More prompts do not make this p smaller, more random vectors do: two directions hardly ever
+    have the *same* effect, and with prompts enough any vector differs from the mean of five others.
+
+    Args:
+        value: the number.
+        others: the other numbers, at least two. Taken to be about normally distributed.
+
+    Returns:
+        p; where all others are the same, 1 if the value is that too and 0 if not.
+
+    Raises:
+        DataError: fewer than two others, or a number that is NaN or infinite.
+        SteerError: scipy is not installed.
+
+    Source: Crawford & Howell 1998, "Comparing an Individual's Test Score Against Norms Derived from Small Samples".
+
+    Example:
+        >>> from steerfn.evaluate import among
+        >>> round(among(3.0, [0.0, 1.0, 0.5, 0.2, 0.8]), 3)
+        0.005
+    """
+    numbers = np.array([value, *others], dtype=np.float64)
+    if len(numbers) < 3 or not np.isfinite(numbers).all():
+        raise DataError(f"A number is compared with two others at least, all finite, not {value!r} with {others!r:.80}.")
+    special = imported("scipy.special", "evaluate")
+    rest, k = numbers[1:], len(numbers) - 1
+    off, spread = abs(float(value - rest.mean())), float(rest.std(ddof=1))
+    rounding = ROUNDING * float(np.abs(numbers).max())
+    if spread <= rounding:
+        return 1.0 if off <= rounding else 0.0
+    return float(2 * special.stdtr(k - 1, -off / (spread * math.sqrt(1 + 1 / k))))
