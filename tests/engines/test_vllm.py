@@ -35,6 +35,7 @@ TINY = {
     "gemma3_text": {"sliding_window": 32, "query_pre_attn_scalar": 32, "sliding_window_pattern": 2},
 }
 WIDTH, BLOCKS = 128, 4
+PARALLEL = ("llama", "gemma2")
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
@@ -215,14 +216,15 @@ def environment(folder, plugin):
     return found | {"PYTHONPATH": str(folder / "site"), "STEERFN_VECTORS": str(folder / "vectors")} if plugin else found
 
 
-def run(folder, name, engines, plugin):
+def run(folder, name, engines, plugin, **more):
     """Run engines in a process of vLLM's own."""
     asked, given = folder / f"{name}.json", folder / f"{name}-results.json"
     asked.write_text(json.dumps(engines))
     command = [str(python_of("vllm")), str(Path(__file__).parent / "vllm_run.py"), str(asked), str(given)]
     began = time.perf_counter()
     with open(folder / f"{name}.log", "w") as log:
-        ran = subprocess.run(command, stdout=log, stderr=log, env=environment(folder, plugin), cwd=folder, timeout=3000)
+        whole = environment(folder, plugin) | more
+        ran = subprocess.run(command, stdout=log, stderr=log, env=whole, cwd=folder, timeout=3000)
     told = (folder / f"{name}.log").read_text()
     assert ran.returncode == 0 and given.exists(), told[-6000:]
     print(
@@ -379,6 +381,19 @@ def test_families_and_compiled_code(name, folder, engines, stock, steered, vecto
     if name == "compiled":
         plain = stock[name]["rounds"][0][:2]
         assert [each["texts"][0]["tokens"] for each in results[:2]] == [each["texts"][0]["tokens"] for each in plain]
+
+
+def test_two_ranks_of_tensor_parallelism(engines, folder, vectors):
+    """Each rank holds half of every block and all vectors. They wait for each other in loops: one thread for each."""
+    two = {name: {**engines[name], "llm": {**engines[name]["llm"], "tensor_parallel_size": 2}} for name in PARALLEL}
+    found = run(folder, "parallel", two, plugin=True, OMP_NUM_THREADS="1")
+    log = (folder / "parallel.log").read_text()
+    assert "Worker_TP0" in log and "Worker_TP1" in log
+    for name in PARALLEL:
+        model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
+        asked, results = engines[name]["rounds"][0], found[name]["rounds"][0]
+        others = [check(model, vectors, each["steer"], result) for each, result in zip(asked, results, strict=True)]
+        assert not any(others[:2]) and sum(map(bool, others[2:])) > len(others[2:]) / 2
 
 
 @pytest.fixture(scope="module")
