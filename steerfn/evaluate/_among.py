@@ -16,9 +16,9 @@ def among(value: float, others: Any) -> float:
     """The p-value of a two-sided test that a number comes from where some others come from.
 
     `t = (value - mean) / (s sqrt(1 + 1/k))` with the mean and standard deviation `s` of `k` others, and Student's
-    distribution with `k - 1` degrees of freedom. For a steering vector: its mean effect among those of `k` random vectors
-    on the same prompts. More prompts do not make this p smaller, more random vectors do: two directions hardly ever
-    have the *same* effect, and with prompts enough any vector differs from the mean of five others.
+    distribution with `k - 1` degrees of freedom. For a steering vector: its mean effect among those of `k` random
+    vectors on the same prompts. More prompts do not make this p smaller, more random vectors do: two directions hardly
+    ever have the *same* effect, and with prompts enough any vector differs from the mean of five others.
 
     Args:
         value: the number.
@@ -40,7 +40,9 @@ def among(value: float, others: Any) -> float:
     """
     numbers = np.array([value, *others], dtype=np.float64)
     if len(numbers) < 3 or not np.isfinite(numbers).all():
-        raise DataError(f"A number is compared with two others at least, all finite, not {value!r} with {others!r:.80}.")
+        raise DataError(
+            f"A number is compared with two others at least, all finite, not {value!r} with {others!r:.80}."
+        )
     special = imported("scipy.special", "evaluate")
     rest, k = numbers[1:], len(numbers) - 1
     off, spread = abs(float(value - rest.mean())), float(rest.std(ddof=1))

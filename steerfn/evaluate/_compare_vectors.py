@@ -55,9 +55,9 @@ def compare_vectors(
     *all* of these comparisons. Differences are in percent of the control's mean where the metric is nowhere negative
     and that mean is more than three standard errors above 0, else in the metric's unit.
 
-    Against random vectors `p` is the larger of two: of the sign flips over prompts, and of the vector's mean as one more
-    of the random vectors' means (`among`). Whoever draws a direction at random finds some that differ from the mean of a
-    few others on every prompt; a vector must differ by more than they do among themselves.
+    Against random vectors `p` is the larger of two: of the sign flips over prompts, and of the vector's mean as one
+    more of the random vectors' means (`among`). With prompts enough any direction differs from the mean of a few
+    others; a vector must differ by more than they do among themselves.
 
     A difference counts as shown only if the corrected p-value is below `1 - level`, the interval excludes 0, and there
     are prompts, sign flips and random vectors enough that the test could have come out so at all.
@@ -73,8 +73,8 @@ def compare_vectors(
         scope: the tokens to steer, as in `at`; default all.
         operator: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
         controls: random vectors for each vector: same sites, norms, strength, scope and operator. One is run and told,
-            but carries no claim, since it does not say what others do. With one vector and one metric, five show what is
-            3.8 of their standard deviations from their mean, ten what is 2.8; more vectors and metrics need more.
+            but carries no claim, since it does not say what others do. With one vector and one metric, five show what
+            is 3.8 of their standard deviations from their mean, ten what is 2.8; more vectors and metrics need more.
         references: for each prompt the text that metrics such as bleu compare with.
         seeds: of generation; several need sampling (`do_sample=True`): each gives every prompt one text. Prompt `p` is
             sampled with `seed * 1000003 + p`.

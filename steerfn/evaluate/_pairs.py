@@ -82,7 +82,7 @@ class Pair:
 
     @property
     def carried(self) -> bool:
-        """Whether so many prompts, sign flips and random vectors can carry a significant difference after correction."""
+        """Whether so many prompts, sign flips and random vectors can carry a significant difference at all."""
         by_flips = least_p(self.n, self.resamples) * self.family <= self.alpha * (1 + 1e-9)
         return self.n >= self.needed and by_flips and not self.lone
 
@@ -100,14 +100,14 @@ class Pair:
     @property
     def verdict(self) -> str:
         """In a word or two: "higher", "lower", "not shown", or what is missing: "no numbers", "too few prompts",
-        "too few resamples", "too few random vectors".
+        "too few resamples", "one random vector".
         """
         if self.n < 2:
             return "no numbers"
         if self.n < self.needed:
             return "too few prompts"
         if not self.carried:
-            return "too few random vectors" if self.lone else "too few resamples"
+            return "one random vector" if self.lone else "too few resamples"
         if not self.significant:
             return "not shown"
         return "higher" if self.difference.estimate.mean > 0 else "lower"

@@ -148,7 +148,7 @@ def report(
         alpha: the strength to report on.
         scope: the tokens to steer, as in `at`; default all.
         operator: how the vector and its strength become an operator: `sf.add`, `sf.rotate`, ...
-        controls: random vectors of the same sites and norms to compare with; one carries no claim, see `compare_vectors`.
+        controls: random vectors of the same sites and norms to compare with; one carries no claim (`compare_vectors`).
         passages: plain texts on which side effects are measured; default 16 short ones that state facts.
         questions: questions with two answers, or a file of them as in `protocols.caa`, to see if knowledge suffers.
         position: where texts of the data are read; default where the vector says that it was read.

@@ -68,9 +68,10 @@ def test_every_condition_samples_with_the_same_random_numbers(tiny):
                 tiny, words(), PROMPTS, op, max_new_tokens=4, chat=False, do_sample=True, seed=seeds
             ).texts
         assert list(found.texts[condition]) == expected
-    null = compared(tiny, alpha=0.0, **SAMPLE)
-    assert len(set(null.texts.values())) == 1
-    assert {pair.difference.p for pair in null.pairs} == {1.0}
+    null = compared(tiny, alpha=0.0, controls=3, **SAMPLE)
+    once = null.texts["unsteered"]
+    assert all(texts == once * (3 if "random" in name else 1) for name, texts in null.texts.items())
+    assert {pair.p for pair in null.pairs} == {1.0}
 
 
 def test_numbers_means_and_pairs_are_those_of_numpy(tiny):

@@ -100,7 +100,7 @@ def test_percent_only_of_what_is_clearly_not_zero(treatment, control, told):
 
 
 def test_against_random_vectors_the_larger_of_two_p_values_counts():
-    """A vector that differs on every prompt from the mean of others, but by no more than they differ from each other."""
+    """A vector that differs on every prompt from the mean of others, but no more than they from each other."""
     base = np.random.default_rng(0).normal(size=40)
     noise = np.random.default_rng(1).normal(0, 0.1, (6, 40))
     draws = base + np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None] + noise[:5]
@@ -121,11 +121,12 @@ def test_against_random_vectors_the_larger_of_two_p_values_counts():
 
 def test_one_random_vector_carries_nothing():
     values = {"v": scores(a=2)["a"], "random like v": scores(a=0)["a"][None], UNSTEERED: scores(a=0)["a"]}
-    plain, [lone] = analyse({"m": values}, planned(["v"]), resamples=999)[0], analyse(
-        {"m": values}, planned(["v"])[1:], resamples=999
+    plain, [lone] = (
+        analyse({"m": values}, planned(["v"]), resamples=999)[0],
+        analyse({"m": values}, planned(["v"])[1:], resamples=999),
     )
     assert plain.family == 1 and plain.verdict == "higher"  # what cannot be tested corrects nothing
-    assert lone.lone and lone.verdict == "too few random vectors" and not lone.significant and math.isnan(lone.adjusted)
+    assert lone.lone and lone.verdict == "one random vector" and not lone.significant and math.isnan(lone.adjusted)
 
 
 def test_prompts_that_some_random_vectors_have_no_number_for():
@@ -140,7 +141,7 @@ def test_prompts_that_some_random_vectors_have_no_number_for():
     assert two.draws == 2 and two.verdict == "not shown"
     draws[1] = np.nan
     [one] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
-    assert one.lone and one.verdict == "too few random vectors"
+    assert one.lone and one.verdict == "one random vector"
 
 
 def made(mean=0.3, low=0.1, high=0.5, p=0.001, n=40, against="vector", level=0.95, **changes):

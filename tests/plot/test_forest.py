@@ -18,8 +18,8 @@ VALUES = {
         "unsteered": PLAIN,
         "v1": PLAIN + 0.1 * RNG.normal(size=24),
         "v2": PLAIN - 2 + 0.1 * RNG.normal(size=24),
-        random_like("v1"): PLAIN + RNG.normal(size=24),
-        random_like("v2"): PLAIN + RNG.normal(size=24),
+        random_like("v1"): PLAIN + RNG.normal(size=(5, 24)),
+        random_like("v2"): PLAIN + RNG.normal(size=(5, 24)),
     }
 }
 VALUES["le_$ngth$"] = {name: 10 * values for name, values in VALUES["toxicity"].items()}
@@ -89,10 +89,16 @@ def test_the_first_line_is_on_top_and_zero_is_marked():
 
 
 def test_what_too_few_prompts_cannot_carry_is_open_and_says_so():
-    few = {"toxicity": {name: values[:4] for name, values in VALUES["toxicity"].items()}}
+    few = {"toxicity": {name: values[..., :4] for name, values in VALUES["toxicity"].items()}}
     drawn = rows(sf.plot.comparison(compared(few)).axes[0])
     assert not any(filled for _, _, filled, _ in drawn.values())
     assert {note for *_, note in drawn.values()} == {"too few prompts, n = 4"}
+
+
+def test_one_random_vector_is_open_and_says_so():
+    lone = {"toxicity": {**VALUES["toxicity"], random_like("v2"): PLAIN}}
+    _, _, filled, note = rows(sf.plot.comparison(compared(lone)).axes[0])["v2 − random"]
+    assert not filled and note == "one random vector, n = 24"
 
 
 def test_a_comparison_without_numbers_has_no_marker():

@@ -411,9 +411,16 @@ def test_a_planted_effect_is_shown_and_alpha_zero_is_not():
     model = build("llama")
     token = words().convert_tokens_to_ids("z")
     v = sf.SteeringVector({sf.resid_post[2]: model.lm_head.weight[token].detach().clone()})
-    strong = reported(model, v=v, alpha=2000.0, prompts=[f"{a} {b}" for a in "abcde" for b in "fghi"])
-    assert strong.findings["verdict"]["level"] == "shown" and "raises late" in strong.findings["verdict"]["headline"]
+
+    def zs(texts):  # what random vectors do to this is next to nothing, and to `late` anything
+        return [float(np.mean([word == "z" for word in text.split()] or [0])) for text in texts]
+
+    options = {"v": v, "alpha": 2000.0, "prompts": [f"{a} {b}" for a in "abcde" for b in "fghi"], "metrics": [zs]}
+    strong = reported(model, **options, controls=5)
+    assert strong.findings["verdict"]["level"] == "shown" and "raises zs" in strong.findings["verdict"]["headline"]
     assert ", at a cost" in strong.findings["verdict"]["headline"]
+    lone = reported(model, **options)
+    assert lone.findings["verdict"]["level"] == "like random" and "use controls=5 or more" in lone.html
     nothing = reported(model, v=v, alpha=0.0)
     assert nothing.findings["verdict"]["headline"] == "No effect could be shown."
     assert "An effect was shown" not in nothing.html
