@@ -117,7 +117,14 @@ def _tested(pair: Pair, ends: str) -> str:
     left = f", {_counted(pair.left_out, 'prompt')} without a number left out" if pair.left_out else ""
     beside = f", {pair.draws} random vectors" if pair.draws else ""
     level = percent(pair.difference.estimate.level)
-    return f"{level} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}{beside}, Holm"
+    more = "; more of them, with controls=, could show it" if _short_of_draws(pair) else ""
+    return f"{level} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}{beside}, Holm{more}"
+
+
+def _short_of_draws(pair: Pair) -> bool:
+    """Whether a vector is far enough from its random vectors for a single question, and only not for this many."""
+    found = pair.difference.estimate
+    return pair.difference.p < pair.among < pair.alpha <= pair.adjusted and found.low * found.high > 0
 
 
 def _counted(n: int, what: str) -> str:

@@ -23,6 +23,8 @@ REPETITION = 0.05
 ACCURACY = 0.05
 """A loss that is more than rounding in a table."""
 FLUENCY = ("repetition", "distinct_n")
+BESIDE = 3
+"""Random vectors whose side effects are measured at most: what a page is wide enough for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,12 @@ def side_effects(
     *,
     level: float,
     seed: int,
+    controls: int,
     **options: Any,
 ) -> Outcome:
     """`protocols.side_effects`, with the fluency of the texts that were generated for the effect already.
 
-    The random vectors are the same in both: they are drawn with `seed`, `seed + 1`, ...
+    The random vectors are the first of those of the effect: they are drawn with `seed`, `seed + 1`, ...
 
     Args:
         model: the model.
@@ -65,11 +68,13 @@ def side_effects(
         name: the vector's name in it.
         level: of the intervals.
         seed: of the random vectors and resamples.
+        controls: the random vectors of the effect.
         options: what the protocol takes.
     """
     found = protocols.side_effects(
-        model, tokenizer, vector, passages, questions=questions, level=level, seed=seed, **options
-    )
+        model, tokenizer, vector, passages, questions=questions, level=level, seed=seed,
+        controls=min(controls, BESIDE), **options,
+    )  # fmt: skip
     values = fluency(effect, {STEERED: name, UNSTEERED: UNSTEERED}, tuple(found.controls), random_like(name))
     how = {"level": level, "seed": seed}
     means = {c: {metric: mean_of(each, how) for metric, each in of.items()} for c, of in values.items()}

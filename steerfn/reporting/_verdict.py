@@ -124,8 +124,8 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
     text = (
         f"Tested on {n} prompts with {counted(len(tested), 'metric')}: an effect counts as shown if it differs from "
         f"the unsteered model and, the same way, from random vectors of the same length by more than they differ among "
-        f"themselves, with {level:g} % intervals that exclude 0 and p-values corrected by Holm's method for all "
-        f"{pairs[0].family} comparisons."
+        f"themselves, with {level:g} % intervals that exclude 0 and p-values corrected by Holm's method for "
+        f"{counted(pairs[0].family, 'comparison')}."
     )
     if any(pair.lone for pair in pairs):
         text += " One random vector does not say what others do, so nothing can be shown; use controls=5 or more."

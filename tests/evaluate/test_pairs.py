@@ -218,6 +218,8 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
         f"better than {RANDOM}, as far as could be shown (against that: 0.02, 95 % CI -0.1 to 0.1, p = 0.8, n = 40, "
         "5 random vectors, Holm)."
     ]
+    [near] = sentences([plain, made(against="random", among=0.01, adjusted=0.09)], {})
+    assert near.endswith("p = 0.09, n = 40, 5 random vectors, Holm; more of them, with controls=, could show it).")
     opposite = made(-0.3, -0.5, -0.1, against="random")  # the random vector raises it more
     assert (
         f"but is no better than {RANDOM}, which raises it more (against that: -0.3"

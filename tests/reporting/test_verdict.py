@@ -45,7 +45,7 @@ def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True):
 def test_it_needs_a_difference_to_the_unsteered_model_and_to_random_vectors(vector, control, level, headline):
     found = planted({"tone": (vector, control)})
     assert (found.level, found.headline) == (level, headline)
-    assert "Tested on 40 prompts with 1 metric" in found.reasons[0] and "all 2 comparisons" in found.reasons[0]
+    assert "Tested on 40 prompts with 1 metric" in found.reasons[0] and "for 2 comparisons." in found.reasons[0]
     assert found.reasons[-1] == FIT
 
 
