@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
+from steerfn.evaluate._bootstrap import ROUNDING
 from steerfn.metrics._extra import imported
-
-ROUNDING = 1e-12
-"""Differences below this part of the numbers are rounding."""
 
 
 def among(value: float, others: Any) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
-from steerfn.evaluate._bootstrap import interval
+from steerfn.evaluate._bootstrap import ROUNDING, interval
 from steerfn.evaluate._shown import percent, shown, shown_p
 from steerfn.evaluate._sign_flip import sign_flip
 
@@ -21,8 +21,6 @@ RESAMPLES = 9999
 """Resamples of a bootstrap, and sign flips of a test."""
 FEWEST = 99
 """With fewer an interval's ends would be extremes of a handful."""
-ROUNDING = 1e-12
-"""Differences below this part of the numbers are rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
