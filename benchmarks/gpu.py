@@ -81,13 +81,13 @@ def overheads(title: str, calls: dict[str, Callable[[], object]], rounds: int, s
     """Rows of the table: each variant against the first."""
     found = rounds_of(calls, rounds)
     base = found[next(iter(calls))]
-    print(f"{title:<34}{'unsteered':<16}{statistics.median(base) / steps * 1e6:>12.1f} us/{unit}", flush=True)
+    print(f"{title:<42}{'unsteered':<16}{statistics.median(base) / steps * 1e6:>12.1f} us/{unit}", flush=True)
     for name, each in list(found.items())[1:]:
         ratios = [a / b for a, b in zip(each, base, strict=True)]
         extra = [(a - b) / steps * 1e6 for a, b in zip(each, base, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{'':<34}{name:<16}{statistics.median(extra):>+12.1f} us/{unit}{100 * (middle - 1):>+9.2f} %"
+            f"{'':<42}{name:<16}{statistics.median(extra):>+12.1f} us/{unit}{100 * (middle - 1):>+9.2f} %"
             f"   ({100 * (low - 1):+.2f} to {100 * (high - 1):+.2f})",
             flush=True,
         )
@@ -137,7 +137,7 @@ def entering(model) -> None:
 
         enter()
         took = [seconds(enter) for _ in range(100)]
-        print(f"{'entering and leaving a context':<34}{name:<16}{statistics.median(took) * 1e6:>12.1f} us", flush=True)
+        print(f"{'entering and leaving a context':<42}{name:<16}{statistics.median(took) * 1e6:>12.1f} us", flush=True)
 
 
 def discovery(model, tokenizer, rounds: int) -> None:
@@ -230,4 +230,7 @@ if __name__ == "__main__":
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--tokens", type=int, default=64)
     arguments.add_argument("--no-compile", action="store_true")
-    main(**vars(arguments.parse_args()))
+    chosen = arguments.parse_args()
+    if chosen.rounds < 2:
+        arguments.error("--rounds is 2 or more: of one round there are no quartiles")
+    main(**vars(chosen))

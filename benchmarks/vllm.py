@@ -1,10 +1,12 @@
 """What does steering cost in vLLM? Throughput of one continuous batch, against a stock vLLM in the same run.
 
-    python benchmarks/vllm.py [--rounds 7] [--requests 64] [--tokens 32]
+    python benchmarks/vllm.py [--starts 4] [--rounds 2] [--requests 64] [--tokens 32]
 
 Four engines with SmolLM2-135M-Instruct (fp32, eager, on the CPU) run as processes side by side and work one at a time,
 in an order that turns with every round: a stock vLLM, another one, which shows what two processes of the same differ by,
-one with the plugin, and a stock one with a baked checkpoint. Every round has new prompts, the same for all. Ratios are taken round by round, of wall time and of the CPU time that the
+one with the plugin, and a stock one with a baked checkpoint. Every round has new prompts, the same for all. After some
+rounds all four are started anew, in another order: where a process's memory came to lie makes it a few percent faster or
+slower for as long as it runs. Ratios are taken round by round, of wall time and of the CPU time that the
 engine's process used, which other work on the machine disturbs less. The environment is that of the engine's tests.
 """
 
@@ -134,7 +136,8 @@ def prepared(folder: Path) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--starts", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=2, help="of each start (default: %(default)s)")
     options.add_argument("--requests", type=int, default=64)
     options.add_argument("--tokens", type=int, default=32)
     options.add_argument("--prompt", type=int, default=16, help="tokens of a prompt (default: %(default)s)")
@@ -150,46 +153,60 @@ def main() -> None:
         prepared(folder)
         beside(python, folder / "site")
         plugin = {"PYTHONPATH": str(folder / "site"), "STEERFN_VECTORS": str(folder / "vectors")}
-        engines = {
-            "stock": Engine(python, folder / "model", asked.requests, folder / "stock.log"),
-            "second": Engine(python, folder / "model", asked.requests, folder / "second.log"),
-            "plugin": Engine(python, folder / "model", asked.requests, folder / "plugin.log", **plugin),
-            "baked": Engine(python, folder / "baked", asked.requests, folder / "baked.log"),
-        }
-        measured(engines, asked)
-        for engine in engines.values():
-            assert engine.process.stdin is not None
-            engine.process.stdin.close()
-            engine.process.wait(60)
+        kinds = {"stock": ("model", {}), "second": ("model", {}), "plugin": ("model", plugin), "baked": ("baked", {})}
+        found = {variant: [] for variant in VARIANTS}
+        for start in range(asked.starts):
+            engines = {
+                name: Engine(python, folder / kinds[name][0], asked.requests, folder / f"{name}.log", **kinds[name][1])
+                for name in turned(kinds, start)
+            }
+            measured(engines, asked, start, found)
+            for engine in engines.values():
+                assert engine.process.stdin is not None
+                engine.process.stdin.close()
+                engine.process.wait(60)
+        show(found, asked)
 
 
-def measured(engines: dict[str, Engine], asked: argparse.Namespace) -> None:
-    """Rounds, and the table of their ratios."""
-    drawn, found = random.Random(0), {variant: [] for variant in VARIANTS}
+def turned(names, by: int) -> list:
+    """The names from another one on."""
+    order = list(names)
+    return order[by % len(order) :] + order[: by % len(order)]
+
+
+def measured(engines: dict[str, Engine], asked: argparse.Namespace, start: int, found: dict[str, list]) -> None:
+    """The rounds of one start."""
+    drawn = random.Random(start)
     for number in range(asked.rounds + 1):  # the first warms up
         prompts = [[drawn.randrange(20, 49152) for _ in range(asked.prompt)] for _ in range(asked.requests)]
-        order = list(VARIANTS)
-        order = order[number % len(order) :] + order[: number % len(order)]
+        order = turned(VARIANTS, start * asked.rounds + number)
         made = {}
         for variant in order:
             each = steerings(variant)
             steer = [each[n % len(each)] for n in range(asked.requests)]
-            made[variant] = engines[VARIANTS[variant][0]].round(prompts=prompts, steer=steer, tokens=asked.tokens)
+            tokens = asked.tokens if number else 4
+            made[variant] = engines[VARIANTS[variant][0]].round(prompts=prompts, steer=steer, tokens=tokens)
+        if not number:
+            continue
         assert (
             made["plugin, nothing steered"]["tokens"]
             == made["stock"]["tokens"]
             != made["one vector, 1 block"]["tokens"]
         )
-        if number:
-            for variant in VARIANTS:
-                found[variant].append(made[variant])
+        for variant in VARIANTS:
+            found[variant].append(made[variant])
         shown = {variant: f"{each['wall']:.1f} s, {each['cpu']:.1f} s of CPU time" for variant, each in made.items()}
-        print(f"round {number} of {asked.rounds}: {shown}", file=sys.stderr, flush=True)
+        print(f"start {start}, round {number} of {asked.rounds}: {shown}", file=sys.stderr, flush=True)
+
+
+def show(found: dict[str, list], asked: argparse.Namespace) -> None:
+    """The table of the ratios."""
     tokens = asked.requests * asked.tokens
     wall = statistics.median(each["wall"] for each in found["stock"])
     cpu = statistics.median(each["cpu"] for each in found["stock"])
     print(
-        f"{asked.requests} requests of {asked.prompt} + {asked.tokens} tokens, median of {asked.rounds}: stock "
+        f"{asked.requests} requests of {asked.prompt} + {asked.tokens} tokens, median of {asked.rounds} rounds in each of "
+        f"{asked.starts} starts: stock "
         f"{tokens / wall:.0f} generated tokens/s ({wall:.1f} s, {cpu:.1f} s of CPU time)"
     )
     print(f"  {'throughput over stock':34} {'wall':>6} {'quartiles':>15} {'CPU time':>9} {'quartiles':>15}   target")
