@@ -26,7 +26,7 @@ def among(value: float, others: Any) -> float:
         p; where all others are the same, 1 if the value is that too and 0 if not.
 
     Raises:
-        DataError: fewer than two others, or a number that is NaN or infinite.
+        DataError: fewer than two others, or something that is no finite number.
         SteerError: scipy is not installed.
 
     Source: Crawford & Howell 1998, "Comparing an Individual's Test Score Against Norms Derived from Small Samples".
@@ -36,10 +36,13 @@ def among(value: float, others: Any) -> float:
         >>> round(among(3.0, [0.0, 1.0, 0.5, 0.2, 0.8]), 3)
         0.005
     """
-    numbers = np.array([value, *others], dtype=np.float64)
-    if len(numbers) < 3 or not np.isfinite(numbers).all():
+    try:
+        numbers = np.array([value, *others], dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array([])
+    if numbers.ndim != 1 or len(numbers) < 3 or not np.isfinite(numbers).all():
         raise DataError(
-            f"A number is compared with two others at least, all finite, not {value!r} with {others!r:.80}."
+            f"A number is compared with two others at least, all finite, not {value!r:.80} with {others!r:.80}."
         )
     special = imported("scipy.special", "evaluate")
     rest, k = numbers[1:], len(numbers) - 1
