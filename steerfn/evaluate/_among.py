@@ -10,7 +10,7 @@ from steerfn.evaluate._bootstrap import ROUNDING
 from steerfn.metrics._extra import imported
 
 
-def among(value: float, others: Any) -> float:
+def among(value: float, others: Any, noise: float = 0.0) -> float:
     """The p-value of a two-sided test that a number comes from where some others come from.
 
     `t = (value - mean) / (s sqrt(1 + 1/k))` with the mean and standard deviation `s` of `k` others, and Student's
@@ -21,9 +21,10 @@ def among(value: float, others: Any) -> float:
     Args:
         value: the number.
         others: the other numbers, at least two. Taken to be about normally distributed.
+        noise: the standard error that each number has anyway; `s` is taken to be no less.
 
     Returns:
-        p; where all others are the same, 1 if the value is that too and 0 if not.
+        p; where all others are the same and there is no noise, 1 if the value is that too and 0 if not.
 
     Raises:
         DataError: fewer than two others, or something that is no finite number.
@@ -46,7 +47,7 @@ def among(value: float, others: Any) -> float:
         )
     special = imported("scipy.special", "evaluate")
     rest, k = numbers[1:], len(numbers) - 1
-    off, spread = abs(float(value - rest.mean())), float(rest.std(ddof=1))
+    off, spread = abs(float(numbers[0] - rest.mean())), max(float(rest.std(ddof=1)), noise)
     rounding = ROUNDING * float(np.abs(numbers).max())
     if spread <= rounding:
         return 1.0 if off <= rounding else 0.0

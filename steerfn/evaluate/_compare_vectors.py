@@ -74,7 +74,8 @@ def compare_vectors(
         operator: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
         controls: random vectors for each vector: same sites, norms, strength, scope and operator. One is run and told,
             but carries no claim, since it does not say what others do. With one vector and one metric, five show what
-            is 3.8 of their standard deviations from their mean, ten what is 2.8; more vectors and metrics need more.
+            is 3 to 3.8 of their standard deviations from their mean, ten what is 2.4 to 2.8; more vectors and metrics
+            need more.
         references: for each prompt the text that metrics such as bleu compare with.
         seeds: of generation; several need sampling (`do_sample=True`): each gives every prompt one text. Prompt `p` is
             sampled with `seed * 1000003 + p`.
@@ -99,7 +100,7 @@ def compare_vectors(
         SteerError: scipy is not installed.
 
     Source: random controls as in Turner et al. 2023 and Arditi et al. 2024; the statistics are those of `estimate`,
-    `paired` and `holm`.
+    `paired`, `among` and `holm`.
 
     Example:
         >>> import steerfn as sf

@@ -36,7 +36,7 @@ class Pair:
         percent: the change in percent of the control's mean, where that means something: the metric is negative
             nowhere, and the control's mean is more than three standard errors above 0.
         left_out: prompts that have no number under one of the two.
-        draws: the random vectors that the control is the mean of; 0 where it is none of random vectors.
+        draws: the random vectors with numbers that the control is the mean of; 0 where it is none of random vectors.
         among: the p-value of the treatment's mean as one more of theirs (see `among`); NaN where there are no two.
         adjusted: the p-value after Holm's correction over the family.
         family: how many comparisons were corrected together.
@@ -89,11 +89,11 @@ class Pair:
     @property
     def lone(self) -> bool:
         """Whether the control is a single random vector, which does not say what others do."""
-        return self.against == "random" and self.draws < 2
+        return self.against == "random" and self.draws == 1
 
     @property
     def significant(self) -> bool:
-        """Whether a difference is shown: adjusted p below alpha, 0 outside the interval, and enough prompts for it."""
+        """Whether a difference is shown: adjusted p below alpha, 0 outside the interval, and enough to carry it."""
         found = self.difference.estimate
         return self.carried and self.adjusted < self.alpha and (found.low > 0 or found.high < 0)
 
@@ -212,7 +212,6 @@ def _compared(
     options: Mapping[str, Any],
 ) -> Pair:
     first, second = values[treatment], _over_draws(values[control])
-    draws = int(np.isfinite(np.atleast_2d(values[control])).any(1).sum()) if against == "random" else 0
     both = np.isfinite(first) & np.isfinite(second)
     first, second = first[both], second[both]
     n, left_out = len(first), int((~both).sum())
@@ -225,17 +224,25 @@ def _compared(
         # A metric that is negative anywhere has a scale that does not begin at 0, on which percents mean nothing.
         from_zero = not any((each < 0).any() for each in values.values())
         change = ratio(first, second, **options) if from_zero and _is_clear(second) else None
-    beside = _among(values[treatment], values[control]) if n >= 2 and draws >= 2 else math.nan
+    draws, beside = _among(values[treatment], values[control], n) if against == "random" else (0, math.nan)
     return Pair(metric, treatment, control, against, difference, change, left_out, draws, beside)
 
 
-def _among(treatment: np.ndarray, draws: np.ndarray) -> float:
-    """The p-value of a vector's mean as one more of its random vectors', each over the prompts that both have."""
+def _among(treatment: np.ndarray, draws: np.ndarray, n: int) -> tuple[int, float]:
+    """How many random vectors have numbers, and p of a vector's mean as one more of theirs, on the prompts of both.
+
+    A few random vectors may agree by chance, and counts and shares often do (no refusal under any): no spread is taken
+    to be less than the standard error over `n` prompts of the vector's difference from them.
+    """
+    draws = np.atleast_2d(draws)
     both = np.isfinite(treatment) & np.isfinite(draws)
     apart = np.where(both, np.where(both, treatment, 0) - np.where(both, draws, 0), np.nan)
-    means = _over_draws(apart.T)
-    means, mean = means[np.isfinite(means)], float(treatment[both.any(0)].mean())
-    return among(mean, mean - means) if len(means) > 1 else math.nan
+    means, units = _over_draws(apart.T), _over_draws(apart)
+    means = means[np.isfinite(means)]
+    if n < 2 or len(means) < 2:
+        return len(means), math.nan
+    mean = float(treatment[both.any(0)].mean())
+    return len(means), among(mean, mean - means, float(np.nanstd(units, ddof=1)) / math.sqrt(n))
 
 
 def _over_draws(values: np.ndarray) -> np.ndarray:

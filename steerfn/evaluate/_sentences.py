@@ -44,8 +44,8 @@ def sentence(pair: Pair, units: Mapping[str, str]) -> str:
         return f"n = {pair.n} prompts cannot carry a difference in {what} ({over}); use at least {pair.needed}."
     if pair.lone:
         return (
-            f"One random vector cannot carry a difference in {what} ({over}), since others may do more or less; use "
-            f"controls=5 or more (against that one: {_apart(pair, units)})."
+            f"A single random vector with numbers cannot carry a difference in {what} ({over}), since others may do "
+            f"more or less; run controls=5 or more (against that one: {_apart(pair, units)})."
         )
     if not pair.carried:
         enough = math.ceil(pair.family / pair.alpha)
@@ -72,22 +72,22 @@ def _beside(pair: Pair, random: Pair, units: Mapping[str, str]) -> str:
         return f"and {verb} it by {amount} against {RANDOM} ({_tested(random, ends)})"
     if random.lone:
         return (
-            f"but whether {RANDOM} does as much, one of them cannot tell; use controls=5 or more (against that one: "
-            f"{_apart(random, units)})"
+            f"but whether {RANDOM} does as much, a single one with numbers cannot tell; run controls=5 or more "
+            f"(against that one: {_apart(random, units)})"
         )
     how = f"which {verb} it more" if random.significant else "as far as could be shown"
-    return f"but is no better than {RANDOM}, {how} (against that: {_numbers(random, units)})"
+    return f"but is no better than {RANDOM}, {how} (against that: {_numbers(random, units, same_way)})"
 
 
 def _named(pair: Pair) -> str:
     return {"unsteered": "the unsteered model", "random": RANDOM, "vector": pair.control}[pair.against]
 
 
-def _numbers(pair: Pair, units: Mapping[str, str]) -> str:
-    """The signed difference with its interval and test."""
+def _numbers(pair: Pair, units: Mapping[str, str], hint: bool = True) -> str:
+    """The signed difference with its interval and test, and a hint where more random vectors could show it."""
     found = pair.percent or pair.difference.estimate
     unit = _unit(pair, units)
-    return f"{shown(found.mean)}{unit}, {_tested(pair, f'{shown(found.low)} to {shown(found.high)}{unit}')}"
+    return f"{shown(found.mean)}{unit}, {_tested(pair, f'{shown(found.low)} to {shown(found.high)}{unit}', hint)}"
 
 
 def _apart(pair: Pair, units: Mapping[str, str]) -> str:
@@ -113,18 +113,18 @@ def _unit(pair: Pair, units: Mapping[str, str]) -> str:
     return f" {unit}" if unit and unit not in BARE and not is_scale else ""
 
 
-def _tested(pair: Pair, ends: str) -> str:
+def _tested(pair: Pair, ends: str, hint: bool = False) -> str:
     left = f", {_counted(pair.left_out, 'prompt')} without a number left out" if pair.left_out else ""
     beside = f", {pair.draws} random vectors" if pair.draws else ""
     level = percent(pair.difference.estimate.level)
-    more = "; more of them, with controls=, could show it" if _short_of_draws(pair) else ""
+    more = "; more of them, with controls=, could show it" if hint and _short_of_draws(pair) else ""
     return f"{level} CI {ends}, {shown_p(pair.adjusted)}, n = {pair.n}{left}{beside}, Holm{more}"
 
 
 def _short_of_draws(pair: Pair) -> bool:
-    """Whether a vector is far enough from its random vectors for a single question, and only not for this many."""
-    found = pair.difference.estimate
-    return pair.difference.p < pair.among < pair.alpha <= pair.adjusted and found.low * found.high > 0
+    """Whether prompts show a difference, and the random vectors are far enough for one question and not for all."""
+    found, prompts = pair.difference.estimate, pair.difference.p * pair.family < pair.alpha
+    return prompts and pair.among < pair.alpha <= pair.adjusted and found.low * found.high > 0
 
 
 def _counted(n: int, what: str) -> str:

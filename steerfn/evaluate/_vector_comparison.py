@@ -79,8 +79,8 @@ class VectorComparison:
         """What was shown and what was not, a sentence for each comparison.
 
         A difference is called one only where the p-value after Holm's correction over all comparisons is below
-        1 - level, the interval excludes 0, and there are prompts enough to carry that. One to the unsteered model is
-        qualified by what random vectors of the same length do.
+        1 - level, the interval excludes 0, and there are prompts and random vectors enough to carry that. One to the
+        unsteered model is qualified by what random vectors of the same length do.
         """
         return "\n".join(sentences(self.pairs, self.units))
 

@@ -16,7 +16,7 @@ def comparison(result: VectorComparison, *, width: float = 6.5) -> Any:
     """Every difference of a comparison with its interval, a panel for each metric.
 
     A marker is filled where the difference is shown (`Pair.significant`: the p-value after Holm's correction over all
-    comparisons, the interval, and prompts enough), and open where it is not. At the right the p-value after the
+    comparisons, the interval, and enough to carry it), and open where it is not. At the right the p-value after the
     correction, or why there is none. Differences are treatment minus control; 0 is dashed. Colours and shapes tell what
     a vector was compared with: the unsteered model, "random" vectors as long as it, another vector.
 

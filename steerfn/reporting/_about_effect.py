@@ -61,8 +61,8 @@ def effect(found: Findings) -> str:
             paragraph(
                 f"Vector minus the other, with {level} intervals in brackets. p (Holm): of a paired sign-flip test, "
                 "two-sided, and of the vector as one more random vector where that is larger, corrected for all "
-                "comparisons of this table. d_z: mean difference over the standard "
-                "deviation of the differences. n: prompts with a number on both sides."
+                "comparisons of this table. Intervals are over prompts, for these random vectors. d_z: mean difference "
+                "over the standard deviation of the differences. n: prompts with a number on both sides."
             ),
         ]
     )
@@ -85,7 +85,7 @@ def side_effects(found: Findings) -> str:
             f"Measured on {counted(found.about['passages'], 'passage')} of plain text "
             f"{found.about['passages_from']}, which should have nothing to do with the behaviour; repetition and "
             "distinct n-grams on the texts of section 4. Means, with their intervals in brackets, beside "
-            f"{len(costs.controls)} of the random vectors of section 4."
+            f"{counted(len(costs.controls), 'random vector')} of section 4."
         ),
         table(["figure", *columns], rows, numeric=range(1, len(columns) + 1)),
     ]

@@ -132,8 +132,9 @@ def report(
     what all this does not show; how to repeat it; lines for signatures.
 
     The verdict at its top is computed by rule: "an effect was shown" needs a metric of behaviour that differs from the
-    unsteered model and, the same way, from random vectors, with intervals that exclude 0 and p-values below `1 - level`
-    after Holm's correction for all comparisons. What the findings do not carry is listed, by rule as well.
+    unsteered model and, the same way, from random vectors by more than they differ among themselves, with intervals
+    that exclude 0 and p-values below `1 - level` after Holm's correction for all comparisons. What the findings do not
+    carry is listed, by rule as well.
 
     Args:
         model: any transformers causal LM. Unchanged, which is checked and reported.
@@ -149,6 +150,7 @@ def report(
         scope: the tokens to steer, as in `at`; default all.
         operator: how the vector and its strength become an operator: `sf.add`, `sf.rotate`, ...
         controls: random vectors of the same sites and norms to compare with; one carries no claim (`compare_vectors`).
+            Side effects are compared with the first three.
         passages: plain texts on which side effects are measured; default 16 short ones that state facts.
         questions: questions with two answers, or a file of them as in `protocols.caa`, to see if knowledge suffers.
         position: where texts of the data are read; default where the vector says that it was read.

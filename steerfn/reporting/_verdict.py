@@ -127,10 +127,13 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
         f"themselves, with {level:g} % intervals that exclude 0 and p-values corrected by Holm's method for "
         f"{counted(pairs[0].family, 'comparison')}."
     )
-    if any(pair.lone for pair in pairs):
-        text += " One random vector does not say what others do, so nothing can be shown; use controls=5 or more."
+    if lone := [pair.metric for pair in pairs if pair.lone]:
+        text += (
+            f" For {listed(lone)} a single random vector has numbers, which does not say what others do: nothing can "
+            "be shown there; run controls=5 or more."
+        )
     weak = [pair for pair in pairs if not pair.carried and not pair.lone]
-    if len(weak) == sum(not pair.lone for pair in pairs):
+    if weak and len(weak) == len(pairs) - len(lone):
         needed = max(pair.needed for pair in weak)
         text += f" So few prompts or resamples cannot show anything; use at least {needed} prompts."
     return text

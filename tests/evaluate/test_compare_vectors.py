@@ -16,7 +16,7 @@ from steering import vector
 from words import words
 
 import steerfn as sf
-from steerfn.evaluate import by_prompt, estimate, paired
+from steerfn.evaluate import among, by_prompt, estimate, paired
 
 PROMPTS = ["a b c", "d e f g a", "b", "c c d", "e a b f", "g h", "i j k l", "m", "n o p", "q r"]
 V1, V2 = vector(sf.resid_post[0], scale=2.0), vector(sf.resid_post[1], seed=1, scale=2.0)
@@ -75,13 +75,14 @@ def test_every_condition_samples_with_the_same_random_numbers(tiny):
 
 
 def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
-    found = compared(tiny, controls=2, alpha=2.0, level=0.9, seed=4, **SAMPLE)
-    by_hand = {}
+    found = compared(tiny, controls=3, alpha=2.0, level=0.9, seed=4, **SAMPLE)
+    by_hand, of_draws = {}, {}
     for condition, texts in found.texts.items():
         values = np.array(late(texts))
         assert np.array_equal(found.values["late"][condition], values)
-        draws = 2 if condition.startswith("random") else 1
+        draws = 3 if condition.startswith("random") else 1
         by_hand[condition] = values.reshape(draws, 2, len(PROMPTS)).mean((0, 1))
+        of_draws[condition] = values.reshape(draws, 2, len(PROMPTS)).mean((1, 2))
         same = estimate(by_hand[condition], level=0.9, seed=4, resamples=199)
         assert found.means["late"][condition].mean == pytest.approx(same.mean)
         assert found.means["late"][condition].low == pytest.approx(same.low)
@@ -96,6 +97,10 @@ def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
         same = paired(by_hand[pair.treatment], by_hand[pair.control], level=0.9, seed=4, resamples=199)
         assert pair.difference.estimate.mean == pytest.approx(same.estimate.mean)
         assert (pair.difference.p, pair.n, pair.family) == (pytest.approx(same.p), len(PROMPTS), 5)
+        if pair.against == "random":
+            apart = by_hand[pair.treatment] - by_hand[pair.control]
+            p = among(by_hand[pair.treatment].mean(), of_draws[pair.control], apart.std(ddof=1) / len(apart) ** 0.5)
+            assert (pair.draws, pair.among) == (3, pytest.approx(p))
     assert found.pair("late", "v2", "v1") is found.pairs[-1]
 
 

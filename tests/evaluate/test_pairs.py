@@ -119,6 +119,20 @@ def test_against_random_vectors_the_larger_of_two_p_values_counts():
     assert mean_of(draws, {"resamples": 99}) == estimate(draws.mean(0), resamples=99)
 
 
+def test_random_vectors_that_agree_are_no_surer_than_the_prompts():
+    """Counts do that: none under any of two random vectors, and twice in forty under the vector."""
+    few = np.zeros(40)
+    few[:2] = 1.0
+    plan = [("v", "random like v", "random")]
+    [pair] = analyse({"m": {"v": few, "random like v": np.zeros((2, 40))}}, plan, resamples=999)
+    error = few.std(ddof=1) / np.sqrt(40)
+    assert pair.among == pytest.approx(among(few.mean(), [0.0, 0.0], error)) and pair.among > 0.2
+    most = np.ones(40)
+    most[:4] = 0.0
+    [pair] = analyse({"m": {"v": most, "random like v": np.zeros((5, 40))}}, plan, resamples=999)
+    assert pair.verdict == "higher"
+
+
 def test_one_random_vector_carries_nothing():
     values = {"v": scores(a=2)["a"], "random like v": scores(a=0)["a"][None], UNSTEERED: scores(a=0)["a"]}
     plain, [lone] = (
@@ -139,6 +153,10 @@ def test_prompts_that_some_random_vectors_have_no_number_for():
     draws[2] = np.nan
     [two] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
     assert two.draws == 2 and two.verdict == "not shown"
+    apart = np.full(12, np.nan)
+    apart[3] = 1.0  # a vector with numbers where one of the two random vectors has none
+    [none] = analyse({"m": {"v": apart, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
+    assert (none.n, none.draws, none.verdict) == (1, 1, "no numbers")
     draws[1] = np.nan
     [one] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
     assert one.lone and one.verdict == "one random vector"
@@ -220,6 +238,9 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
     ]
     [near] = sentences([plain, made(against="random", among=0.01, adjusted=0.09)], {})
     assert near.endswith("p = 0.09, n = 40, 5 random vectors, Holm; more of them, with controls=, could show it).")
+    for short in ({"p": 0.03}, {"mean": -0.3, "low": -0.5, "high": -0.1}):  # of prompts; the other way
+        options = {"against": "random", "among": 0.01, "adjusted": 0.09, "family": 9, **short}
+        assert "more of them" not in sentences([plain, made(**options)], {})[0]
     opposite = made(-0.3, -0.5, -0.1, against="random")  # the random vector raises it more
     assert (
         f"but is no better than {RANDOM}, which raises it more (against that: -0.3"
@@ -232,8 +253,8 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
     )
     [lone] = sentences([plain, made(against="random", draws=1, adjusted=math.nan)], {})
     assert lone.endswith(
-        f"n = 40, Holm), but whether {RANDOM} does as much, one of them cannot tell; use controls=5 or more (against "
-        "that one: 0.3, n = 40)."
+        f"n = 40, Holm), but whether {RANDOM} does as much, a single one with numbers cannot tell; run controls=5 or "
+        "more (against that one: 0.3, n = 40)."
     )
     [missing] = sentences([plain, made(n=0, against="random", adjusted=math.nan)], {})
     assert missing.endswith(f", but {RANDOM} could not be compared: it has no numbers.")
@@ -244,8 +265,8 @@ def test_random_vectors_have_a_sentence_of_their_own_where_the_unsteered_model_h
     equal, better = made(0.02, -0.1, 0.1, adjusted=0.8, against="random"), made(against="random")
     assert len(sentences([plain, equal], {})) == 1
     assert sentence(made(against="random", draws=1), {}) == (
-        f"One random vector cannot carry a difference in toxicity between v2 and {RANDOM} (Holm over 1 comparison), "
-        "since others may do more or less; use controls=5 or more (against that one: 0.3, n = 40)."
+        f"A single random vector with numbers cannot carry a difference in toxicity between v2 and {RANDOM} (Holm over "
+        "1 comparison), since others may do more or less; run controls=5 or more (against that one: 0.3, n = 40)."
     )
     assert sentences([plain, better], {})[1].startswith(f"v2 raises toxicity by 0.3 against {RANDOM} (95 % CI")
     assert sentences([equal], {})[0].startswith(

@@ -420,7 +420,7 @@ def test_a_planted_effect_is_shown_and_alpha_zero_is_not():
     assert strong.findings["verdict"]["level"] == "shown" and "raises zs" in strong.findings["verdict"]["headline"]
     assert ", at a cost" in strong.findings["verdict"]["headline"]
     lone = reported(model, **options)
-    assert lone.findings["verdict"]["level"] == "like random" and "use controls=5 or more" in lone.html
+    assert lone.findings["verdict"]["level"] == "like random" and "run controls=5 or more" in lone.html
     nothing = reported(model, v=v, alpha=0.0)
     assert nothing.findings["verdict"]["headline"] == "No effect could be shown."
     assert "An effect was shown" not in nothing.html

@@ -12,7 +12,7 @@ NOTHING = Costs()
 NONE = "No effect could be shown."
 
 
-def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True):
+def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True, draws=5, empty=()):
     """The verdict on metrics with given shifts of the vector and of the random one, in noise of 0.3."""
     random = np.random.default_rng(seed)
     values, metrics = {}, {}
@@ -21,10 +21,12 @@ def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True):
         values[name] = {
             "unsteered": base,
             "v": base + vector + 0.3 * random.normal(size=n),
-            "random like v": base + control + 0.3 * random.normal(size=(5, n)),
+            "random like v": base + control + 0.3 * random.normal(size=(draws, n)),
         }
         if not plain:
             del values[name]["unsteered"]
+        for condition in values[name] if name in empty else ():
+            values[name][condition] = np.full_like(values[name][condition], np.nan)
         metrics[name] = Metric(name, lambda texts: [0.0] * len(texts), better)
     return verdict(analyse(values, planned(["v"]), resamples=999), metrics, costs)
 
@@ -94,6 +96,19 @@ def test_a_metric_without_unsteered_value_is_against_random_vectors_alone():
     found = planted({"tone": (1.0, 0.0)}, plain=False)
     assert found.headline == "An effect was shown: the vector raises tone beyond what a random vector does."
     assert planted({"tone": (0.0, 0.0)}, plain=False).level == "not shown"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_one_random_vector_shows_nothing_and_the_verdict_says_why(plain):
+    found = planted({"tone": (1.0, 0.0), "warmth": (1.0, 0.0)}, plain=plain, draws=1)
+    assert found.level == ("like random" if plain else "not shown")
+    assert "For tone and warmth a single random vector has numbers" in found.reasons[0]
+
+
+def test_a_metric_without_numbers_takes_nothing_from_another():
+    found = planted({"tone": (1.0, 0.0), "warmth": (0.0, 0.0)}, empty=("warmth",))
+    assert found.headline == "An effect was shown: the vector raises tone."
+    assert "single random vector" not in found.reasons[0] and "cannot show anything" not in found.reasons[0]
 
 
 def test_too_few_prompts_show_nothing_however_large_the_difference():
