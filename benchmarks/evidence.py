@@ -8,11 +8,11 @@ reports (prompts) are different texts everywhere.
 effect    A sentiment vector from movie reviews, on the beginnings of other reviews; beside a random vector of the same
           norm, ten more of them as the control of each, and a vector from shuffled labels. Then what it costs.
 shuffled  The same with ten shuffles of the labels, each against as many random vectors as is the default: how many of them
-          are said to have an effect.
+          are said to have an effect, and how many would be by sign flips over prompts alone.
 axbench   Mean difference, PCA and a probe for the ten concepts of AxBench's Concept10, with the OFFLINE judge: three small
           scorers, no language model. Needs pandas and pyarrow.
 
-`--save` writes the comparisons with all their texts.
+`--save` writes what was compared, with all texts.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def shuffles(model, tokenizer, save: Path | None, count: int = 10) -> None:
     print(
         f"\nReal labels: AUC {quality.auc:.3f}, norm {norm(v):.2f}. {count} shuffles, each pushed as far (alpha {alpha:.2f} x that norm):"
     )
-    shown = 0
+    shown = by_flips = 0
     for seed in range(count):
         w, site, quality = found(model, tokenizer, *shuffled(positive, negative, seed))
         compared = sf.compare_vectors(
@@ -122,15 +122,18 @@ def shuffles(model, tokenizer, save: Path | None, count: int = 10) -> None:
             compared.pair("sentiment", "shuffled", "unsteered"),
             compared.pair("sentiment", "shuffled", "random like shuffled"),
         )
-        claimed = plain.significant and chance.significant
-        shown += claimed
+        same_way = plain.difference.estimate.mean * chance.difference.estimate.mean > 0
+        claimed = same_way and plain.significant and chance.significant
+        flips = holm([plain.difference.p, chance.difference.p])
+        shown, by_flips = shown + claimed, by_flips + (same_way and max(flips) < 0.05)
         print(
-            f"  {seed}: {site!s:<14} AUC {quality.auc:.3f}  against unsteered {told(plain)}, random {told(chance)}: "
-            f"{'EFFECT' if claimed else 'no effect'}",
+            f"  {seed}: {site!s:<14} AUC {quality.auc:.3f}  against unsteered {told(plain)}, random {told(chance)} "
+            f"(by flips {flips[1]:.2g}): {'EFFECT' if claimed else 'no effect'}",
             flush=True,
         )
     print(
-        f"{shown} of {count} shuffles are said to have an effect; at a level of 5 % one in twenty is expected at most."
+        f"{shown} of {count} shuffles are said to have an effect, {by_flips} would be by sign flips over prompts alone; at a "
+        "level of 5 % one in twenty is expected at most."
     )
 
 
@@ -165,6 +168,7 @@ def axbench(model, tokenizer, save: Path | None, layer: int = 14) -> None:
                 concept=row.concept, alphas=[0.5, 1, 1.5, 2, 3, 4], limit=16, max_new_tokens=32,
                 controls=int(name == "mean difference"), **QUIET,
             )  # fmt: skip
+            saved(outcome, save, f"axbench-{row.concept_id}-{name.replace(' ', '-')}")
             line[name] = outcome.figures["score"].mean
             if name == "mean difference":
                 line["random"], line["unsteered"] = (
@@ -191,7 +195,7 @@ PARTS = {
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to run; default all")
-    arguments.add_argument("--save", type=Path, help="a folder for the comparisons, as JSON")
+    arguments.add_argument("--save", type=Path, help="a folder for all that was compared, as JSON")
     chosen = arguments.parse_args()
     if not DATA.exists():
         sys.exit(f"The texts are read from {DATA}, which is not there.")

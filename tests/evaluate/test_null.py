@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from steerfn.evaluate._among import among
 from steerfn.evaluate._pairs import UNSTEERED, analyse, planned
 from steerfn.evaluate._statistics import estimate
 
@@ -90,6 +91,16 @@ def test_one_more_random_vector_is_called_better_than_random_ones_one_time_in_tw
     assert share(claims) <= 0.07
     if spread:
         assert share(claims) >= 0.03 and share(by_prompts) > 0.8  # what the second p-value is for
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("often", [0.05, 0.15, 0.2, 0.5])
+def test_random_vectors_of_which_some_do_a_thing_and_others_nothing_cost_little_more(often):
+    """Far from normal: each direction scores 0 or 0.2 on every prompt."""
+    random = np.random.default_rng(7)
+    drawn = 0.2 * (random.random((6000, 6)) < often)
+    claims = [among(value, others) < 0.05 for value, *others in drawn]
+    assert 0 < share(claims) <= 0.08
 
 
 @pytest.mark.heavy
