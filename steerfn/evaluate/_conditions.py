@@ -74,6 +74,16 @@ def _strength(alpha: Any) -> float:
     return found
 
 
+def checked_controls(controls: Any) -> None:
+    """Refuse what is no number of random vectors.
+
+    Raises:
+        DataError: it is none.
+    """
+    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 1:
+        raise DataError(f"controls is a number of random vectors for each vector, from 1, not {controls!r}.")
+
+
 def conditions_of(
     found: Layout,
     vectors: Mapping[str, SteeringVector],
@@ -97,10 +107,10 @@ def conditions_of(
         seed: of the random vectors.
 
     Raises:
+        DataError: no number of random vectors.
         SteerError: an operator that is none.
     """
-    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 1:
-        raise DataError(f"controls is a number of random vectors for each vector, from 1, not {controls!r}.")
+    checked_controls(controls)
     steered, random = [], []
     for i, (name, vector) in enumerate(vectors.items()):
         whole, alpha = vector.resolve(found.n_layers), strengths[name]

@@ -20,14 +20,14 @@ from steerfn._layout import layout
 from steerfn._records import as_json, write_text
 from steerfn._text import Text, as_texts, encode, input_device
 from steerfn._vector import SteeringVector
-from steerfn.discover.engine._discover import checked_seed
 from steerfn.evaluate import VectorComparison, compare_vectors
 from steerfn.evaluate._compare import METRICS
 from steerfn.evaluate._condition_texts import tried
+from steerfn.evaluate._conditions import checked_controls, strengths_of
 from steerfn.evaluate._pairs import UNSTEERED
-from steerfn.evaluate._seeds import samples
+from steerfn.evaluate._seeds import checked_seeds, samples
 from steerfn.evaluate._side_by_side import shown_prompt, visible
-from steerfn.evaluate._statistics import RESAMPLES
+from steerfn.evaluate._statistics import RESAMPLES, checked_options
 from steerfn.metrics._extra import imported
 from steerfn.operators import Scope, add
 from steerfn.plot._figure import figure
@@ -197,9 +197,12 @@ def report(
     _check("examples", examples, 0)
     if limit is not None:
         _check("limit", limit, 1)
-    checked_seed(seed)
+    checked_options(level, seed, resamples)
     _ = figure(), imported("scipy", "evaluate")  # what is missing is better missed before anything runs
     given, origin = vector_of(v)
+    checked_controls(controls)
+    checked_seeds(seeds, model, hf)
+    strengths_of(alpha, {NAME: given})
     texts = subset(contrast_of(data), limit, seed)
     asked = drawn(as_texts(PROMPTS if prompts is None else prompts, "prompts"), limit, seed)
     plain = drawn(as_texts(PASSAGES if passages is None else passages, "passages"), limit, seed)

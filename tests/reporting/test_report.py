@@ -332,18 +332,23 @@ def test_the_call_can_be_read_off_it(found, tmp_path):
     [
         ({"examples": -1}, "examples is a number of texts from 0, not -1."),
         ({"limit": 0}, "limit is a number of texts from 1, not 0."),
-        ({"seed": "x"}, "seed is an int, not 'x'"),
+        ({"seed": "x"}, "seed is an int from 0, not 'x'"),
         ({"controls": 0}, "controls is a number of random vectors"),
         ({"metrics": ["lenght"]}, "did you mean 'length'?"),
         ({"v": 3}, "report takes a SteeringVector, not a int"),
         ({"prompts": []}, "prompts is empty; pass at least one text."),
         ({"passages": [""]}, r"passages\[0\] is empty"),
         ({"seeds": (0, 1)}, "would be copies"),
+        ({"alpha": "x"}, "alpha is a finite number"),
+        ({"level": 95}, "level is a number between 0 and 1"),
+        ({"resamples": 10}, "resamples is a number of resamples from 99"),
     ],
 )
-def test_what_is_wrong_is_told(options, message):
+def test_what_is_wrong_is_told_before_the_model_runs(options, message):
+    model = build("llama")
+    model.model.embed_tokens.register_forward_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(sf.SteerError, match=message):
-        reported(**options)
+        reported(model, **options)
 
 
 def told(*keys, **options):
