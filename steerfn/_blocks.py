@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from steerfn._errors import ModelError, SiteError
+from steerfn._interpose import Interposed
 from steerfn._site import Site
 
 
@@ -52,23 +53,31 @@ class Block:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """What was found in a model: its blocks, their sites, its sizes. Print it to see.
 
+    A model keeps one layout as long as its blocks stay as they are, so what else is found out about them is remembered
+    by their layout.
+
     Attributes:
         model: class name of the model.
-        stack: path of the module that runs the blocks ("" for the model itself).
+        path: path of the module that holds the blocks.
         blocks: every decoder block, in order.
         d_model: width of the residual stream.
         checked: how the finding was checked.
     """
 
     model: str
-    stack: str
+    path: str
     blocks: tuple[Block, ...]
     d_model: int
     checked: str = "by name only"
+
+    @property
+    def stack(self) -> str:
+        """The path of the module that runs the blocks ("" for the model itself)."""
+        return self.path.rpartition(".")[0]
 
     @property
     def n_layers(self) -> int:
@@ -144,11 +153,22 @@ def _explain(block: Block) -> list[str]:
     return [f"    {kind:<10}  {f'- ({missing[kind]})' if kind in missing else text}" for kind, text in where.items()]
 
 
+def original_of(module: Any) -> Any:
+    """The module that a clone stands for; any other module is its own."""
+    forward = None if module is None else module.__dict__.get("forward")
+    owner = getattr(forward, "__self__", None)
+    return owner.original if isinstance(owner, Interposed) else module
+
+
 def unwrapped(model: Any) -> nn.Module:
-    """The module behind `torch.compile`, or a clear refusal of what is no model."""
+    """The module behind `torch.compile` and behind the clone of an open context, or a clear refusal of what is no model.
+
+    A backbone that was taken from its model inside a context is such a clone.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"A model is a torch module such as transformers' AutoModelForCausalLM gives, not {model!r:.80} of type "
             f"{type(model).__name__}; load one with sf.from_pretrained(name)."
         )
-    return getattr(model, "_orig_mod", model)
+    module = original_of(model)
+    return original_of(module._modules.get("_orig_mod", module))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steerfn._blocks import Block, Layout, unwrapped
+from steerfn._blocks import Block, Layout, original_of, unwrapped
 from steerfn._forward import Entry, Host
 from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
 from steerfn._site import Site
@@ -79,16 +79,20 @@ def gates(layout: Layout) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))] or [""]
 
 
-def original_of(module: Any) -> Any:
-    """The module that a clone stands for; any other module is its own."""
-    forward = None if module is None else module.__dict__.get("forward")
-    owner = getattr(forward, "__self__", None)
-    return owner.original if isinstance(owner, Interposed) else module
-
-
 def child(module: nn.Module, name: str) -> nn.Module:
     """A module's own child of that name, seen past clones and past `torch.compile`."""
-    return original_of(unwrapped(original_of(module))._modules[name])
+    return original_of(unwrapped(module)._modules[name])
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The forward in a module's instance dict, past what an open context puts around it; None: its class's own."""
+    forward = module.__dict__.get("forward")
+    if forward is None:
+        return None
+    while isinstance(owner := getattr(forward, "__self__", None), Interposed) and owner.original is module:
+        forward = owner.inner
+    plain = type(forward) is types.MethodType and forward.__self__ is module
+    return None if plain and forward.__func__ is type(module).forward else forward
 
 
 def walk(root: nn.Module, path: str) -> tuple[nn.Module, str, nn.Module]:
@@ -103,9 +107,12 @@ def walk(root: nn.Module, path: str) -> tuple[nn.Module, str, nn.Module]:
 
 def twin_of(module: nn.Module) -> nn.Module:
     """A shallow copy of a module: the same class, sharing every parameter, buffer, child and hook."""
-    twin = object.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    for name, value in module.__dict__.items():
+    twin, held, forward = object.__new__(type(module)), dict(module.__dict__), own_forward(module)
+    held.pop("forward", None)
+    if forward is not None:
+        held["forward"] = forward
+    twin.__dict__.update(held)
+    for name, value in held.items():
         # What an instance dict binds to the module itself (accelerate's forward) runs on the copy.
         if type(value) is types.MethodType and value.__self__ is module:
             twin.__dict__[name] = types.MethodType(value.__func__, twin)
@@ -361,11 +368,12 @@ class _Copy:
         self.own.update({name: dict(module.__dict__[name]) for name in self.shared})
         self.twin.__dict__.update(self.own)
         self.children = [original_of(inner) for inner in module._modules.values()]
+        self.forwards = own_forward(module), type(module).forward
 
     def refresh(self) -> bool:
-        """Take over the module's attributes; False where its children are others than they were."""
+        """Take over the module's attributes; False where its children or its forward are others than they were."""
         present = self.module._modules.values()
-        if len(present) != len(self.children):
+        if len(present) != len(self.children) or self.forwards != (own_forward(self.module), type(self.module).forward):
             return False
         if any(
             now is not then and original_of(now) is not then for now, then in zip(present, self.children, strict=True)
