@@ -52,23 +52,31 @@ class Block:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """What was found in a model: its blocks, their sites, its sizes. Print it to see.
 
+    A model keeps one layout as long as its blocks stay as they are, so what else is found out about them is remembered
+    by their layout.
+
     Attributes:
         model: class name of the model.
-        stack: path of the module that runs the blocks ("" for the model itself).
+        path: path of the module that holds the blocks.
         blocks: every decoder block, in order.
         d_model: width of the residual stream.
         checked: how the finding was checked.
     """
 
     model: str
-    stack: str
+    path: str
     blocks: tuple[Block, ...]
     d_model: int
     checked: str = "by name only"
+
+    @property
+    def stack(self) -> str:
+        """The path of the module that runs the blocks ("" for the model itself)."""
+        return self.path.rpartition(".")[0]
 
     @property
     def n_layers(self) -> int:
@@ -151,4 +159,4 @@ def unwrapped(model: Any) -> nn.Module:
             f"A model is a torch module such as transformers' AutoModelForCausalLM gives, not {model!r:.80} of type "
             f"{type(model).__name__}; load one with sf.from_pretrained(name)."
         )
-    return getattr(model, "_orig_mod", model)
+    return model._modules.get("_orig_mod", model)  # pyright: ignore[reportReturnType]

@@ -162,14 +162,29 @@ def unshadow(held: dict[str, Any], name: str, shadow: Shadow) -> None:
         held[name] = shadow.before
 
 
+def shadow_of(value: Any) -> Shadow | None:
+    """The shadow that put a value into an instance dict, if one did."""
+    return getattr(getattr(value, "__func__", None), "shadow", None)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The forward in a module's instance dict, without what an open context puts there; None: its class's own."""
+    forward = module.__dict__.get("forward")
+    shadow = shadow_of(forward)
+    if shadow is not None:
+        forward = None if shadow.before is ABSENT else shadow.before
+    plain = type(forward) is types.MethodType and forward.__self__ is module
+    return None if plain and forward.__func__ is type(module).forward else forward
+
+
 def unshadowed(held: dict[str, Any]) -> dict[str, Any]:
     """A module's instance dict as it is while no context is open."""
     plain = dict(held)
     if "__getstate__" not in held:  # which a module with a shadow has
         return plain
     for name, value in held.items():
-        shadow = getattr(getattr(value, "__func__", None), "shadow", None)
-        if isinstance(shadow, Shadow):
+        shadow = shadow_of(value)
+        if shadow is not None:
             unshadow(plain, name, shadow)
     return plain
 
@@ -439,11 +454,12 @@ class _Copy:
         self.own.update({name: dict(module.__dict__[name]) for name in self.shared})
         self.twin.__dict__.update(self.own)
         self.children = list(module._modules.values())
+        self.forwards = own_forward(module), type(module).forward
 
     def refresh(self) -> bool:
-        """Take over the module's attributes; False where its children are others than they were."""
+        """Take over the module's attributes; False where its children or its forward are others than they were."""
         present = self.module._modules.values()
-        if len(present) != len(self.children):
+        if len(present) != len(self.children) or self.forwards != (own_forward(self.module), type(self.module).forward):
             return False
         if any(now is not then for now, then in zip(present, self.children, strict=True)):
             return False
