@@ -174,6 +174,11 @@ def around(forward: Any, module: nn.Module, makes: tuple[Make, ...], host: Host)
     return forward
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
+    return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
+
+
 class Swap:
     """A clone in its parent's place for a module."""
 
@@ -241,6 +246,7 @@ class Substitutions:
                     key = (id(parent), name)
                     if key not in self._placed and key not in new:
                         new[key] = Swap(parent, name, module, makes, self.host)
+                        self.host.partly_compiled |= is_compiled(module)
                 for name, make in shadows.items():
                     self._shadow(root, name, make, new)
             except BaseException:
@@ -306,10 +312,13 @@ class Spine:
         plan: what to substitute in the copy (default: every site).
         whole: copy every module with parameter and buffer dictionaries of its own, so that
             `torch.func.functional_call` on the copy touches nothing of the model.
+        host: the model's own, for steerings that are open on the model to reach the copy (default: one of its own).
     """
 
-    def __init__(self, root: nn.Module, layout: Layout, plan: Plan, *, whole: bool = False) -> None:
-        self.host = Host()
+    def __init__(
+        self, root: nn.Module, layout: Layout, plan: Plan, *, whole: bool = False, host: Host | None = None
+    ) -> None:
+        self.host = Host() if host is None else host
         self.copies: dict[str, _Copy] = {}
         paths = {""} | {path.rsplit(".", n)[0] for path in plan if path for n in range(path.count(".") + 1)}
         self.root = self._copy(root, "", paths, whole, {})
@@ -331,6 +340,11 @@ class Spine:
                 inner = self._copy(inner, below, paths, whole, memo)
             copy.own["_modules"][name] = memo.get(id(inner), inner) if whole else inner
         return copy.twin
+
+    def evaluate(self) -> None:
+        """Put the copies in evaluation mode, whatever mode their modules are in."""
+        for copy in self.copies.values():
+            copy.own["training"] = copy.twin.__dict__["training"] = False
 
     def refresh(self) -> bool:
         """Take over what changed on the modules (`training`, hooks); False where the structure changed."""
