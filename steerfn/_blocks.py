@@ -1,12 +1,16 @@
 """What is known of a model's decoder blocks: where they are, and where each has its sites."""
 
 import dataclasses
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import nn
 
 from steerfn._errors import ModelError, SiteError
 from steerfn._site import Site
+
+UNMET = "its block was skipped or runs with other inputs only (an image, say), or another module now stands in its place"
+"""Why a forward pass may not meet a site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +115,19 @@ class Layout:
                     f"(0 to {block.heads - 1})."
                 )
         return found
+
+    def check_met(self, sites: Iterable[Site], met: Container[Site]) -> None:
+        """Refuse sites that a forward pass has not met.
+
+        Raises:
+            SiteError: those sites.
+        """
+        missed = [site.name for site in sites if site not in met]
+        if missed:
+            raise SiteError(
+                f"The forward pass of {self.model} did not meet {', '.join(missed[:8])}, so nothing can be read there: "
+                f"{UNMET}; leave these sites out, or pass inputs with which they run."
+            )
 
     def width(self, site: Site) -> int:
         """The width of the hidden state at a concrete site."""

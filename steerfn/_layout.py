@@ -81,31 +81,31 @@ class _Part:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.names = weakref.ref(module), tuple(module._modules)
+        self.module, self.names = weakref.ref(module), list(module._modules)
         self.children = [_weak(inner) for inner in module._modules.values()]
         self.runs = [_weak(part) for part in _runs(module)]
 
     def stays(self) -> bool:
         """Whether it holds and runs the same."""
         module = self.module()
-        if module is None or tuple(module._modules) != self.names:
+        if module is None or list(module._modules) != self.names or [then() for then in self.runs] != _runs(module):
             return False
-        now, then = [*module._modules.values(), *_runs(module)], [*self.children, *self.runs]
-        return all(part is held() for part, held in zip(now, then, strict=True))
+        return [then() for then in self.children] == list(module._modules.values())
+
+
+def _runs(module: nn.Module) -> list[Any]:
+    """What a module runs: a function, what it is bound to where it is the module's own, and which of PEFT's copies."""
+    forward = own_forward(module)
+    copy = running("", module)[1] if "modules_to_save" in module._modules else None
+    if forward is None:
+        return [type(module).forward, None, copy]
+    return [getattr(forward, "__func__", forward), getattr(forward, "__self__", None), copy]
 
 
 def _weak(part: Any) -> Any:
-    """What gives a part as long as it lives, and None for none."""
+    """What gives a part as long as it lives, and None for None."""
     return _nothing if part is None else weakref.ref(part)
 
 
 def _nothing() -> None:
-    """The reference to nothing."""
-
-
-def _runs(module: nn.Module) -> tuple[Any, ...]:
-    """What a module runs: which of PEFT's copies, and a function, with what it is bound to if that is its own."""
-    forward = own_forward(module)
-    if forward is None:
-        return running("", module)[1], type(module).forward, None
-    return running("", module)[1], getattr(forward, "__func__", forward), getattr(forward, "__self__", None)
+    """Stands in for the reference to None, of which there is none."""

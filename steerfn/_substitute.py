@@ -272,6 +272,11 @@ HOOKS = (
 ).split()
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
+    return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
+
+
 Shadows = dict[str, Callable[[Any], Any]]
 """What to put in place of a method of the model, made from the method."""
 
@@ -293,8 +298,10 @@ class Substitutions:
                 sites = (*entry.sites, *entry.read_sites, *entry.through)
                 for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                     module = walk(root, path)[2] if path else root
+                    self.host.partly_compiled |= is_compiled(module)
                     # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
-                    name = "forward" if module.__dict__.get("_compiled_call_impl") is None else "_compiled_call_impl"
+                    compiled = module.__dict__.get("_compiled_call_impl") is not None
+                    name = "_compiled_call_impl" if compiled else "forward"
                     self._shadow(
                         module, name, functools.partial(around, module=module, makes=makes, host=self.host), new
                     )
@@ -391,10 +398,13 @@ class Spine:
         plan: what to substitute in the copy (default: every site).
         whole: copy every module with parameter and buffer dictionaries of its own, so that
             `torch.func.functional_call` on the copy touches nothing of the model.
+        host: the model's own, for steerings that are open on the model to reach the copy (default: one of its own).
     """
 
-    def __init__(self, root: nn.Module, layout: Layout, plan: Plan, *, whole: bool = False) -> None:
-        self.host = Host()
+    def __init__(
+        self, root: nn.Module, layout: Layout, plan: Plan, *, whole: bool = False, host: Host | None = None
+    ) -> None:
+        self.host = Host() if host is None else host
         self.copies: dict[str, _Copy] = {}
         paths = {""} | {path.rsplit(".", n)[0] for path in plan if path for n in range(path.count(".") + 1)}
         self.root = self._copy(root, "", paths, whole, {})
@@ -416,6 +426,11 @@ class Spine:
                 inner = self._copy(inner, below, paths, whole, memo)
             copy.own["_modules"][name] = memo.get(id(inner), inner) if whole else inner
         return copy.twin
+
+    def evaluate(self) -> None:
+        """Put the copies in evaluation mode, whatever mode their modules are in."""
+        for copy in self.copies.values():
+            copy.own["training"] = copy.twin.__dict__["training"] = False
 
     def refresh(self) -> bool:
         """Take over what changed on the modules (`training`, hooks); False where the structure changed."""
