@@ -37,6 +37,7 @@ class Host:
         reads: the names of the sites that each of them reads besides.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
+        checkpointed: whether blocks may run again in backward.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Host:
         self.reads: tuple[tuple[str, ...], ...] = ()
         self.frame: Any = None
         self.prompt: Any = None
+        self.checkpointed = False
 
 
 class Entry:
@@ -74,6 +76,7 @@ class Entry:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
+        self.task = torch._C._current_graph_task_id()  # the backward pass in which it was opened, -1 outside one
         self.fallbacks = 0
         self.selections = Selections()
         self.asks_prompts = asks_prompts(operator)
@@ -201,6 +204,12 @@ class Frame:
         """A frame in which all `entries` act, one after the other at each site."""
         return cls(host, tuple(e.bounds() for e in entries), entries, **known)
 
+    def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
+        """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""
+        frame = Frame(self.host, self.parts, self.entries, self.mask, self.past, self.prompt)
+        frame.reads, frame.block_input = dict(reads), block_input
+        return frame
+
     def tokens(self, hidden: Tensor) -> Tokens:
         """Which token each position of `hidden` holds; computed once for each device."""
         if torch.compiler.is_compiling():
@@ -319,8 +328,8 @@ class Frame:
                 asking.check(out, hidden, tokens, name)
             return _keep_padding(out, hidden, tokens)
         except Exception as error:
-            if entry.on_error != "baseline":
-                raise
+            if entry.on_error != "baseline" or type(error).__module__ == "torch.utils.checkpoint":
+                raise  # by an error of its own a checkpoint stops a block that has run far enough for backward
             entry.fallbacks += 1
             log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
             return hidden

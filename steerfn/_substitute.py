@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from steerfn._blocks import Block, Layout, unwrapped
+from steerfn._checkpoint import CHECKPOINT, Checkpoint
 from steerfn._forward import Entry, Host
 from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
 from steerfn._site import Site
@@ -150,6 +151,8 @@ def interpose(module: nn.Module, twin: nn.Module, makes: tuple[Make, ...], host:
         twin.__dict__["_compiled_call_impl"] = None
         twin.__dict__.update({name: OrderedDict() for name in HOOKS if name in twin.__dict__})
     twin.__dict__["forward"] = around(forward, module, makes, host)
+    if hasattr(module, "gradient_checkpointing"):
+        twin.__dict__[CHECKPOINT] = Checkpoint(host, module).call
 
 
 HOOKS = (
@@ -257,6 +260,8 @@ class Substitutions:
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
             if self._users == 0:
+                if self.host.checkpointed:
+                    _keep_children([change for change in self._placed.values() if isinstance(change, Swap)])
                 _undo(self._placed)
                 self._placed = {}
 
@@ -264,6 +269,28 @@ class Substitutions:
 def _undo(placed: dict[Any, Any]) -> None:
     for change in reversed(placed.values()):
         change.undo()
+
+
+def _keep_children(swaps: list[Swap]) -> None:
+    """Let clones have their children as they are now, however the model's own change.
+
+    A block that is checkpointed runs again in backward, perhaps after its context closed and the clones inside it
+    were taken out of the model.
+    """
+    known = {swap.twin for swap in swaps}
+
+    def keep(twin: nn.Module) -> None:
+        own = dict(twin._modules)
+        for name, inner in own.items():
+            if inner is not None and not known.isdisjoint(inner.modules()):
+                own[name] = inner if inner in known else twin_of(inner)
+                if inner not in known:
+                    keep(own[name])
+        twin.__dict__["_modules"] = own
+
+    for swap in swaps:
+        keep(swap.twin)
+        swap.at_first["_modules"] = swap.twin._modules
 
 
 # Keyed by the list of blocks, which is never cloned, so that every way to reach a model shares them.
@@ -309,7 +336,7 @@ class Spine:
         for path, makes in plan.items():
             copy = self.copies[path]
             interpose(copy.module, copy.twin, makes, self.host)
-            copy.own["forward"] = copy.twin.__dict__["forward"]
+            copy.own.update({n: copy.twin.__dict__[n] for n in ("forward", CHECKPOINT) if n in copy.twin.__dict__})
 
     def _copy(
         self, module: nn.Module, path: str, paths: set[str], whole: bool, memo: dict[int, nn.Module]
