@@ -82,7 +82,7 @@ def refuse_unknown(entries: tuple[Entry, ...] = ()) -> None:
     if task != -1 and (not entries or any(entry.task != task for entry in entries)):
         raise SteerError(
             "A block of a steered model runs again inside backward, and which steering its first run had cannot be "
-            "known there: it was checkpointed by other means than the model's own. Switch checkpointing on before the "
-            "context opens, with model.gradient_checkpointing_enable(), or checkpoint a function that opens the "
-            "context itself (or calls sf.functional)."
+            "known there: it was checkpointed by other means than the model's own. Switch the model's own gradient "
+            "checkpointing on before the context opens, or checkpoint a function that opens the context itself (or "
+            "calls sf.functional)."
         )
