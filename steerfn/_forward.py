@@ -6,6 +6,7 @@ pass that is under way. Inside a graph that `torch.compile` traces, where contex
 read, a plain slot on the `Host` takes their place.
 """
 
+import contextlib
 import contextvars
 import logging
 from collections.abc import Callable
@@ -76,6 +77,8 @@ class Entry:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
+        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self.task = torch._C._current_graph_task_id()  # the backward pass in which it was opened, -1 outside one
         self.fallbacks = 0
         self.selections = Selections()
         self.asks_prompts = asks_prompts(operator)
@@ -132,7 +135,6 @@ class Selections:
         """The scopes that were asked and never selected a token, nor did an equal one."""
         full = [scope for scope, found in self._seen.values() if bool(found)]
         return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
-
 
     def unmet(self) -> list[str]:
         """The sites that no forward pass met, of those that have run to their end."""
@@ -212,6 +214,12 @@ class Frame:
     def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
         """A frame in which all `entries` act, one after the other at each site."""
         return cls(host, tuple(e.bounds() for e in entries), entries, **known)
+
+    def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
+        """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""
+        frame = Frame(self.host, self.parts, self.entries, self.mask, self.past, self.prompt)
+        frame.reads, frame.block_input = dict(reads), block_input
+        return frame
 
     def tokens(self, hidden: Tensor) -> Tokens:
         """Which token each position of `hidden` holds; computed once for each device."""
@@ -340,8 +348,8 @@ class Frame:
                 asking.check(out, hidden, tokens, name)
             return _keep_padding(out, hidden, tokens)
         except Exception as error:
-            if entry.on_error != "baseline":
-                raise
+            if entry.on_error != "baseline" or type(error).__module__ == "torch.utils.checkpoint":
+                raise  # by an error of its own a checkpoint stops a block that has run far enough for backward
             entry.fallbacks += 1
             log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
             return hidden

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfn import _forward, _shards
+from steerfn._checkpoint import in_backward, refuse_unknown
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._site import Site
 from steerfn.operators._base import shifted
@@ -47,6 +48,8 @@ class Interposed:
         if found is not None and found.host is self.host:
             return found
         entries = entries_of(self.host)  # a block called on its own, outside its model's forward
+        if in_backward():
+            refuse_unknown(entries)
         return Frame.of(self.host, entries) if entries else None
 
 
@@ -72,6 +75,8 @@ class Gate(Interposed):
         if under_way is not None and under_way.host is host:
             return self.inner(*args, **kwargs)
         entries = entries_of(host)
+        if in_backward():
+            refuse_unknown(entries)
         if not entries:
             return self.inner(*args, **kwargs)
         prompt = _forward.generation.get()

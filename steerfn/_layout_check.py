@@ -12,8 +12,9 @@ from steerfn._blocks import Layout
 from steerfn._errors import ModelError
 from steerfn._forward import Entry
 from steerfn._site import Site
+from steerfn._spine import HOOKS, INSTALLED, Spine
 from steerfn._struct import static, struct
-from steerfn._substitute import HOOKS, INSTALLED, Spine, plan
+from steerfn._substitute import plan
 from steerfn.operators import Info, Operator
 
 SMALL = 2_000_000_000

@@ -4,18 +4,15 @@ Inside a context every module keeps its identity. Those at the sites, and those 
 an instance `forward` that acts there and looks like their own (`Shadow`): names, types, hooks, attributes and whoever
 holds the module see the module, and `torch.compile` guards against it. It is put there once for all contexts that are
 open on a model, and taken out when the last one closes.
-
-A *spine* is the pure counterpart: a private copy of the modules from the model down to its sites, sharing
-everything below and beside them, so that the model itself is never touched.
 """
 
+import contextlib
 import functools
 import inspect
 import threading
 import types
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch
 from torch import nn
 
 from steerfn._blocks import Block, Layout, unwrapped
+from steerfn._checkpoint import CHECKPOINT, Checkpoint
 from steerfn._errors import SteerWarning
 from steerfn._forward import Entry, Host, entries_of
 from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
@@ -213,65 +211,6 @@ def _with_self(method: Any) -> inspect.Signature:
     return signature.replace(parameters=[module, *signature.parameters.values()])
 
 
-def twin_of(module: nn.Module) -> nn.Module:
-    """A shallow copy of a module: the same class, sharing every parameter, buffer, child and hook."""
-    twin = object.__new__(type(module))
-    held = unshadowed(module.__dict__)
-    twin.__dict__.update(held)
-    for name, value in held.items():
-        # What an instance dict binds to the module itself (accelerate's forward) runs on the copy.
-        if type(value) is types.MethodType and value.__self__ is module:
-            twin.__dict__[name] = types.MethodType(value.__func__, twin)
-        elif type(value) is functools.partial and any(arg is module for arg in value.args):
-            bound = functools.partial(value.func, *(twin if a is module else a for a in value.args), **value.keywords)
-            bound.__dict__.update(value.__dict__)
-            twin.__dict__[name] = bound
-        elif type(value) is types.FunctionType and value.__closure__:
-            twin.__dict__[name] = rebound(value, module, twin)
-    return twin
-
-
-def rebound(function: Any, module: nn.Module, twin: nn.Module) -> Any:
-    """A closure over a module (transformers' tensor-parallel forward is one) as a closure over its copy."""
-
-    def moved(cell: Any) -> Any:
-        try:
-            held = cell.cell_contents
-        except ValueError:  # a variable that is not set
-            return cell
-        if held is module:
-            return types.CellType(twin)
-        if type(held) is types.MethodType and held.__self__ is module:
-            return types.CellType(types.MethodType(held.__func__, twin))
-        return cell
-
-    cells = tuple(map(moved, function.__closure__))
-    if all(new is old for new, old in zip(cells, function.__closure__, strict=True)):
-        return function
-    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update(function.__dict__)
-    return made
-
-
-def interpose(module: nn.Module, twin: nn.Module, makes: tuple[Make, ...], host: Host) -> None:
-    """Give a copy of `module` an instance forward that acts at its sites, around its own forward."""
-    forward: Any = twin.__dict__.get("forward") or types.MethodType(type(module).forward, twin)
-    call = forward
-    if twin.__dict__.get("_compiled_call_impl") is not None:
-        # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
-        call = module
-        twin.__dict__["_compiled_call_impl"] = None
-        twin.__dict__.update({name: OrderedDict() for name in HOOKS if name in twin.__dict__})
-    twin.__dict__["forward"] = in_place_of(forward, twin, "forward", around(call, module, makes, host))
-
-
-HOOKS = (
-    "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_hooks_always_called "
-    "_forward_pre_hooks_with_kwargs _backward_hooks _backward_pre_hooks"
-).split()
-
-
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
     return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
@@ -293,29 +232,50 @@ class Substitutions:
     def open(self, root: nn.Module, layout: Layout, entry: Entry, shadows: Shadows) -> None:
         """Put forwards where a steering needs them, and shadows on methods of the model; all or nothing."""
         with self._lock:
-            new: dict[tuple[int, str], Shadow] = {}
-            try:
-                sites = (*entry.sites, *entry.read_sites, *entry.through)
-                for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
-                    module = walk(root, path)[2] if path else root
-                    self.host.partly_compiled |= is_compiled(module)
-                    # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
-                    compiled = module.__dict__.get("_compiled_call_impl") is not None
-                    name = "_compiled_call_impl" if compiled else "forward"
-                    self._shadow(
-                        module, name, functools.partial(around, module=module, makes=makes, host=self.host), new
-                    )
-                for module in (root, *(walk(root, path)[2] for path in gates(layout) if path)):
-                    for name, make in shadows.items():
-                        if name in module.__dict__ or hasattr(type(module), name):
-                            self._shadow(module, name, make, new)
-            except BaseException:
-                _undo(new)
-                raise
-            self._placed.update(new)
-            self._users += 1
+            self._place(root, layout, entry, shadows)
             self.host.parts = (*self.host.parts, entry.part)
             self.host.reads = (*self.host.reads, entry.reads)
+            entry.placed = functools.partial(self._again, root, layout, entry)
+
+    @contextlib.contextmanager
+    def _again(self, root: nn.Module, layout: Layout, entry: Entry) -> Iterator[None]:
+        """The forwards of a steering once more, perhaps after it closed, for what runs again in backward."""
+        with self._lock:
+            self._place(root, layout, entry, {})
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leave()
+
+    def _place(self, root: nn.Module, layout: Layout, entry: Entry, shadows: Shadows) -> None:
+        new: dict[tuple[int, str], Shadow] = {}
+        try:
+            sites = (*entry.sites, *entry.read_sites, *entry.through)
+            for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
+                module = walk(root, path)[2] if path else root
+                self.host.partly_compiled |= is_compiled(module)
+                # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
+                compiled = module.__dict__.get("_compiled_call_impl") is not None
+                name = "_compiled_call_impl" if compiled else "forward"
+                self._shadow(module, name, functools.partial(around, module=module, makes=makes, host=self.host), new)
+                if CHECKPOINT in module.__dict__:
+                    self._shadow(module, CHECKPOINT, lambda own: Checkpoint(self.host, lambda: own).call, new)
+            for module in (root, *(walk(root, path)[2] for path in gates(layout) if path)):
+                for name, make in shadows.items():
+                    if name in module.__dict__ or hasattr(type(module), name):
+                        self._shadow(module, name, make, new)
+        except BaseException:
+            _undo(new)
+            raise
+        self._placed.update(new)
+        self._users += 1
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            _undo(self._placed)
+            self._placed = {}
 
     def _shadow(
         self, module: nn.Module, name: str, make: Callable[[Any], Any], new: dict[tuple[int, str], Shadow]
@@ -326,7 +286,7 @@ class Substitutions:
                 new[key] = Shadow(module, each, how)
 
     def _replica(self, own: Any) -> Any:
-        """What `nn.DataParallel` runs in threads of its own: a plain copy, and a warning where that loses a steering."""
+        """What `nn.DataParallel` runs in other threads: a plain copy, with a warning where that loses a steering."""
 
         def replica() -> nn.Module:
             if entries_of(self.host):
@@ -346,13 +306,10 @@ class Substitutions:
     def close(self, entry: Entry) -> None:
         """Leave; the last to leave puts everything back."""
         with self._lock:
-            self._users -= 1
             left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
-            if self._users == 0:
-                _undo(self._placed)
-                self._placed = {}
+            self._leave()
 
 
 def _state(own: Any) -> Any:
@@ -387,99 +344,3 @@ def device_of(root: nn.Module, layout: Layout, site: Site) -> torch.device:
     if found.type == "meta":
         return torch.device("cpu") if moved is None else torch.device(moved)
     return found
-
-
-class Spine:
-    """A private copy of a model from the top down to its sites, the rest shared: for pure steering.
-
-    Args:
-        root: the model; never touched.
-        layout: its layout.
-        plan: what to substitute in the copy (default: every site).
-        whole: copy every module with parameter and buffer dictionaries of its own, so that
-            `torch.func.functional_call` on the copy touches nothing of the model.
-        host: the model's own, for steerings that are open on the model to reach the copy (default: one of its own).
-    """
-
-    def __init__(
-        self, root: nn.Module, layout: Layout, plan: Plan, *, whole: bool = False, host: Host | None = None
-    ) -> None:
-        self.host = Host() if host is None else host
-        self.copies: dict[str, _Copy] = {}
-        paths = {""} | {path.rsplit(".", n)[0] for path in plan if path for n in range(path.count(".") + 1)}
-        self.root = self._copy(root, "", paths, whole, {})
-        for path, makes in plan.items():
-            copy = self.copies[path]
-            interpose(copy.module, copy.twin, makes, self.host)
-            copy.own["forward"] = copy.twin.__dict__["forward"]
-
-    def _copy(
-        self, module: nn.Module, path: str, paths: set[str], whole: bool, memo: dict[int, nn.Module]
-    ) -> nn.Module:
-        copy = self.copies[path] = _Copy(module, whole)
-        memo[id(module)] = copy.twin
-        for name, inner in module._modules.items():
-            if inner is None:
-                continue
-            inner, below = unwrapped(inner), f"{path}.{name}" if path else name
-            if below in paths or (whole and id(inner) not in memo):
-                inner = self._copy(inner, below, paths, whole, memo)
-            copy.own["_modules"][name] = memo.get(id(inner), inner) if whole else inner
-        return copy.twin
-
-    def evaluate(self) -> None:
-        """Put the copies in evaluation mode, whatever mode their modules are in."""
-        for copy in self.copies.values():
-            copy.own["training"] = copy.twin.__dict__["training"] = False
-
-    def refresh(self) -> bool:
-        """Take over what changed on the modules (`training`, hooks); False where the structure changed."""
-        return all(copy.refresh() for copy in self.copies.values())
-
-
-INSTALLED = "_output_capturing_hooks_installed"
-"""Where transformers 5 notes on a model that the hooks behind `output_hidden_states=True` are in place."""
-
-
-class _Installed:
-    """That note on a copy. The hooks are shared with the model, so when asked it has the model install them, once."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __bool__(self) -> bool:
-        from transformers.utils.output_capturing import maybe_install_capturing_hooks
-
-        maybe_install_capturing_hooks(self.module)  # pyright: ignore[reportArgumentType]
-        return True
-
-
-class _Copy:
-    """One module of a spine: the module, its copy, and what is the copy's own."""
-
-    def __init__(self, module: nn.Module, whole: bool) -> None:
-        self.module, self.twin = module, twin_of(module)
-        held = unshadowed(module.__dict__)
-        self.own = {n: v for n, v in self.twin.__dict__.items() if held.get(n) is not v}
-        # Code that `module.compile()` made runs the module's own children, never those of a copy.
-        self.own.update({"_modules": dict(module._modules), "_compiled_call_impl": None})
-        if getattr(type(module), "_can_record_outputs", None) is not None:
-            self.own[INSTALLED] = _Installed(module)
-        self.shared = ("_parameters", "_buffers") if whole else ()
-        self.own.update({name: dict(module.__dict__[name]) for name in self.shared})
-        self.twin.__dict__.update(self.own)
-        self.children = list(module._modules.values())
-        self.forwards = own_forward(module), type(module).forward
-
-    def refresh(self) -> bool:
-        """Take over the module's attributes; False where its children or its forward are others than they were."""
-        present = self.module._modules.values()
-        if len(present) != len(self.children) or self.forwards != (own_forward(self.module), type(self.module).forward):
-            return False
-        if any(now is not then for now, then in zip(present, self.children, strict=True)):
-            return False
-        # In one step: another thread may be running this copy, and must never meet the model's own children in it.
-        self.twin.__dict__.update({**unshadowed(self.module.__dict__), **self.own})
-        for name in self.shared:
-            self.own[name].update(self.module.__dict__[name])
-        return True

@@ -65,3 +65,18 @@ def test_a_pass_that_is_cut_short_leaves_nothing() -> None:
         assert sorted(n for batch in run(model, planned, progress=False) for n in batch.texts) == [0, 1]
     assert seen
     assert all(ref() is None for ref in seen)
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("site", [sf.attn_out[1], sf.resid_post[1]], ids=str)
+def test_a_checkpointed_pass_leaves_nothing_after_backward(site: sf.Site) -> None:
+    """What its blocks need to run again is held by the graph alone, also after the context closed."""
+    model, seen = families.build("llama").train(), []
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers 5, 4
+    getattr(model, f"{name}_checkpointing_enable")()
+    with sf.steer(model, Watching(site, seen)):
+        loss = model(torch.tensor([[5, 6, 7]]), use_cache=False).logits.sum()
+    loss.backward()
+    assert len(seen) == 2
+    del loss
+    assert [ref() for ref in seen] == [None, None]

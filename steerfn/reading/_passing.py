@@ -8,7 +8,8 @@ from torch import nn
 from steerfn import _forward
 from steerfn._blocks import Layout
 from steerfn._forward import Entry, entries_of
-from steerfn._substitute import Spine, plan, substitutions_of
+from steerfn._spine import Spine
+from steerfn._substitute import plan, substitutions_of
 
 
 class Enough(BaseException):
