@@ -17,11 +17,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from steerfn._errors import ModelError, ShapeError
+from steerfn._generation import Generation, Sequence
 from steerfn._site import Site
 from steerfn._struct import new
 from steerfn.operators._base import Operator
 from steerfn.operators._info import Info, Tokens
-from steerfn.operators._prompt_condition import Asking, Memory, asks_prompts, is_transformed
+from steerfn.operators._prompt_condition import Asking, asks_prompts, is_transformed
 
 log = logging.getLogger("steerfn")
 
@@ -141,34 +142,6 @@ class Selections:
         return [name for name, met in self.sites.items() if not met]
 
 
-class Generation:
-    """The prompts of a running `generate`, and how many tokens its forward passes have seen."""
-
-    def __init__(self, host: Host, rows: int, length: int, mask: Tensor | None) -> None:
-        self.host, self.rows, self.length, self.mask, self.seen = host, rows, length, mask, 0
-        self.entries = list(entries_of(host))
-        self.memories = [Memory() for _ in self.entries]
-
-    def memory(self, entry: Entry) -> Memory:
-        """What a steering's conditions on the prompt have decided."""
-        if entry not in self.entries:  # opened while generate runs
-            self.entries.append(entry)
-            self.memories.append(Memory())
-        return self.memories[self.entries.index(entry)]
-
-    def advance(self, cached: Any, seq: int) -> Any:
-        """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (0: nothing).
-
-        A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
-        cache every pass holds the whole sequence, one token more than was seen before.
-        """
-        if isinstance(cached, Tensor):
-            return cached  # a static cache counts by itself; a count kept here would compile anew at every token
-        past = cached if cached > 0 else 0 if seq > self.seen else self.seen
-        self.seen = seq + past
-        return past
-
-
 active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
 generation: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("steerfn_generation", default=None)
 frame: contextvars.ContextVar["Frame | None"] = contextvars.ContextVar("steerfn_frame", default=None)
@@ -186,9 +159,10 @@ class Frame:
         host: the model's host.
         parts: the bound operators of each steering, in opening order.
         entries: the steerings they come from (none in compiled regions).
-        mask: the 2-D attention mask `[batch, cached + seq]`, if there is one.
-        past: tokens in the cache, an int or a 0-d tensor.
-        prompt: the running `generate`, if there is one.
+        mask: the 2-D attention mask, if there is one: of the cached tokens and the new ones, as long as a static
+            cache, or of the last ones alone.
+        past: tokens in the cache, an int or a 0-d tensor; None where it does not say.
+        prompt: what the pass goes on inside a running `generate`, if it runs inside one.
     """
 
     def __init__(
@@ -198,7 +172,7 @@ class Frame:
         entries: tuple[Entry, ...] = (),
         mask: Tensor | None = None,
         past: Any = 0,
-        prompt: Generation | None = None,
+        prompt: Sequence | None = None,
     ) -> None:
         self.host, self.parts, self.entries = host, parts, entries
         self.mask, self.past, self.prompt = mask, past, prompt
@@ -266,11 +240,14 @@ class Frame:
 
     def _in_plain_forward(self, mask: Tensor | None, where: Tensor, batch: int, seq: int) -> Tokens:
         if mask is not None and mask.shape[0] == batch and mask.shape[-1] >= seq:
-            counted = mask.cumsum(-1)
-            if mask.shape[-1] == seq:  # a mask of the new tokens only: the cached ones count as real
-                counted = counted + self.past
-            index, length = counted[:, -seq:] - 1, counted[:, -1:]
-            real = _unless_all(mask[:, -seq:].bool())
+            # A mask may end with the tokens of this pass, the cached ones that it does not cover being real, or go
+            # on to the end of a static cache.
+            before = self.past + seq - mask.shape[-1]
+            before = before.clamp_min(0) if isinstance(before, Tensor) else max(before, 0)
+            columns = (where - before).expand(batch, seq)
+            index = mask.cumsum(-1).gather(1, columns) + before - 1
+            length = index[:, -1:] + 1
+            real = _unless_all(mask.gather(1, columns).bool())
         else:
             index, real = where.expand(batch, seq), None
             length = index[:, -1:] + 1

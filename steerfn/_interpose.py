@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steerfn import _forward, _shards
 from steerfn._checkpoint import in_backward, refuse_unknown
 from steerfn._forward import Frame, Host, entries_of
+from steerfn._generation import cached_length, padding_mask, tokens_in
 from steerfn._site import Site
 from steerfn.operators._base import shifted
 
@@ -67,7 +68,7 @@ class Gate(Interposed):
         if torch.compiler.is_compiling():
             if host.frame is not None:
                 return self.inner(*args, **kwargs)
-            host.frame = Frame(host, host.parts, prompt=host.prompt, **self._known(host.prompt, args, kwargs))
+            host.frame = Frame(host, host.parts, **self._known(host.prompt, args, kwargs))
             out = self.inner(*args, **kwargs)
             host.frame = None
             return out
@@ -81,7 +82,7 @@ class Gate(Interposed):
             return self.inner(*args, **kwargs)
         prompt = _forward.generation.get()
         prompt = prompt if prompt is not None and prompt.host is host else None
-        opened = Frame.of(host, entries, prompt=prompt, **self._known(prompt, args, kwargs))
+        opened = Frame.of(host, entries, **self._known(prompt, args, kwargs))
         token = _forward.frame.set(opened)
         host.frame = opened
         try:
@@ -94,36 +95,23 @@ class Gate(Interposed):
             opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments of a forward pass tell of its tokens: the padding mask and the cache's length."""
+        """What the arguments of a forward pass tell of its tokens: their padding mask, how many are cached, their prompt.
+
+        Args:
+            prompt: the running `generate`, or None.
+            args, kwargs: as given to the forward.
+        """
         given = dict(zip(self.parameters, args, strict=False))
         given.update(kwargs)
-        mask = given.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        past: Any = cached_length(given)
-        if prompt is not None:
-            ids = given.get("input_ids")
-            ids = given.get("inputs_embeds") if ids is None else ids
-            past = prompt.advance(past, ids.shape[1] if isinstance(ids, Tensor) else 1)
-        return {"mask": mask, "past": past}
-
-
-def cached_length(given: dict[str, Any]) -> Any:
-    """Tokens that the cache of a forward pass holds (0 without one, or where it does not say)."""
-    cache = given.get("past_key_values")
-    cache = given.get("cache_params") if cache is None else cache
-    if cache is None:
-        return 0
-    if isinstance(cache, (tuple, list)):  # the format before Cache classes, still used by remote code
-        return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
-    keys = getattr(cache, "key_cache", None)
-    if isinstance(keys, list) and not any(isinstance(k, Tensor) and k.numel() for k in keys):
-        return 0  # transformers 4: before its first forward pass a hybrid cache (Jamba) counts the rows of the batch
-    try:
-        length = cache.get_seq_length()
-        # A static cache gives its own counter, which it moves on in place during the forward pass.
-        return length.clone() if isinstance(length, Tensor) else length
-    except (AttributeError, ValueError, TypeError, IndexError):  # recurrent states count no tokens
-        return 0
+        mask, past, fed = padding_mask(given.get("attention_mask")), cached_length(given), tokens_in(given)
+        seq = 1 if fed is None else fed.shape[1]
+        if prompt is None:
+            if past is None:  # a recurrent state: the mask knows how many tokens came before
+                past = 0 if mask is None else max(mask.shape[1] - seq, 0)
+            return {"mask": mask, "past": past}
+        if not torch.compiler.is_compiling():
+            prompt = prompt.sequence_of(given, past, mask)
+        return {"mask": mask, "past": prompt.advance(past, seq), "prompt": prompt}
 
 
 class BlockForward(Interposed):

@@ -4,6 +4,7 @@ import functools
 import logging
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from steerfn import _forward
 from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
-from steerfn._forward import Entry, Generation, Host, Selections
+from steerfn._forward import Entry, Host, Selections
+from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
@@ -69,7 +71,10 @@ class Steering:
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
         entry.selections = self._selections or entry.selections
-        shadows: Shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
+        shadows: Shadows = {
+            "generate": functools.partial(_Generate, substitutions.host),
+            "prepare_inputs_for_generation": functools.partial(_Prepare, substitutions.host),
+        }
         shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
         substitutions.open(root, found, entry, shadows)
         return substitutions, entry
@@ -162,17 +167,31 @@ class _Generate:
                     stacklevel=2,
                 )
             return self.method(*args, **kwargs)
-        under_way = _forward.generation.get()
-        if under_way is not None and under_way.host is self.host:  # a wrapper's generate that calls the inner one
-            return self.method(*args, **kwargs)
-        prompt = _prompt(self.host, args, kwargs)
-        token = _forward.generation.set(prompt)
+        prompt = _prompt(self.host, self.method, args, kwargs)
+        token, before = _forward.generation.set(prompt), self.host.prompt
         self.host.prompt = prompt
         try:
             return self.method(*args, **kwargs)
         finally:
-            self.host.prompt = None
+            self.host.prompt = before
             _forward.generation.reset(token)
+
+
+class _Prepare:
+    """`model.prepare_inputs_for_generation` while a context is open: marks the next pass as the generation's own."""
+
+    def __init__(self, host: Host, method: Any) -> None:
+        self.host = host
+        functools.update_wrapper(self, method)  # `generate` looks at its parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.__wrapped__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        prompt = _forward.generation.get()
+        if prompt is not None and prompt.host is self.host and isinstance(inputs, Mapping):
+            ids = args[0] if args else kwargs.get("input_ids")
+            embedded = kwargs.get("inputs_embeds") if inputs.get("inputs_embeds") is not None else None
+            prompt.prepare(ids if embedded is None else embedded, kwargs.get("attention_mask"), inputs)
+        return inputs
 
 
 OUT_OF_REACH = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -199,14 +218,32 @@ class _OutOfReach:
         return self.method(*args, **kwargs)
 
 
-def _prompt(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+def _prompt(host: Host, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
     """The prompts of a call of `generate`: how many, their length in tokens, and their padding mask."""
     given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
     tokens = next((t for t in given if isinstance(t, Tensor)), None)
-    mask = kwargs.get("attention_mask")
-    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    mask = padding_mask(kwargs.get("attention_mask"))
+    if mask is None and tokens is not None:
+        mask = _mask_of_chunks(tokens, method, kwargs)
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
-    return Generation(host, max(rows, 1), length, mask)
+    return Generation(host, _forward.entries_of(host), max(rows, 1), length, mask)
+
+
+def _mask_of_chunks(tokens: Tensor, method: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The mask that transformers infers from pads, where the prompt comes in chunks and no pass shows all of it."""
+    model = getattr(method, "__self__", None)
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+
+    def option(name: str) -> Any:
+        values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value is not None), None)
+
+    pad = option("pad_token_id")
+    if option("prefill_chunk_size") is None or pad is None or tokens.ndim != 2:
+        return None
+    ends = option("eos_token_id")
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    return None if int(pad) in ends else (tokens != pad).long()
 
 
 def steer(

@@ -8,6 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import steerfn as sf
@@ -15,6 +16,7 @@ from steerfn._struct import static, struct
 from steerfn.operators import Operator
 from steerfn.reading import Read, plan, run
 
+OLD = transformers.__version__.startswith("4.")
 
 @struct
 class Watching(Operator):
@@ -77,6 +79,6 @@ def test_a_checkpointed_pass_leaves_nothing_after_backward(site: sf.Site) -> Non
     with sf.steer(model, Watching(site, seen)):
         loss = model(torch.tensor([[5, 6, 7]]), use_cache=False).logits.sum()
     loss.backward()
-    assert len(seen) == 2
+    assert len(seen) == (1 if site.kind == "resid_post" and not OLD else 2)  # transformers 5 checkpoints inside a block
     del loss
-    assert [ref() for ref in seen] == [None, None]
+    assert all(ref() is None for ref in seen)
