@@ -6,12 +6,13 @@ the block hands to its checkpoint.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from steerfn import _forward
+from steerfn import _forward, _stack
 from steerfn._errors import SteerError
 from steerfn._forward import Entry, Frame, Host, entries_of
 
@@ -48,21 +49,53 @@ def within(frame: Frame, function: Callable[..., Any], given: tuple[Any, ...]) -
     comes = bool(given) and given[0] is frame.block_input
     before = None if comes else frame.block_input
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if _forward.frame.get() is frame:
-            return function(*args, **kwargs)
-        again = frame.again(reads, args[0] if comes else before)
-        token = _forward.frame.set(again)
-        try:
-            with contextlib.ExitStack() as stack:  # perhaps after the context closed
-                for entry in frame.entries:
-                    stack.enter_context(entry.placed())
-                return function(*args, **kwargs)
-        finally:
-            _forward.frame.reset(token)
-            again.close()
+    return functools.partial(_run, function, frame, reads, comes, before)
 
-    return run
+
+def _run(
+    function: Callable[..., Any], frame: Frame, reads: Any, comes: bool, before: Any, /, *args: Any, **kwargs: Any
+) -> Any:
+    if _forward.frame.get() is frame:
+        return function(*args, **kwargs)
+    again = frame.again(reads, args[0] if comes else before)
+    token = _forward.frame.set(again)
+    try:
+        with contextlib.ExitStack() as stack:  # perhaps after the context closed
+            for entry in frame.entries:
+                if entry.placed is not None:
+                    stack.enter_context(entry.placed())
+            return function(*args, **kwargs)
+    finally:
+        _forward.frame.reset(token)
+        again.close()
+
+
+REPEATED = _run.__code__
+"""What a checkpoint that is known calls."""
+
+
+def refuse_checkpoint(entries: tuple[Entry, ...], *until: Any) -> None:
+    """Refuse a forward inside a checkpoint that would run it again unsteered: one that began after the steering.
+
+    Args:
+        entries: the steerings that act.
+        until: code of functions; a checkpoint that called them is none of the forward's own.
+
+    Raises:
+        SteerError: the checkpoint began after one of `entries` was opened.
+    """
+    checkpoint = _stack.checkpoint(*until)
+    if checkpoint is not None and any(entry.checkpoint != checkpoint for entry in entries):
+        raise SteerError(
+            "A block of a steered model is checkpointed by other means than the model's own, so that it would run "
+            f"again inside backward with another steering or none. {REMEDY}"
+        )
+
+
+REMEDY = (
+    "Switch the model's own gradient checkpointing on before the context opens, or checkpoint a function that opens "
+    "the context itself (or calls sf.functional)."
+)
 
 
 def in_backward() -> bool:
@@ -83,7 +116,5 @@ def refuse_unknown(entries: tuple[Entry, ...] = ()) -> None:
     if task != -1 and (not entries or any(entry.task != task for entry in entries)):
         raise SteerError(
             "A block of a steered model runs again inside backward, and which steering its first run had cannot be "
-            "known there: it was checkpointed by other means than the model's own. Switch the model's own gradient "
-            "checkpointing on before the context opens, or checkpoint a function that opens the context itself (or "
-            "calls sf.functional)."
+            f"known there: it was checkpointed by other means than the model's own. {REMEDY}"
         )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfn import _forward, _shards
-from steerfn._checkpoint import in_backward, refuse_unknown
+from steerfn import _forward, _shards, _stack
+from steerfn._checkpoint import REPEATED, in_backward, refuse_checkpoint, refuse_unknown
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._generation import cached_length, padding_mask, tokens_in
 from steerfn._site import Site
@@ -47,11 +47,16 @@ class Interposed:
             return self.host.frame
         found = _forward.frame.get()
         if found is not None and found.host is self.host:
+            if found.grads:
+                refuse_checkpoint(found.entries, Gate.forward.__code__, REPEATED)
             return found
         entries = entries_of(self.host)  # a block called on its own, outside its model's forward
         if in_backward():
             refuse_unknown(entries)
-        return Frame.of(self.host, entries) if entries else None
+        if not entries:
+            return None
+        refuse_checkpoint(entries)
+        return Frame.of(self.host, entries)
 
 
 @functools.cache
@@ -80,9 +85,11 @@ class Gate(Interposed):
             refuse_unknown(entries)
         if not entries:
             return self.inner(*args, **kwargs)
+        refuse_checkpoint(entries)
         prompt = _forward.generation.get()
         prompt = prompt if prompt is not None and prompt.host is host else None
-        opened = Frame.of(host, entries, **self._known(prompt, args, kwargs))
+        unnoted = _stack.generating() if prompt is None and entries[0].placed is not None else None
+        opened = Frame.of(host, entries, unnoted=(unnoted, self.original), **self._known(prompt, args, kwargs))
         token = _forward.frame.set(opened)
         host.frame = opened
         try:
@@ -95,7 +102,7 @@ class Gate(Interposed):
             opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments of a forward pass tell of its tokens: their padding mask, how many are cached, their prompt.
+        """What the arguments of a forward pass tell of its tokens: padding mask, how many are cached, their prompt.
 
         Args:
             prompt: the running `generate`, or None.

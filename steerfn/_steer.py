@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steerfn import _forward
+from steerfn import _forward, _stack
 from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
@@ -71,6 +71,7 @@ class Steering:
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
         entry.selections = self._selections or entry.selections
+        entry.generators = _stack.generators()
         shadows: Shadows = {
             "generate": functools.partial(_Generate, substitutions.host),
             "prepare_inputs_for_generation": functools.partial(_Prepare, substitutions.host),
@@ -100,6 +101,15 @@ class Steering:
         self.fallbacks += entry.fallbacks
         if not quiet:
             warn_of_empty(entry.selections)
+            if entry.passed_by and not entry.used:
+                warnings.warn(
+                    "A context that was opened inside a generator steered nothing, while the model ran elsewhere: what "
+                    "runs inside the generator is steered, and what the generator hands control to only where it "
+                    "runs in the same context (a web framework's dependency does not). Open the context where the "
+                    "model is called.",
+                    SteerWarning,
+                    stacklevel=3,
+                )
 
 
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:

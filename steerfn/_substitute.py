@@ -127,18 +127,18 @@ class Shadow:
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
         self.module, self.name = module, name
         self.before = module.__dict__.get(name, ABSENT)
-        self.value = in_place_of(self.own(), module, name, make(self.own()))
+        self.value: Any = in_place_of(self.own(), module, name, make(self.own()))
         self.value.__func__.shadow = self
         module.__dict__[name] = self.value
 
     def own(self) -> Any:
         """The method without this shadow: that of the instance dict, or of the class that the module has by then."""
-        module, name = self.module, self.name
+        name = self.name
 
-        def own(*args: Any, **kwargs: Any) -> Any:
+        def own(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             return getattr(type(module), name)(module, *args, **kwargs)
 
-        return own if self.before is ABSENT else self.before
+        return types.MethodType(own, self.module) if self.before is ABSENT else self.before
 
     def undo(self) -> None:
         """Take the shadow out, wherever in the instance dict others have put it meanwhile."""
@@ -150,10 +150,8 @@ class Shadow:
 def unshadow(held: dict[str, Any], name: str, shadow: Shadow) -> None:
     """Put back into an instance dict what it held, or nothing, in place of a shadow."""
     if name != shadow.name:  # someone keeps the method under another name (accelerate's `_old_forward`)
-        own = shadow.before
-        held[name] = (
-            types.MethodType(getattr(type(shadow.module), shadow.name), shadow.module) if own is ABSENT else own
-        )
+        function = getattr(type(shadow.module), shadow.name)
+        held[name] = types.MethodType(function, shadow.module) if shadow.before is ABSENT else shadow.before
     elif shadow.before is ABSENT:
         del held[name]
     else:
@@ -236,6 +234,8 @@ class Substitutions:
             self.host.parts = (*self.host.parts, entry.part)
             self.host.reads = (*self.host.reads, entry.reads)
             entry.placed = functools.partial(self._again, root, layout, entry)
+            if entry.generators:
+                self.host.in_generators = (*self.host.in_generators, entry)
 
     @contextlib.contextmanager
     def _again(self, root: nn.Module, layout: Layout, entry: Entry) -> Iterator[None]:
@@ -309,6 +309,8 @@ class Substitutions:
             left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
+            self.host.in_generators = tuple(e for e in self.host.in_generators if e is not entry)
+            entry.generators = ()
             self._leave()
 
 

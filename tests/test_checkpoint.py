@@ -228,9 +228,9 @@ def test_two_passes_before_either_backward(reentrant):
 
 
 @REENTRANT
-@pytest.mark.parametrize("when", ["inside", "after"])
-def test_a_checkpoint_that_is_not_the_models_own_is_refused(reentrant, when):
-    """A block whose first run nobody noted: never a wrong gradient."""
+@pytest.mark.parametrize("site", [sf.resid_post[1], sf.attn_out[1]], ids=str)
+def test_a_checkpoint_that_is_not_the_models_own_is_refused(reentrant, site):
+    """It would run again after the context closed, or in another: never a wrong gradient."""
     model = training()
     block = model.model.layers[1]
     inputs = batch(model)
@@ -248,20 +248,17 @@ def test_a_checkpoint_that_is_not_the_models_own_is_refused(reentrant, when):
                 return super().__getattr__(name)
             return getattr(super().__getattr__("block"), name)
 
-    sf.layout(model)
-    with sf.steer(model, vector_at(model, sf.resid_post[1])):
-        clone = model.model.layers[1]
-        wrapped = Wrapped()
-        wrapped.block = clone
-        model.model.layers[1] = wrapped
-        loss = loss_of(model(**inputs))
-        if when == "inside":
-            with pytest.raises(sf.SteerError, match="runs again inside backward"):
-                loss.backward()
-    model.model.layers[1] = block
-    if when == "after":
-        with pytest.raises(sf.SteerError, match="runs again inside backward"):
-            loss.backward()
+    model.model.layers[1] = Wrapped()
+    with sf.steer(model, vector_at(model, sf.resid_post[0])):
+        loss_of(model(**inputs)).backward()  # another block, which is not repeated
+    with (
+        sf.steer(model, vector_at(model, site)),
+        pytest.raises(sf.SteerError, match="other means than the model's own"),
+    ):
+        model(**inputs)
+    loss = loss_of(model(**inputs))
+    with sf.steer(model, vector_at(model, site)), pytest.raises(sf.SteerError, match="runs again inside backward"):
+        loss.backward()
 
 
 @REENTRANT
@@ -292,19 +289,19 @@ def test_a_whole_pass_in_a_checkpoint_is_refused_inside_its_context():
     model = training()
     inputs = batch(model)
     embedded = inputs.pop("inputs_embeds")
-    with sf.steer(model, vector_at(model, sf.resid_post[1])):
-        loss = checkpoint(lambda e: loss_of(model(inputs_embeds=e, **inputs)), embedded, use_reentrant=False)
-        with pytest.raises(sf.SteerError, match="runs again inside backward"):
-            loss.backward()
+    with (
+        sf.steer(model, vector_at(model, sf.resid_post[1])),
+        pytest.raises(sf.SteerError, match="other means than the model's own"),
+    ):
+        checkpoint(lambda e: loss_of(model(inputs_embeds=e, **inputs)), embedded, use_reentrant=False)
 
 
 def test_checkpointing_that_is_switched_on_inside_is_refused():
     model = training()
     with sf.steer(model, vector_at(model, sf.attn_out[1])):
         switch_on(model, False)
-        loss = loss_of(model(**batch(model)))
         with pytest.raises(sf.SteerError, match="before the context opens"):
-            loss.backward()
+            model(**batch(model))
     inputs = batch(model)
     with sf.steer(model, vector_at(model, sf.attn_out[1])):
         loss_of(model(**inputs)).backward()
