@@ -272,11 +272,6 @@ HOOKS = (
 ).split()
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
-    return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
-
-
 Shadows = dict[str, Callable[[Any], Any]]
 """What to put in place of a method of the model, made from the method."""
 
@@ -298,7 +293,6 @@ class Substitutions:
                 sites = (*entry.sites, *entry.read_sites, *entry.through)
                 for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                     module = walk(root, path)[2] if path else root
-                    self.host.partly_compiled |= is_compiled(module)
                     # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
                     compiled = module.__dict__.get("_compiled_call_impl") is not None
                     name = "_compiled_call_impl" if compiled else "forward"
@@ -316,6 +310,8 @@ class Substitutions:
             self._users += 1
             self.host.parts = (*self.host.parts, entry.part)
             self.host.reads = (*self.host.reads, entry.reads)
+            length = None if entry.prompt_length is None else torch.as_tensor(entry.prompt_length)
+            self.host.lengths = (*self.host.lengths, length)  # a tensor: another length compiles nothing
 
     def _shadow(
         self, module: nn.Module, name: str, make: Callable[[Any], Any], new: dict[tuple[int, str], Shadow]
@@ -350,6 +346,7 @@ class Substitutions:
             left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
+            self.host.lengths = tuple(self.host.lengths[i] for i in left)
             if self._users == 0:
                 _undo(self._placed)
                 self._placed = {}
@@ -437,6 +434,11 @@ class Spine:
         return all(copy.refresh() for copy in self.copies.values())
 
 
+    def changed(self) -> bool:
+        """Whether the modules hold others or are in another mode than their copies; compiled code guards by it."""
+        return any(copy.changed() for copy in self.copies.values())
+
+
 INSTALLED = "_output_capturing_hooks_installed"
 """Where transformers 5 notes on a model that the hooks behind `output_hidden_states=True` are in place."""
 
@@ -483,3 +485,9 @@ class _Copy:
         for name in self.shared:
             self.own[name].update(self.module.__dict__[name])
         return True
+
+    def changed(self) -> bool:
+        """Whether the module holds others than it did, or is in another mode than the copy."""
+        if self.module.training != self.twin.training or len(self.module._modules) != len(self.children):
+            return True
+        return any(now is not then for now, then in zip(self.module._modules.values(), self.children, strict=True))
