@@ -40,18 +40,20 @@ class Host:
         parts: the bound operators of every open steering of every thread, in opening order; compiled
             regions are steered by all of them, since they cannot tell threads apart.
         reads: the names of the sites that each of them reads besides.
+        lengths: the prompt lengths that each of them was given, or None.
+        met: while a pure view is traced, the names of the sites met so far.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
-        partly_compiled: whether some of the substituted modules are compiled by themselves.
         in_generators: the open steerings that were opened inside generators.
     """
 
     def __init__(self) -> None:
         self.parts: tuple[Bounds, ...] = ()
         self.reads: tuple[tuple[str, ...], ...] = ()
+        self.lengths: tuple[Any, ...] = ()
+        self.met: list[str] | None = None
         self.frame: Any = None
         self.prompt: Any = None
-        self.partly_compiled = False
         self.in_generators: tuple[Entry, ...] = ()
 
 
@@ -209,10 +211,12 @@ class Frame:
         self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
         self.grads = torch.is_grad_enabled()
         reads = [e.reads for e in entries] if entries else host.reads
+        self.lengths = [e.prompt_length for e in entries] if entries else host.lengths
         self.wanted = tuple(name for names in reads for name in names)
         self.matter, self.trunk = (entries[0].matter, entries[0].trunk) if len(entries) == 1 else (None, None)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
+        self.compiled = False
         self._tokens: Any = None
         self._tokens_for: Any = None
 
@@ -285,7 +289,7 @@ class Frame:
         else:
             index, real = where.expand(batch, seq), None
             length = index[:, -1:] + 1
-        given = next((e.prompt_length for e in reversed(self.entries) if e.prompt_length is not None), None)
+        given = next((length for length in reversed(self.lengths) if length is not None), None)
         if given is not None:
             given = torch.as_tensor(given, device=index.device).reshape(-1, 1)
             if given.shape[0] not in (1, batch):
@@ -303,7 +307,7 @@ class Frame:
             SteerError: it is the `generate` of a model around the steered one, or was called on the class.
         """
         generating, within = self.unnoted
-        if generating is None or any(e.prompt_length is not None for e in self.entries):
+        if generating is None or any(length is not None for length in self.lengths):
             return
         if any(module is within for module in generating.modules()):
             name = type(generating).__name__
@@ -316,8 +320,8 @@ class Frame:
 
     def complete(self) -> None:
         """The pass has come to its end: what was not met until now is missed."""
-        if self.host.partly_compiled:
-            return  # compiled blocks do not say what they meet
+        if self.compiled:
+            return  # compiled code does not say what it meets
         for entry in self.entries:
             for name in entry.part:
                 entry.selections.sites.setdefault(name, False)
@@ -345,6 +349,9 @@ class Frame:
                 if self.entries and not torch.compiler.is_compiling():
                     hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
                 else:
+                    self.compiled = True
+                    if self.host.met is not None:
+                        self.host.met.append(name)
                     info = _info(site, tokens, self.reads, None, self._asking(i))
                     hidden = _keep_padding(step(hidden, info), hidden, tokens)
         if name in self.wanted:
@@ -355,7 +362,7 @@ class Frame:
         """What the conditions of a steering may know of prompts; in compiled code a steering is known by its place."""
         if self.prompt is None:
             self.check_prompt()
-            return Asking(self.past, any(e.prompt_length is not None for e in self.entries))
+            return Asking(self.past, any(length is not None for length in self.lengths))
         if isinstance(steering, Entry):
             memory = self.prompt.memory(steering)
         else:  # contexts of other threads steer compiled code too, and have decided nothing here

@@ -74,9 +74,10 @@ class Gate(Interposed):
             if host.frame is not None:
                 return self.inner(*args, **kwargs)
             host.frame = Frame(host, host.parts, **self._known(host.prompt, args, kwargs))
-            out = self.inner(*args, **kwargs)
-            host.frame = None
-            return out
+            try:
+                return self.inner(*args, **kwargs)
+            finally:
+                host.frame = None
         under_way = _forward.frame.get()
         if under_way is not None and under_way.host is host:
             return self.inner(*args, **kwargs)

@@ -1,6 +1,7 @@
 """`with steer(model, v, alpha):` - a model steered in place, for the calling thread or task."""
 
 import functools
+import json
 import logging
 import threading
 import warnings
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from steerfn import _forward, _stack
 from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
-from steerfn._fingerprint import check_match
+from steerfn._fingerprint import check_origin
 from steerfn._forward import Entry, Host, Selections
 from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
+from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at
@@ -112,27 +114,47 @@ class Steering:
                 )
 
 
+Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int], ...]], ...], tuple[str, ...]]
+"""What an operator asks of a model, in constants: of each vector the model that it was made from (JSON) and its widths
+by site; and the sites that the operator acts on."""
+
+
+def needs_of(operator: Operator) -> Needs:
+    """What an operator asks of a model."""
+    vectors = tuple(
+        (v.metadata.origin, tuple((s.name, d.shape[-1]) for s, d in zip(v.sites, v.directions, strict=True)))
+        for v in operator.vectors
+    )
+    return vectors, tuple(site.name for site in operator.sites)
+
+
+def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -> None:
+    """Refuse an operator that does not fit a model; see `prepared`."""
+    vectors, acts = needs
+    for origin, widths in vectors:
+        sites = [(Site.parse(name), width) for name, width in widths]
+        if origin is not None:
+            check_origin(json.loads(origin), sites, root, strict=strict)
+        for given, width in sites:
+            [site] = found.resolve((given,))
+            if width != found.width(site):
+                raise ShapeError(
+                    f"The direction at {site} has width {width}, but {found.model} has width {found.width(site)} "
+                    "there: this vector was made for another model."
+                )
+    if not vectors:
+        found.resolve(tuple(map(Site.parse, acts)))
+
+
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
     """An operator with its sites resolved against a model, and checked against it.
 
     Raises:
         SteerError: a site that the model lacks, a direction of another width, a vector of another model.
     """
-    vectors = operator.vectors
-    for vector in vectors:
-        if "model" in vector.metadata:
-            check_match(vector, root, strict=strict)
-    if any(site.block < 0 for vector in vectors for site in vector.sites):
+    check_needs(needs_of(operator), root, found, strict=strict)
+    if any(site.block < 0 for vector in operator.vectors for site in vector.sites):
         operator = operator.resolve(found.n_layers)
-        vectors = operator.vectors
-    found.resolve(tuple(site for vector in vectors for site in vector.sites) or operator.sites)
-    for vector in vectors:
-        for site, direction in zip(vector.sites, vector.directions, strict=True):
-            if direction.shape[-1] != found.width(site):
-                raise ShapeError(
-                    f"The direction at {site} has width {direction.shape[-1]}, but {found.model} has width "
-                    f"{found.width(site)} there: this vector was made for another model."
-                )
     return operator
 
 

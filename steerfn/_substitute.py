@@ -209,11 +209,6 @@ def _with_self(method: Any) -> inspect.Signature:
     return signature.replace(parameters=[module, *signature.parameters.values()])
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
-    return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
-
-
 Shadows = dict[str, Callable[[Any], Any]]
 """What to put in place of a method of the model, made from the method."""
 
@@ -233,6 +228,8 @@ class Substitutions:
             self._place(root, layout, entry, shadows)
             self.host.parts = (*self.host.parts, entry.part)
             self.host.reads = (*self.host.reads, entry.reads)
+            length = None if entry.prompt_length is None else torch.as_tensor(entry.prompt_length)
+            self.host.lengths = (*self.host.lengths, length)  # a tensor: another length compiles nothing
             entry.placed = functools.partial(self._again, root, layout, entry)
             if entry.generators:
                 self.host.in_generators = (*self.host.in_generators, entry)
@@ -254,7 +251,6 @@ class Substitutions:
             sites = (*entry.sites, *entry.read_sites, *entry.through)
             for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                 module = walk(root, path)[2] if path else root
-                self.host.partly_compiled |= is_compiled(module)
                 # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
                 compiled = module.__dict__.get("_compiled_call_impl") is not None
                 name = "_compiled_call_impl" if compiled else "forward"
@@ -309,6 +305,7 @@ class Substitutions:
             left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
+            self.host.lengths = tuple(self.host.lengths[i] for i in left)
             self.host.in_generators = tuple(e for e in self.host.in_generators if e is not entry)
             entry.generators = ()
             self._leave()
