@@ -145,7 +145,9 @@ def test_pitfall_40_conditions_scopes_and_several_sites(family, reentrant):
         if switch is not None:
             switch_on(model, switch)
         sites = [sf.attn_out[0], sf.resid_mid[1], sf.mlp_out[2]]
-        directions = {site: vector_at(model, site, seed=i)[site].clone().requires_grad_() for i, site in enumerate(sites)}
+        directions = {
+            site: vector_at(model, site, seed=i)[site].clone().requires_grad_() for i, site in enumerate(sites)
+        }
         inputs = batch(model)
         with sf.steer(model, everything(model, directions), prompt_length=torch.tensor([3, 4])):
             loss = loss_of(model(**inputs))

@@ -18,6 +18,7 @@ from steerfn.reading import Read, plan, run
 
 OLD = transformers.__version__.startswith("4.")
 
+
 @struct
 class Watching(Operator):
     """Notes the states that it hands on, weakly, and asks where its tokens are."""
