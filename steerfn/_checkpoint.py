@@ -5,11 +5,11 @@ accelerator in another thread. Context variables say nothing true there, so the 
 the block hands to its checkpoint.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from steerfn import _forward
 from steerfn._errors import SteerError
@@ -20,23 +20,21 @@ CHECKPOINT = "_gradient_checkpointing_func"
 
 
 class Checkpoint:
-    """Stands in place of that function on a copy of a module.
+    """Stands in place of that function.
 
     Args:
         host: what all substituted modules of one model share.
-        original: the module that the copy stands for; its own function is looked up at every call, so that it may be
-            switched on, off and over while the copy exists.
+        own: gives the module's own function.
     """
 
-    def __init__(self, host: Host, original: nn.Module) -> None:
-        self.host, self.original = host, original
+    def __init__(self, host: Host, own: Callable[[], Callable[..., Any]]) -> None:
+        self.host, self.own = host, own
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoint a function that, whenever it runs, runs in the forward pass of now."""
-        checkpoint = getattr(self.original, CHECKPOINT)
+        checkpoint = self.own()
         if torch.compiler.is_compiling():  # in a graph, what is computed again is a copy of what was traced
             return checkpoint(function, *args, **kwargs)
-        self.host.checkpointed = True
         frame = _forward.frame.get()
         if frame is None or frame.host is not self.host:  # a block called on its own, or an unsteered pass
             frame = Frame.of(self.host, entries_of(self.host))
@@ -56,7 +54,10 @@ def within(frame: Frame, function: Callable[..., Any], given: tuple[Any, ...]) -
         again = frame.again(reads, args[0] if comes else before)
         token = _forward.frame.set(again)
         try:
-            return function(*args, **kwargs)
+            with contextlib.ExitStack() as stack:  # perhaps after the context closed
+                for entry in frame.entries:
+                    stack.enter_context(entry.placed())
+                return function(*args, **kwargs)
         finally:
             _forward.frame.reset(token)
             again.close()

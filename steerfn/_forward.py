@@ -6,6 +6,7 @@ pass that is under way. Inside a graph that `torch.compile` traces, where contex
 read, a plain slot on the `Host` takes their place.
 """
 
+import contextlib
 import contextvars
 import logging
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Host:
         reads: the names of the sites that each of them reads besides.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
-        checkpointed: whether blocks may run again in backward.
+        partly_compiled: whether some of the substituted modules are compiled by themselves.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Host:
         self.reads: tuple[tuple[str, ...], ...] = ()
         self.frame: Any = None
         self.prompt: Any = None
-        self.checkpointed = False
+        self.partly_compiled = False
 
 
 class Entry:
@@ -77,6 +78,7 @@ class Entry:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
+        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.task = torch._C._current_graph_task_id()  # the backward pass in which it was opened, -1 outside one
         self.fallbacks = 0
         self.selections = Selections()
@@ -106,9 +108,14 @@ class Entry:
 
 
 class Selections:
-    """What the scopes of one steering have selected so far, without waiting for the device."""
+    """What the scopes of one steering have selected so far, without waiting for the device, and which sites were met.
+
+    Attributes:
+        sites: of each site that something acts at, by name, whether a forward pass has met it.
+    """
 
     def __init__(self) -> None:
+        self.sites: dict[str, bool] = {}
         self._seen: dict[int, tuple[Any, Any]] = {}
 
     def note(self, scope: Any, mask: Tensor | None, tokens: Tokens) -> None:
@@ -129,6 +136,10 @@ class Selections:
         """The scopes that were asked and never selected a token, nor did an equal one."""
         full = [scope for scope, found in self._seen.values() if bool(found)]
         return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
+
+    def unmet(self) -> list[str]:
+        """The sites that no forward pass met, of those that have run to their end."""
+        return [name for name, met in self.sites.items() if not met]
 
 
 active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
@@ -251,6 +262,14 @@ class Frame:
             length = given.expand(batch, 1)
         return Tokens(index, length, real)
 
+    def complete(self) -> None:
+        """The pass has come to its end: what was not met until now is missed."""
+        if self.host.partly_compiled:
+            return  # compiled blocks do not say what they meet
+        for entry in self.entries:
+            for name in entry.part:
+                entry.selections.sites.setdefault(name, False)
+
     def close(self) -> None:
         """Let go of the hidden states: tokens and their frame refer to each other, and such a cycle stays a while."""
         self.block_input, self.reads = None, {}
@@ -293,6 +312,7 @@ class Frame:
 
     def _step(self, entry: Entry, step: Any, name: str, site: Site, hidden: Tensor, tokens: Tokens) -> Tensor:
         """The operator of one steering at one site, checked."""
+        entry.selections.sites[name] = True
         try:
             if hidden.device != entry.devices[name]:
                 step = entry.moved(site, hidden.device)

@@ -12,8 +12,9 @@ from steerfn._blocks import unwrapped
 from steerfn._errors import SteerError
 from steerfn._forward import Entry
 from steerfn._layout import layout
+from steerfn._spine import Spine
 from steerfn._steer import as_steering, prepared, warn_of_empty
-from steerfn._substitute import Spine, device_of, plan
+from steerfn._substitute import device_of, plan
 
 
 class Functional:

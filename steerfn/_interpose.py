@@ -86,7 +86,9 @@ class Gate(Interposed):
         token = _forward.frame.set(opened)
         host.frame = opened
         try:
-            return self.inner(*args, **kwargs)
+            out = self.inner(*args, **kwargs)
+            opened.complete()
+            return out
         finally:
             host.frame = None
             _forward.frame.reset(token)

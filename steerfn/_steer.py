@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerfn import _forward
-from steerfn._blocks import Layout, unwrapped
+from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
 from steerfn._forward import Entry, Host, Selections
@@ -127,7 +127,14 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
 
 
 def warn_of_empty(selections: Selections) -> None:
-    """Warn about scopes that selected no token in all the forward passes of a steering."""
+    """Warn about scopes that selected no token in all the forward passes of a steering, and sites that none met."""
+    if missed := selections.unmet():
+        warnings.warn(
+            f"No forward pass met {', '.join(missed[:8])}, so nothing was steered there: {UNMET}; "
+            "print(sf.layout(model)) says where the sites are.",
+            SteerWarning,
+            stacklevel=4,
+        )
     for scope in selections.empty():
         warnings.warn(
             f"The scope {scope} selected no token in any forward pass, so its operator did nothing; check the "
