@@ -16,6 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from steerfn._backward import backward_task, checkpoints
 from steerfn._errors import ModelError, ShapeError
 from steerfn._generation import Generation, Sequence
 from steerfn._site import Site
@@ -79,7 +80,7 @@ class Entry:
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
         self.placed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        self.task = torch._C._current_graph_task_id()  # the backward pass in which it was opened, -1 outside one
+        self.opened_in = backward_task(), checkpoints()
         self.fallbacks = 0
         self.selections = Selections()
         self.asks_prompts = asks_prompts(operator)
@@ -181,13 +182,16 @@ class Frame:
         self.matter, self.trunk = (entries[0].matter, entries[0].trunk) if len(entries) == 1 else (None, None)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
+        self.checkpoints: int | None = None  # how many it may be inside of; None: no gradient is asked for
         self._tokens: Any = None
         self._tokens_for: Any = None
 
     @classmethod
     def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
         """A frame in which all `entries` act, one after the other at each site."""
-        return cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame = cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame.checkpoints = checkpoints() if torch.is_grad_enabled() else None
+        return frame
 
     def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
         """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""

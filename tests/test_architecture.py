@@ -19,6 +19,7 @@ LAYERS = [
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
     ("operators*",),
     (
+        "_backward",
         "_generation",
         "_forward",
         "_checkpoint",
