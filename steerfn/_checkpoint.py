@@ -6,13 +6,13 @@ the block hands to its checkpoint.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from steerfn import _forward, _stack
+from steerfn import _forward
+from steerfn._backward import backward_task, checkpoints
 from steerfn._errors import SteerError
 from steerfn._forward import Entry, Frame, Host, entries_of
 
@@ -49,72 +49,56 @@ def within(frame: Frame, function: Callable[..., Any], given: tuple[Any, ...]) -
     comes = bool(given) and given[0] is frame.block_input
     before = None if comes else frame.block_input
 
-    return functools.partial(_run, function, frame, reads, comes, before)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _forward.frame.get() is frame:
+            known, frame.checkpoints = frame.checkpoints, None  # this one is the model's own
+            try:
+                return function(*args, **kwargs)
+            finally:
+                frame.checkpoints = known
+        again = frame.again(reads, args[0] if comes else before)
+        token = _forward.frame.set(again)
+        try:
+            with contextlib.ExitStack() as stack:  # perhaps after the context closed
+                for entry in frame.entries:
+                    if entry.placed is not None:
+                        stack.enter_context(entry.placed())
+                return function(*args, **kwargs)
+        finally:
+            _forward.frame.reset(token)
+            again.close()
+
+    return run
 
 
-def _run(
-    function: Callable[..., Any], frame: Frame, reads: Any, comes: bool, before: Any, /, *args: Any, **kwargs: Any
-) -> Any:
-    if _forward.frame.get() is frame:
-        return function(*args, **kwargs)
-    again = frame.again(reads, args[0] if comes else before)
-    token = _forward.frame.set(again)
-    try:
-        with contextlib.ExitStack() as stack:  # perhaps after the context closed
-            for entry in frame.entries:
-                if entry.placed is not None:
-                    stack.enter_context(entry.placed())
-            return function(*args, **kwargs)
-    finally:
-        _forward.frame.reset(token)
-        again.close()
+def check_pass(entries: tuple[Entry, ...]) -> None:
+    """Refuse a pass that runs inside backward or a checkpoint in which its steerings were not opened.
 
-
-REPEATED = _run.__code__
-"""What a checkpoint that is known calls."""
-
-
-def refuse_checkpoint(entries: tuple[Entry, ...], *until: Any) -> None:
-    """Refuse a forward inside a checkpoint that would run it again unsteered: one that began after the steering.
-
-    Args:
-        entries: the steerings that act.
-        until: code of functions; a checkpoint that called them is none of the forward's own.
+    What runs there again finds other contexts open than the first run did, or none.
 
     Raises:
-        SteerError: the checkpoint began after one of `entries` was opened.
+        SteerError: there is such a steering, or we are inside backward and nothing is open.
     """
-    checkpoint = _stack.checkpoint(*until)
-    if checkpoint is not None and any(entry.checkpoint != checkpoint for entry in entries):
-        raise SteerError(
-            "A block of a steered model is checkpointed by other means than the model's own, so that it would run "
-            f"again inside backward with another steering or none. {REMEDY}"
-        )
+    task = backward_task()
+    if task == -1 and not entries:
+        return
+    depth = checkpoints()
+    if not entries or any(entry.opened_in[0] != task or entry.opened_in[1] < depth for entry in entries):
+        raise SteerError(UNKNOWN)
 
 
-REMEDY = (
-    "Switch the model's own gradient checkpointing on before the context opens, or checkpoint a function that opens "
-    "the context itself (or calls sf.functional)."
+def check_block(frame: Frame) -> None:
+    """Refuse a block whose pass does not know of the checkpoint around it.
+
+    Raises:
+        SteerError: there is one.
+    """
+    if frame.checkpoints is not None and checkpoints() > frame.checkpoints:
+        raise SteerError(UNKNOWN)
+
+
+UNKNOWN = (
+    "A steered model is checkpointed by other means than its own, so what runs again in backward would not be steered "
+    "as the first run was. Switch the model's own gradient checkpointing on before the context opens, or checkpoint a "
+    "function that opens the context itself (or calls sf.functional)."
 )
-
-
-def in_backward() -> bool:
-    """Whether the calling thread is inside a backward pass."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_unknown(entries: tuple[Entry, ...] = ()) -> None:
-    """Refuse a forward inside backward that no known checkpoint repeats: what it was steered by cannot be known.
-
-    Args:
-        entries: the steerings that would act; those opened inside the same backward belong to what is repeated.
-
-    Raises:
-        SteerError: we are in backward, and something was opened before (or nothing is open).
-    """
-    task = torch._C._current_graph_task_id()
-    if task != -1 and (not entries or any(entry.task != task for entry in entries)):
-        raise SteerError(
-            "A block of a steered model runs again inside backward, and which steering its first run had cannot be "
-            f"known there: it was checkpointed by other means than the model's own. {REMEDY}"
-        )

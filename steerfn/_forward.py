@@ -19,6 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from steerfn import _stack
+from steerfn._backward import backward_task, checkpoints
 from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._generation import Generation, Sequence
 from steerfn._site import Site
@@ -74,7 +75,6 @@ class Entry:
         placed: puts its forwards in place once more, for what runs again in backward; None for a private copy.
         generators: the generators inside which it was opened.
         used, passed_by: whether a forward pass was steered by it, and whether one ran elsewhere, unsteered.
-        checkpoint: the checkpoint inside which it was opened, by identity.
     """
 
     def __init__(
@@ -95,8 +95,7 @@ class Entry:
         self.placed: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
         self.generators: tuple[FrameType, ...] = ()
         self.used = self.passed_by = False
-        self.checkpoint = None if torch.compiler.is_compiling() else _stack.checkpoint()
-        self.task = torch._C._current_graph_task_id()  # the backward pass in which it was opened, -1 outside one
+        self.opened_in = backward_task(), checkpoints()
         self.fallbacks = 0
         self.selections = Selections()
         self.asks_prompts = asks_prompts(operator)
@@ -209,7 +208,6 @@ class Frame:
     ) -> None:
         self.host, self.parts, self.entries = host, parts, entries
         self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
-        self.grads = torch.is_grad_enabled()
         reads = [e.reads for e in entries] if entries else host.reads
         self.lengths = [e.prompt_length for e in entries] if entries else host.lengths
         self.wanted = tuple(name for names in reads for name in names)
@@ -217,6 +215,7 @@ class Frame:
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
         self.compiled = False
+        self.checkpoints: int | None = None  # how many it may be inside of; None: no gradient is asked for
         self._tokens: Any = None
         self._tokens_for: Any = None
 
@@ -225,7 +224,9 @@ class Frame:
         """A frame in which all `entries` act, one after the other at each site."""
         for entry in entries:
             entry.used = True
-        return cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame = cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame.checkpoints = checkpoints() if torch.is_grad_enabled() else None
+        return frame
 
     def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
         """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfn import _forward, _shards, _stack
-from steerfn._checkpoint import REPEATED, in_backward, refuse_checkpoint, refuse_unknown
+from steerfn._checkpoint import check_block, check_pass
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._generation import cached_length, padding_mask, tokens_in
 from steerfn._site import Site
@@ -47,16 +47,12 @@ class Interposed:
             return self.host.frame
         found = _forward.frame.get()
         if found is not None and found.host is self.host:
-            if found.grads:
-                refuse_checkpoint(found.entries, Gate.forward.__code__, REPEATED)
+            if found.checkpoints is not None:
+                check_block(found)
             return found
         entries = entries_of(self.host)  # a block called on its own, outside its model's forward
-        if in_backward():
-            refuse_unknown(entries)
-        if not entries:
-            return None
-        refuse_checkpoint(entries)
-        return Frame.of(self.host, entries)
+        check_pass(entries)
+        return Frame.of(self.host, entries) if entries else None
 
 
 @functools.cache
@@ -82,11 +78,9 @@ class Gate(Interposed):
         if under_way is not None and under_way.host is host:
             return self.inner(*args, **kwargs)
         entries = entries_of(host)
-        if in_backward():
-            refuse_unknown(entries)
+        check_pass(entries)
         if not entries:
             return self.inner(*args, **kwargs)
-        refuse_checkpoint(entries)
         prompt = _forward.generation.get()
         prompt = prompt if prompt is not None and prompt.host is host else None
         unnoted = _stack.generating() if prompt is None and entries[0].placed is not None else None

@@ -2,16 +2,16 @@
 
 import inspect
 import sys
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
-def callers(until: tuple[CodeType, ...] = ()) -> list[FrameType]:
-    """The frames of the calling thread, innermost first, up to one of some code."""
+def callers() -> list[FrameType]:
+    """The frames of the calling thread, innermost first."""
     frames, frame = [], sys._getframe(1)
-    while frame is not None and frame.f_code not in until:
+    while frame is not None:
         frames.append(frame)
         frame = frame.f_back
     return frames
@@ -28,13 +28,3 @@ def generating() -> Any:
         if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__") == "transformers.generation.utils":
             return frame.f_locals.get("self")
     return None
-
-
-def checkpoint(*until: CodeType) -> int | None:
-    """The innermost checkpoint of torch's that runs now, by identity, if there is one.
-
-    Args:
-        until: code of functions; checkpoints that called them do not count.
-    """
-    found = (f for f in callers(until) if f.f_globals.get("__name__") == "torch.utils.checkpoint")
-    return next(map(id, found), None)

@@ -75,7 +75,7 @@ class Steering:
         entry.selections = self._selections or entry.selections
         entry.generators = _stack.generators()
         shadows: Shadows = {
-            "generate": functools.partial(_Generate, substitutions.host),
+            "generate": functools.partial(_Generate, substitutions.host, root),
             "prepare_inputs_for_generation": functools.partial(_Prepare, substitutions.host),
         }
         shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
@@ -179,8 +179,8 @@ def warn_of_empty(selections: Selections) -> None:
 class _Generate:
     """`model.generate` while a context is open: notes where the prompt ends for the calling thread."""
 
-    def __init__(self, host: Host, method: Any) -> None:
-        self.host, self.method = host, method
+    def __init__(self, host: Host, model: nn.Module, method: Any) -> None:
+        self.host, self.model, self.method = host, model, method
         self.threads = {thread.ident for thread in threading.enumerate()}
 
     def _began_inside(self) -> bool:
@@ -199,7 +199,7 @@ class _Generate:
                     stacklevel=2,
                 )
             return self.method(*args, **kwargs)
-        prompt = _prompt(self.host, self.method, args, kwargs)
+        prompt = _prompt(self.host, self.model, args, kwargs)
         token, before = _forward.generation.set(prompt), self.host.prompt
         self.host.prompt = prompt
         try:
@@ -213,11 +213,10 @@ class _Prepare:
     """`model.prepare_inputs_for_generation` while a context is open: marks the next pass as the generation's own."""
 
     def __init__(self, host: Host, method: Any) -> None:
-        self.host = host
-        functools.update_wrapper(self, method)  # `generate` looks at its parameters
+        self.host, self.method = host, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = self.__wrapped__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = self.method(*args, **kwargs)
         prompt = _forward.generation.get()
         if prompt is not None and prompt.host is self.host and isinstance(inputs, Mapping):
             ids = args[0] if args else kwargs.get("input_ids")
@@ -250,20 +249,19 @@ class _OutOfReach:
         return self.method(*args, **kwargs)
 
 
-def _prompt(host: Host, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+def _prompt(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
     """The prompts of a call of `generate`: how many, their length in tokens, and their padding mask."""
     given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
     tokens = next((t for t in given if isinstance(t, Tensor)), None)
     mask = padding_mask(kwargs.get("attention_mask"))
     if mask is None and tokens is not None:
-        mask = _mask_of_chunks(tokens, method, kwargs)
+        mask = _mask_of_chunks(tokens, model, kwargs)
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
     return Generation(host, _forward.entries_of(host), max(rows, 1), length, mask)
 
 
-def _mask_of_chunks(tokens: Tensor, method: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def _mask_of_chunks(tokens: Tensor, model: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
     """The mask that transformers infers from pads, where the prompt comes in chunks and no pass shows all of it."""
-    model = getattr(method, "__self__", None)
     configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
 
     def option(name: str) -> Any:

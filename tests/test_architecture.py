@@ -20,6 +20,7 @@ LAYERS = [
     ("operators*",),
     (
         "_stack",
+        "_backward",
         "_generation",
         "_forward",
         "_checkpoint",
