@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfn import _forward, _shards, _stack
+from steerfn._block_output import hidden_of, with_hidden
 from steerfn._checkpoint import check_block, check_pass
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._generation import cached_length, padding_mask, tokens_in
@@ -151,7 +152,9 @@ class BlockForward(Interposed):
             out = self.inner(*args, **kwargs)
         else:
             out = current.trunk(self.post.block, hidden, lambda: self.inner(*args, **kwargs))
-        return with_first(out, current.apply(self.post_name, self.post, first(out)))
+        if not current.touches(self.post_name):
+            return out
+        return with_hidden(out, current.apply(self.post_name, self.post, hidden_of(out)))
 
 
 class AddendForward(Interposed):
@@ -174,14 +177,14 @@ class AddendForward(Interposed):
             current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))
         ):
             return out
-        value = first(out)
+        value = hidden_of(out)
         before = current.block_input
         flat = value.ndim == 2 and before is not None
         added = value.reshape(*before.shape[:-1], value.shape[-1]) if flat and before is not None else value
         added = self._steered(current, self.name, self.site, added, None)
         if self.mid is not None and before is not None and current.touches(self.mid_name):
             added = self._steered(current, self.mid_name, self.mid, added, before)
-        return with_first(out, added.reshape(value.shape) if flat else added)
+        return with_hidden(out, added.reshape(value.shape) if flat else added)
 
     def _steered(self, current: Frame, name: str, site: Site, added: Tensor, before: Tensor | None) -> Tensor:
         """The addend after the operators at a site; `before` is what it is added to, for `resid_mid`."""
@@ -233,17 +236,3 @@ class TokenwiseForward(Interposed):
             return self.inner(*args)
         whole = out.new_zeros(flat.shape[0], out.shape[-1]).index_copy_(0, matter, out[0])
         return whole.reshape(*args[0].shape[:-1], out.shape[-1])
-
-
-def first(out: Any) -> Any:
-    """The hidden state among a module's outputs: a bare tensor, or the first of several."""
-    return out[0] if isinstance(out, (tuple, list)) else out
-
-
-def with_first(out: Any, hidden: Any) -> Any:
-    """The same outputs with another hidden state."""
-    if not isinstance(out, (tuple, list)):
-        return hidden
-    if out[0] is hidden:
-        return out
-    return type(out)((hidden, *out[1:])) if type(out) in (tuple, list) else (hidden, *out[1:])
