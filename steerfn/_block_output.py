@@ -27,9 +27,9 @@ def hidden_of(out: Any) -> Any:
         found = parts.get(_key(parts))
     if not isinstance(found, Tensor):
         raise ModelError(
-            f"A module of the model returned a {type(out).__name__} in which no hidden state is known; a module that is "
-            "steered or read returns a tensor, or a tuple, mapping or dataclass that holds one as its first part or as "
-            f"{', '.join(NAMES)}."
+            f"A module of the model returned a {type(out).__name__} in which no hidden state is known; one that is "
+            "steered or read returns a tensor, or a tuple, mapping or dataclass that holds one as its first part or "
+            f"as {', '.join(NAMES)}."
         )
     return found
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from steerfn._blocks import Block, Layout, unwrapped
 from steerfn._checkpoint import CHECKPOINT, Checkpoint
-from steerfn._errors import SteerWarning
+from steerfn._errors import ModelError, SteerWarning
 from steerfn._forward import Entry, Host, entries_of
 from steerfn._interpose import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
 from steerfn._site import Site
@@ -246,10 +246,16 @@ class Substitutions:
                 self._leave()
 
     def _place(self, root: nn.Module, layout: Layout, entry: Entry, shadows: Shadows) -> None:
+        shared = shared_sites(root, layout)
         new: dict[tuple[int, str], Shadow] = {}
         try:
             sites = (*entry.sites, *entry.read_sites, *entry.through)
             for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
+                if path in shared:
+                    raise ModelError(
+                        f"{layout.model} runs one module in two places, {path} and {shared[path]}, which a context "
+                        "cannot tell apart; give each its own (copy.deepcopy), or use sf.functional(model), which can."
+                    )
                 module = walk(root, path)[2] if path else root
                 # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
                 compiled = module.__dict__.get("_compiled_call_impl") is not None
@@ -309,6 +315,19 @@ class Substitutions:
             self.host.in_generators = tuple(e for e in self.host.in_generators if e is not entry)
             entry.generators = ()
             self._leave()
+
+
+_shared: "weakref.WeakKeyDictionary[Layout, dict[str, str]]" = weakref.WeakKeyDictionary()
+
+
+def shared_sites(root: nn.Module, layout: Layout) -> dict[str, str]:
+    """The paths whose module is at another path too, with the other: its forward cannot tell which block runs it."""
+    if layout not in _shared:
+        seen: dict[int, str] = {}
+        firsts = {path: seen.setdefault(id(walk(root, path)[2]), path) for path in plan(layout) if path}
+        pairs = [(path, first) for path, first in firsts.items() if path != first]
+        _shared[layout] = {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
+    return _shared[layout]
 
 
 def _state(own: Any) -> Any:
