@@ -288,7 +288,7 @@ def steer(
 ) -> Steering:
     """Steer a model inside a `with` block, and give it back bit for bit.
 
-    The blocks that the operator acts on are substituted by clones of themselves while any context is open;
+    The blocks that the operator acts on get a forward that acts there while any context is open;
     only the thread or async task that opened the context is steered. Contexts nest, add up on a shared
     site, and close in any order. A model compiled with `torch.compile` is steered too, in every thread.
 

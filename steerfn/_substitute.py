@@ -340,7 +340,7 @@ def _undo(placed: dict[tuple[int, str], Shadow]) -> None:
         shadow.undo()
 
 
-# Keyed by the list of blocks, which is never cloned, so that every way to reach a model shares them.
+# Keyed by the list of blocks, so that every way to reach a model shares them.
 # Substitutions hold no module while nothing is open, so it keeps no model alive.
 _known: "weakref.WeakKeyDictionary[nn.Module, Substitutions]" = weakref.WeakKeyDictionary()
 _known_lock = threading.Lock()

@@ -11,7 +11,10 @@ import steerfn as sf
 
 peft = pytest.importorskip("peft")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
+    pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),  # what PEFT sets or leaves out by itself
+]
 
 FEW = ["llama", "gpt2", "gemma2", "gpt_neox", "jamba", "falcon_h1"]
 families = pytest.mark.parametrize(

@@ -40,10 +40,10 @@ def asked(model):
     for path, module in model.named_modules():
         for name in METHODS if path == "" else METHODS[:1]:
             method = getattr(module, name)
+            inner = inspect.unwrap(method)
             found[path, name] = (
                 inspect.signature(method),
-                name == "generate" or inspect.getfullargspec(method),
-                inspect.unwrap(method),
+                getattr(inner, "__func__", inner),
                 method.__name__,
                 method.__qualname__,
                 method.__doc__,
