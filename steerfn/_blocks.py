@@ -9,7 +9,9 @@ from torch import nn
 from steerfn._errors import ModelError, SiteError
 from steerfn._site import Site
 
-UNMET = "its block was skipped or runs with other inputs only (an image, say), or another module now stands in its place"
+UNMET = (
+    "its block was skipped or runs with other inputs only (an image, say), or another module now stands in its place"
+)
 """Why a forward pass may not meet a site."""
 
 

@@ -135,7 +135,6 @@ class Selections:
         full = [scope for scope, found in self._seen.values() if bool(found)]
         return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
 
-
     def unmet(self) -> list[str]:
         """The sites that no forward pass met, of those that have run to their end."""
         return [name for name, met in self.sites.items() if not met]

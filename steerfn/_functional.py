@@ -79,7 +79,9 @@ class Functional:
 
     def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
         """The same in one graph of `torch.compile`, where the operator reaches the blocks by plain slots."""
-        if not torch.compiler.is_compiling():  # the graph breaks, which is never inside `try`: so none of it is compiled
+        if (
+            not torch.compiler.is_compiling()
+        ):  # the graph breaks, which is never inside `try`: so none of it is compiled
             return self._eager(op, args, params, prompt_length, strict, kwargs)
         operator = as_steering(op)
         whole = params is not None

@@ -433,7 +433,6 @@ class Spine:
         """Take over what changed on the modules (`training`, hooks); False where the structure changed."""
         return all(copy.refresh() for copy in self.copies.values())
 
-
     def changed(self) -> bool:
         """Whether the modules hold others or are in another mode than their copies; compiled code guards by it."""
         return any(copy.changed() for copy in self.copies.values())

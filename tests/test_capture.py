@@ -176,7 +176,9 @@ def test_a_failing_forward_leaves_nothing(tiny):
 def test_pitfall_44_a_site_that_the_pass_does_not_meet_is_refused():
     """Mllama's cross-attention block runs with images only."""
     model = build("mllama")
-    message = r"^The forward pass of MllamaForConditionalGeneration did not meet resid_post\[1\], so nothing can be read"
+    message = (
+        r"^The forward pass of MllamaForConditionalGeneration did not meet resid_post\[1\], so nothing can be read"
+    )
     with pytest.raises(sf.SiteError, match=message), unchanged(model):
         sf.capture(model, sf.resid_post[:])(token_ids())
     assert list(sf.capture(model, [0, 2])(token_ids())[1]) == [sf.resid_post[0], sf.resid_post[2]]
