@@ -10,7 +10,7 @@ from torch import nn
 
 from steerfn import _forward
 from steerfn._blocks import unwrapped
-from steerfn._errors import ModelError, SteerError
+from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._forward import Entry, Selections
 from steerfn._layout import layout
 from steerfn._steer import Needs, as_steering, check_needs, needs_of, prepared, warn_of_empty
@@ -89,10 +89,17 @@ class Functional:
         spine = self._spines[whole, True]
         if spine.changed():
             raise ModelError(f"The {self!r} has changed while it was traced; call it again.")
-        refusal = self._refusal(strict, needs_of(operator), tuple(params) if whole else ())
+        refusal = self._refusal(strict, needs_of(operator, widths=False), tuple(params) if whole else ())
         if refusal is not None:
             raise SteerError(refusal)
         operator = operator.resolve(self._layout.n_layers)
+        for vector in operator.vectors:
+            for site, direction in zip(vector.sites, vector.directions, strict=True):
+                if direction.shape[-1] != self._layout.width(site):  # compared here: traced sizes are no constants
+                    raise ShapeError(
+                        f"The direction at {site.name} has another width than {self._layout.width(site)}, which is the "
+                        f"width of {self._layout.model} there: this vector was made for another model."
+                    )
         bound = {site.name: operator.bind(site) for site in operator.sites}
         part = {name: b for name, b in bound.items() if b is not None}
         host = spine.host

@@ -270,7 +270,10 @@ def wrong(model):
     return {
         "head": (sf.add(head), r"head_out\[1, 9\] is out of range"),
         "layer": (sf.ablate(sf.SteeringVector({sf.resid_post[7]: torch.ones(32)})), r"resid_post\[7\] is out of range"),
-        "width": (sf.add(sf.SteeringVector({sf.resid_post[1]: torch.ones(33)})), r"has width 33, but LlamaForCausalLM"),
+        "width": (
+            sf.add(sf.SteeringVector({sf.resid_post[1]: torch.ones(33)})),
+            r"The direction at resid_post\[1\] has (width 33|another width than 32)",
+        ),
         "strict": (sf.add(other), "made from 'other'"),
         "rows": (sf.add(vector_at(model, sf.resid_post[1]), torch.ones(5)), "There are 5 strengths"),
     }
