@@ -79,9 +79,7 @@ class Functional:
 
     def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
         """The same in one graph of `torch.compile`, where the operator reaches the blocks by plain slots."""
-        if (
-            not torch.compiler.is_compiling()
-        ):  # the graph breaks, which is never inside `try`: so none of it is compiled
+        if not torch.compiler.is_compiling():  # the graph broke before it began
             return self._eager(op, args, params, prompt_length, strict, kwargs)
         operator = as_steering(op)
         whole = params is not None
@@ -103,6 +101,11 @@ class Functional:
         bound = {site.name: operator.bind(site) for site in operator.sites}
         part = {name: b for name, b in bound.items() if b is not None}
         host = spine.host
+        if host.met is not None:
+            raise SteerError(
+                "A compiled pure view whose graph breaks is running in another thread; give each thread a view of its "
+                "own, torch.compile(sf.functional(model)), or compile with fullgraph=True to see where it breaks."
+            )
         try:
             host.parts, host.reads = (part,), (tuple(site.name for site in operator.reads),)
             host.lengths, host.met = (prompt_length,), []

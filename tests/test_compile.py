@@ -349,15 +349,16 @@ def test_pitfall_43_the_compiled_pure_view_sees_a_model_that_changes(tiny):
 
     before = check(1)
     check(1)
-    with sf.steer(tiny, op):
-        check_inside = compiled(op, token_ids(), use_cache=False).logits
-    assert_same_bits(check_inside, before)
-    assert compilations(counter) == 1
+    for i in range(3):  # a context on the model itself compiles it anew at most once
+        with torch.no_grad(), sf.steer(tiny, op, alpha=None):
+            assert_same_bits(compiled(op, token_ids(), use_cache=False).logits, before)
+        seen = compilations(counter)
+        assert seen <= 2, i
     tiny.model.layers[2] = build("llama").model.layers[0]
-    assert not torch.allclose(check(2), before)
+    assert not torch.allclose(check(seen + 1), before)
     tiny.model.layers.append(build("llama").model.layers[1])
-    check(3)
-    check(3)
+    check(seen + 2)
+    check(seen + 2)
 
 
 def test_a_compiled_pure_view_warns_of_a_site_that_it_does_not_meet():
