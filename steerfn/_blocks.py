@@ -71,6 +71,7 @@ class Layout:
         blocks: every decoder block, in order.
         d_model: width of the residual stream.
         checked: how the finding was checked.
+        idle: blocks that did not run in that check, since they run with other inputs only (an image, say).
     """
 
     model: str
@@ -78,6 +79,7 @@ class Layout:
     blocks: tuple[Block, ...]
     d_model: int
     checked: str = "by name only"
+    idle: tuple[int, ...] = ()
 
     @property
     def stack(self) -> str:
@@ -143,7 +145,8 @@ class Layout:
                 groups[-1][0].append(i)
             else:
                 groups.append(([i], block))
-        lines = [f"{self.model}: {self.n_layers} blocks, d_model {self.d_model}, checked {self.checked}"]
+        idle = f", in which blocks {', '.join(map(str, self.idle))} did not run" if self.idle else ""
+        lines = [f"{self.model}: {self.n_layers} blocks, d_model {self.d_model}, checked {self.checked}{idle}"]
         for layers, block in groups:
             span = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
             where = block.path if len(layers) == 1 else f"{block.path.rpartition('.')[0]}.*"

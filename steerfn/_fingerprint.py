@@ -88,14 +88,14 @@ def check_match(vector: SteeringVector, model: Any, strict: bool = False) -> Non
     check_origin(vector.metadata.get("model"), widths, model, strict=strict)
 
 
-def check_origin(made: Any, widths: Sequence[tuple[Site, int]], model: Any, *, strict: bool) -> None:
+def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: Any, *, strict: bool) -> None:
     """`check_match` of a vector that says it was made from a model, and has directions of some widths."""
     here = fingerprint(model)
     made = made if isinstance(made, dict) else {}
     d_model, layers = here["d_model"], here["n_layers"]
     origin = f" (it was made from {_told(made)})" if made else ""
     for site, width in widths:
-        if isinstance(d_model, int) and site.kind != "head_out" and width != d_model:
+        if isinstance(d_model, int) and site.kind != "head_out" and width not in (None, d_model):
             raise ModelError(
                 f"The vector has width {width}{origin}, but {_told(here)} has width {d_model}; "
                 "use a vector that was made from this model."

@@ -42,7 +42,8 @@ class Host:
             regions are steered by all of them, since they cannot tell threads apart.
         reads: the names of the sites that each of them reads besides.
         lengths: the prompt lengths that each of them was given, or None.
-        met: while a pure view is traced, the names of the sites met so far.
+        met: in a compiled pure view the names of the sites met so far, else None. Where its graph breaks, the slots are
+            real for a while, and hold for its parts that run eagerly too.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
         in_generators: the open steerings that were opened inside generators.

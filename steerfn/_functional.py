@@ -10,7 +10,7 @@ from torch import nn
 
 from steerfn import _forward
 from steerfn._blocks import unwrapped
-from steerfn._errors import ModelError, SteerError
+from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._forward import Entry, Selections
 from steerfn._layout import layout
 from steerfn._spine import Spine
@@ -80,9 +80,7 @@ class Functional:
 
     def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
         """The same in one graph of `torch.compile`, where the operator reaches the blocks by plain slots."""
-        if (
-            not torch.compiler.is_compiling()
-        ):  # the graph breaks, which is never inside `try`: so none of it is compiled
+        if not torch.compiler.is_compiling():  # the graph broke before it began
             return self._eager(op, args, params, prompt_length, strict, kwargs)
         operator = as_steering(op)
         whole = params is not None
@@ -90,13 +88,25 @@ class Functional:
         spine = self._spines[whole, True]
         if spine.changed():
             raise ModelError(f"The {self!r} has changed while it was traced; call it again.")
-        refusal = self._refusal(strict, needs_of(operator), tuple(params) if whole else ())
+        refusal = self._refusal(strict, needs_of(operator, widths=False), tuple(params) if whole else ())
         if refusal is not None:
             raise SteerError(refusal)
         operator = operator.resolve(self._layout.n_layers)
+        for vector in operator.vectors:
+            for site, direction in zip(vector.sites, vector.directions, strict=True):
+                if direction.shape[-1] != self._layout.width(site):  # compared here: traced sizes are no constants
+                    raise ShapeError(
+                        f"The direction at {site.name} has another width than {self._layout.width(site)}, which is the "
+                        f"width of {self._layout.model} there: this vector was made for another model."
+                    )
         bound = {site.name: operator.bind(site) for site in operator.sites}
         part = {name: b for name, b in bound.items() if b is not None}
         host = spine.host
+        if host.met is not None:
+            raise SteerError(
+                "A compiled pure view whose graph breaks is running in another thread; give each thread a view of its "
+                "own, torch.compile(sf.functional(model)), or compile with fullgraph=True to see where it breaks."
+            )
         try:
             host.parts, host.reads = (part,), (tuple(site.name for site in operator.reads),)
             host.lengths, host.met = (prompt_length,), []

@@ -44,7 +44,7 @@ class Interposed:
 
     def current(self) -> Frame | None:
         """The forward pass that steers here, or None."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.host.met is not None:
             return self.host.frame
         found = _forward.frame.get()
         if found is not None and found.host is self.host:
@@ -67,7 +67,7 @@ class Gate(Interposed):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         host = self.host
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or host.met is not None:
             if host.frame is not None:
                 return self.inner(*args, **kwargs)
             host.frame = Frame(host, host.parts, **self._known(host.prompt, args, kwargs))
@@ -129,7 +129,7 @@ class BlockForward(Interposed):
         current = self.current()
         if current is None:
             return self.inner(*args, **kwargs)
-        if torch.compiler.is_compiling() or _forward.frame.get() is current:
+        if torch.compiler.is_compiling() or self.host.met is not None or _forward.frame.get() is current:
             return self._within(current, args, kwargs)
         token = _forward.frame.set(current)  # a block called on its own: what is inside it shares its frame
         try:

@@ -80,8 +80,7 @@ def checked(root: nn.Module, found: Layout) -> Layout:
             continue
         idle = _compare(found, seen)
         where = "the meta device" if device == "meta" else device
-        left_out = f", in which blocks {', '.join(map(str, idle))} did not run" if idle else ""
-        return dataclasses.replace(found, checked=f"by a forward pass on {where}{left_out}")
+        return dataclasses.replace(found, checked=f"by a forward pass on {where}", idle=idle)
     return dataclasses.replace(found, checked=reason)
 
 
@@ -113,7 +112,7 @@ def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[in
     return seen
 
 
-def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> list[int]:
+def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> tuple[int, ...]:
     """Check what was seen; the blocks that did not run."""
     met = [site.layer for site, _ in seen if site.kind == "resid_post"]
     if not met or len(met) != len(set(met)):  # some may be left out: they run with other inputs only (an image)
@@ -133,4 +132,4 @@ def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> list[in
                 f"The state at {site} of {found.model} has width {shape[-1]} where {found.width(site)} was expected; "
                 "please report this architecture."
             )
-    return sorted(set(range(found.n_layers)) - set(met))
+    return tuple(sorted(set(range(found.n_layers)) - set(met)))

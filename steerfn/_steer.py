@@ -114,15 +114,18 @@ class Steering:
                 )
 
 
-Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int], ...]], ...], tuple[str, ...]]
+Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int | None], ...]], ...], tuple[str, ...]]
 """What an operator asks of a model, in constants: of each vector the model that it was made from (JSON) and its widths
-by site; and the sites that the operator acts on."""
+by site, None where they are not looked at; and the sites that the operator acts on."""
 
 
-def needs_of(operator: Operator) -> Needs:
+def needs_of(operator: Operator, *, widths: bool = True) -> Needs:
     """What an operator asks of a model."""
     vectors = tuple(
-        (v.metadata.origin, tuple((s.name, d.shape[-1]) for s, d in zip(v.sites, v.directions, strict=True)))
+        (
+            v.metadata.origin,
+            tuple((s.name, d.shape[-1] if widths else None) for s, d in zip(v.sites, v.directions, strict=True)),
+        )
         for v in operator.vectors
     )
     return vectors, tuple(site.name for site in operator.sites)
@@ -137,7 +140,7 @@ def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -
             check_origin(json.loads(origin), sites, root, strict=strict)
         for given, width in sites:
             [site] = found.resolve((given,))
-            if width != found.width(site):
+            if width not in (None, found.width(site)):
                 raise ShapeError(
                     f"The direction at {site} has width {width}, but {found.model} has width {found.width(site)} "
                     "there: this vector was made for another model."
