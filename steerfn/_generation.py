@@ -43,15 +43,15 @@ class Sequence:
             self.memories.append(Memory())
         return self.memories[self.entries.index(entry)]
 
-    def advance(self, cached: Any, seq: int) -> Any:
-        """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (None: it does not).
+    def advance(self, given: dict[str, Any], cached: Any, seq: int) -> Any:
+        """Tokens before those of a new forward pass of `seq` tokens, given its arguments and what its cache says.
 
-        A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
-        cache every pass holds the whole sequence, one token more than was seen before.
+        A cache that counts no tokens (a recurrent state) is empty where the pass holds more than was seen before.
         """
         if isinstance(cached, Tensor):
             return cached  # a static cache counts by itself; a count kept here would compile anew at every token
-        past = cached or (0 if seq > self.seen else self.seen)
+        holds = cache_in(given) is not None and seq <= self.seen
+        past = cached or (self.seen if holds else 0)
         self.seen = seq + past
         return past
 
@@ -154,7 +154,8 @@ class Generation(Sequence):
             return True
         if self._prepares:
             return prepared and (self._cache is None or int(cached or 0) == self.seen)
-        return self.goes_on(cache, cached, batch, seq)
+        # A loop of the user's own: where its passes hold the whole sequence, one that holds the same is as good.
+        return self.goes_on(cache, cached, batch, seq) or (not cached and batch == self.batch and seq == self.seen)
 
 
 def tokens_in(given: dict[str, Any]) -> Tensor | None:
