@@ -95,7 +95,7 @@ class Gate(Interposed):
             opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments of a forward pass tell of its tokens: their padding mask, how many are cached, their prompt.
+        """What the arguments of a forward pass tell of its tokens: the pads, how many are cached, their prompt.
 
         Args:
             prompt: the running `generate`, or None.

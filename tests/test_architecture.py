@@ -20,6 +20,7 @@ LAYERS = [
     ("operators*",),
     (
         "_backward",
+        "_padding",
         "_generation",
         "_forward",
         "_checkpoint",

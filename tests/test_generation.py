@@ -70,7 +70,7 @@ def guided_by_hand(model, op, ids, negative, scale=2.0, n=5):
 @ops
 @caching
 def test_pitfall_41_guidance(tiny, op, cached):
-    """The unconditional branch is a sequence of its own, whose prompt is the negative one; rows are what they are alone."""
+    """The unconditional branch is a sequence of its own, whose prompt is the negative one; rows are as alone."""
     ids, mask = left_padded(PROMPTS)
     found = generate(tiny, OPS[op], ids, attention_mask=mask, guidance_scale=2.0, use_cache=cached)
     wanted = [guided_by_hand(tiny, OPS[op], row, row[:, -1:]) for row in PROMPTS]
@@ -236,6 +236,7 @@ def test_pitfall_42_virtual_tokens(kind, cached):
         """Greedy decoding without a cache, with a hook on the last tokens of each pass."""
         now, given = ids, mask
         for step in range(5):
+
             def hook(module, args, out, end=step):
                 state = out[0] if isinstance(out, tuple) else out
                 shift = torch.zeros_like(state)
@@ -299,7 +300,7 @@ MASKS = ["none", "all", "as long as the cache", "of the new tokens"]
 def test_pitfall_42_caches_and_masks_in_plain_forward_passes(kind, masking):
     """Three passes of 5, 2 and 1 tokens with one cache: each position is the token that it is."""
     family, make = CACHES[kind]
-    if OLD and family in ("jamba", "mistral_sliding", "gemma2"):
+    if OLD and family in ("jamba", "mamba", "mistral_sliding", "gemma2"):
         pytest.skip("transformers 4 makes their caches in another way")
     if masking == "as long as the cache" and "static" not in kind:
         pytest.skip("no other cache has a length")
@@ -381,6 +382,7 @@ def test_pitfall_42_a_cropped_cache(tiny):
         assert torch.allclose(found, tiny(ids).logits[:, 3:], atol=1e-5)
 
 
+@pytest.mark.skipif(OLD, reason="transformers 4 takes pads for tokens there, steered or not")
 @pytest.mark.parametrize("chunk", [2, 4, 9])
 def test_chunks_of_a_padded_prompt(tiny, chunk):
     """Pads are known from the first chunk on, whether the mask is given or inferred from them."""
