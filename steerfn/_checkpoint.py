@@ -61,7 +61,8 @@ def within(frame: Frame, function: Callable[..., Any], given: tuple[Any, ...]) -
         try:
             with contextlib.ExitStack() as stack:  # perhaps after the context closed
                 for entry in frame.entries:
-                    stack.enter_context(entry.placed())
+                    if entry.placed is not None:
+                        stack.enter_context(entry.placed())
                 return function(*args, **kwargs)
         finally:
             _forward.frame.reset(token)

@@ -154,7 +154,22 @@ def _copies(module: nn.Module) -> dict[str, nn.Module]:
     return {"original_module": original, **{f"modules_to_save.{name}": each for name, each in kept.named_children()}}
 
 
+def _wrapped(block: nn.Module) -> tuple[str, nn.Module]:
+    """The block that others have put a wrapper around (FSDP, activation checkpointing, repeng), and its path from it.
+
+    A wrapper's only child is no sublayer.
+    """
+    at = ""
+    while len(block._modules) == 1 and not block._modules.keys() & {*MIXERS, *MLPS}:
+        [(name, inner)] = block._modules.items()
+        if inner is None or isinstance(inner, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            break
+        at, block = f"{at}{name}.", unwrapped(inner)
+    return at, block
+
+
 def _block(path: str, block: nn.Module, config: Any) -> Block:
+    within, block = _wrapped(block)
     kind = type(block).__name__
     refused = NO_ADDENDS_BY_CLASS.get(kind)
     if getattr(block, "do_layer_norm_before", True) is False:
@@ -177,8 +192,8 @@ def _block(path: str, block: nn.Module, config: Any) -> Block:
     projection, heads, d_head = _heads(block, kind, mixers, config)
     if projection is None:
         missing["head_out"] = "this block has no attention with an output projection"
-    attn_one, mlp_one = (a and dataclasses.replace(a, path=_real(block, a.path)) for a in (attn_one, mlp_one))
-    mid, projection = (p and _real(block, p) for p in (mid, projection))
+    attn_one, mlp_one = (a and dataclasses.replace(a, path=within + _real(block, a.path)) for a in (attn_one, mlp_one))
+    mid, projection = (p and within + _real(block, p) for p in (mid, projection))
     return Block(path, kind, attn_one, mlp_one, mid, projection, heads, d_head, tuple(missing.items()))
 
 

@@ -8,16 +8,19 @@ read, a plain slot on the `Host` takes their place.
 
 import contextlib
 import contextvars
+import itertools
 import logging
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from steerfn import _stack
 from steerfn._backward import backward_task, checkpoints
-from steerfn._errors import ModelError, ShapeError
+from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._generation import Generation, Sequence
 from steerfn._site import Site
 from steerfn._struct import new
@@ -38,17 +41,21 @@ class Host:
         parts: the bound operators of every open steering of every thread, in opening order; compiled
             regions are steered by all of them, since they cannot tell threads apart.
         reads: the names of the sites that each of them reads besides.
+        lengths: the prompt lengths that each of them was given, or None.
+        met: while a pure view is traced, the names of the sites met so far.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
-        partly_compiled: whether some of the substituted modules are compiled by themselves.
+        in_generators: the open steerings that were opened inside generators.
     """
 
     def __init__(self) -> None:
         self.parts: tuple[Bounds, ...] = ()
         self.reads: tuple[tuple[str, ...], ...] = ()
+        self.lengths: tuple[Any, ...] = ()
+        self.met: list[str] | None = None
         self.frame: Any = None
         self.prompt: Any = None
-        self.partly_compiled = False
+        self.in_generators: tuple[Entry, ...] = ()
 
 
 class Entry:
@@ -63,6 +70,11 @@ class Entry:
         matter: of a pass that only reads, the flat places of the tokens that are read; None: all.
         trunk: of a pass that notes or repeats what the first blocks give, what stands around their forwards.
         through: sites of blocks that take part besides (those of `trunk`, the last one for `matter`).
+
+    Attributes:
+        placed: puts its forwards in place once more, for what runs again in backward; None for a private copy.
+        generators: the generators inside which it was opened.
+        used, passed_by: whether a forward pass was steered by it, and whether one ran elsewhere, unsteered.
     """
 
     def __init__(
@@ -79,7 +91,10 @@ class Entry:
         self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
-        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self.serial = next(_serials)
+        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
+        self.generators: tuple[FrameType, ...] = ()
+        self.used = self.passed_by = False
         self.opened_in = backward_task(), checkpoints()
         self.fallbacks = 0
         self.selections = Selections()
@@ -143,14 +158,28 @@ class Selections:
         return [name for name, met in self.sites.items() if not met]
 
 
+_serials = itertools.count()
 active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
 generation: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("steerfn_generation", default=None)
 frame: contextvars.ContextVar["Frame | None"] = contextvars.ContextVar("steerfn_frame", default=None)
 
 
 def entries_of(host: Host) -> tuple[Entry, ...]:
-    """The steerings that the calling thread or task has open on a model, in opening order."""
-    return tuple(e for e in active.get() if e.host is host and not e.closed)
+    """The steerings that the calling thread or task has open on a model, in opening order.
+
+    A web framework may run each `next` of a generator in another copy of the context, which knows nothing of what was
+    opened in the last one: whatever runs inside a generator is steered by what is open inside it.
+    """
+    known = tuple(e for e in active.get() if e.host is host and not e.closed)
+    others = [e for e in host.in_generators if e not in known]
+    if not others:
+        return known
+    running = set(_stack.generators())
+    inside = [e for e in others if not running.isdisjoint(e.generators)]
+    if not (known or inside):
+        for entry in others:
+            entry.passed_by = True
+    return tuple(sorted((*known, *inside), key=lambda e: e.serial)) if inside else known
 
 
 class Frame:
@@ -164,6 +193,7 @@ class Frame:
             cache, or of the last ones alone.
         past: tokens in the cache, an int or a 0-d tensor; None where it does not say.
         prompt: what the pass goes on inside a running `generate`, if it runs inside one.
+        unnoted: where a `generate` runs that did not come by a context: its model, and the module that the pass is of.
     """
 
     def __init__(
@@ -174,14 +204,17 @@ class Frame:
         mask: Tensor | None = None,
         past: Any = 0,
         prompt: Sequence | None = None,
+        unnoted: tuple[Any, Any] = (None, None),
     ) -> None:
         self.host, self.parts, self.entries = host, parts, entries
-        self.mask, self.past, self.prompt = mask, past, prompt
+        self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
         reads = [e.reads for e in entries] if entries else host.reads
+        self.lengths = [e.prompt_length for e in entries] if entries else host.lengths
         self.wanted = tuple(name for names in reads for name in names)
         self.matter, self.trunk = (entries[0].matter, entries[0].trunk) if len(entries) == 1 else (None, None)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
+        self.compiled = False
         self.checkpoints: int | None = None  # how many it may be inside of; None: no gradient is asked for
         self._tokens: Any = None
         self._tokens_for: Any = None
@@ -189,6 +222,8 @@ class Frame:
     @classmethod
     def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
         """A frame in which all `entries` act, one after the other at each site."""
+        for entry in entries:
+            entry.used = True
         frame = cls(host, tuple(e.bounds() for e in entries), entries, **known)
         frame.checkpoints = checkpoints() if torch.is_grad_enabled() else None
         return frame
@@ -255,7 +290,7 @@ class Frame:
         else:
             index, real = where.expand(batch, seq), None
             length = index[:, -1:] + 1
-        given = next((e.prompt_length for e in reversed(self.entries) if e.prompt_length is not None), None)
+        given = next((length for length in reversed(self.lengths) if length is not None), None)
         if given is not None:
             given = torch.as_tensor(given, device=index.device).reshape(-1, 1)
             if given.shape[0] not in (1, batch):
@@ -266,10 +301,28 @@ class Frame:
             length = given.expand(batch, 1)
         return Tokens(index, length, real)
 
+    def check_prompt(self) -> None:
+        """Refuse to say where the prompt ends inside a `generate` that did not come by the context.
+
+        Raises:
+            SteerError: it is the `generate` of a model around the steered one, or was called on the class.
+        """
+        generating, within = self.unnoted
+        if generating is None or any(length is not None for length in self.lengths):
+            return
+        if any(module is within for module in generating.modules()):
+            name = type(generating).__name__
+            raise SteerError(
+                f"An operator asks where the prompt ends, but {name}.generate was not called on a model that the "
+                f"context knows: it was called past the context, as type(model).generate(model), or the context was "
+                f"opened on a part of {name}. Open the context on the model that generates, with sf.steer(model, ...), "
+                "and call model.generate(...)."
+            )
+
     def complete(self) -> None:
         """The pass has come to its end: what was not met until now is missed."""
-        if self.host.partly_compiled:
-            return  # compiled blocks do not say what they meet
+        if self.compiled:
+            return  # compiled code does not say what it meets
         for entry in self.entries:
             for name in entry.part:
                 entry.selections.sites.setdefault(name, False)
@@ -297,6 +350,9 @@ class Frame:
                 if self.entries and not torch.compiler.is_compiling():
                     hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
                 else:
+                    self.compiled = True
+                    if self.host.met is not None:
+                        self.host.met.append(name)
                     info = _info(site, tokens, self.reads, None, self._asking(i))
                     hidden = _keep_padding(step(hidden, info), hidden, tokens)
         if name in self.wanted:
@@ -306,7 +362,8 @@ class Frame:
     def _asking(self, steering: Entry | int) -> Asking:
         """What the conditions of a steering may know of prompts; in compiled code a steering is known by its place."""
         if self.prompt is None:
-            return Asking(self.past, any(e.prompt_length is not None for e in self.entries))
+            self.check_prompt()
+            return Asking(self.past, any(length is not None for length in self.lengths))
         if isinstance(steering, Entry):
             memory = self.prompt.memory(steering)
         else:  # contexts of other threads steer compiled code too, and have decided nothing here
@@ -349,8 +406,10 @@ class _Deferred(Tokens):
     def __getattr__(self, name: str) -> Any:
         if name not in ("index", "prompt_length", "real"):
             raise AttributeError(name)
+        if name == "prompt_length":
+            self._frame.check_prompt()
         found = self._frame.locate(*self._key)
-        for each in ("index", "prompt_length", "real"):
+        for each in ("index", "real") if name != "prompt_length" else ("index", "prompt_length", "real"):
             object.__setattr__(self, each, getattr(found, each))
         return getattr(found, name)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfn import _forward, _shards
+from steerfn import _forward, _shards, _stack
+from steerfn._block_output import hidden_of, with_hidden
 from steerfn._checkpoint import check_block, check_pass
 from steerfn._forward import Frame, Host, entries_of
 from steerfn._generation import cached_length, padding_mask, tokens_in
@@ -70,9 +71,10 @@ class Gate(Interposed):
             if host.frame is not None:
                 return self.inner(*args, **kwargs)
             host.frame = Frame(host, host.parts, **self._known(host.prompt, args, kwargs))
-            out = self.inner(*args, **kwargs)
-            host.frame = None
-            return out
+            try:
+                return self.inner(*args, **kwargs)
+            finally:
+                host.frame = None
         under_way = _forward.frame.get()
         if under_way is not None and under_way.host is host:
             return self.inner(*args, **kwargs)
@@ -82,7 +84,8 @@ class Gate(Interposed):
             return self.inner(*args, **kwargs)
         prompt = _forward.generation.get()
         prompt = prompt if prompt is not None and prompt.host is host else None
-        opened = Frame.of(host, entries, **self._known(prompt, args, kwargs))
+        unnoted = _stack.generating() if prompt is None and entries[0].placed is not None else None
+        opened = Frame.of(host, entries, unnoted=(unnoted, self.original), **self._known(prompt, args, kwargs))
         token = _forward.frame.set(opened)
         host.frame = opened
         try:
@@ -95,7 +98,7 @@ class Gate(Interposed):
             opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments of a forward pass tell of its tokens: the pads, how many are cached, their prompt.
+        """What the arguments of a forward pass tell of its tokens: padding mask, how many are cached, their prompt.
 
         Args:
             prompt: the running `generate`, or None.
@@ -149,7 +152,9 @@ class BlockForward(Interposed):
             out = self.inner(*args, **kwargs)
         else:
             out = current.trunk(self.post.block, hidden, lambda: self.inner(*args, **kwargs))
-        return with_first(out, current.apply(self.post_name, self.post, first(out)))
+        if not current.touches(self.post_name):
+            return out
+        return with_hidden(out, current.apply(self.post_name, self.post, hidden_of(out)))
 
 
 class AddendForward(Interposed):
@@ -172,14 +177,14 @@ class AddendForward(Interposed):
             current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))
         ):
             return out
-        value = first(out)
+        value = hidden_of(out)
         before = current.block_input
         flat = value.ndim == 2 and before is not None
         added = value.reshape(*before.shape[:-1], value.shape[-1]) if flat and before is not None else value
         added = self._steered(current, self.name, self.site, added, None)
         if self.mid is not None and before is not None and current.touches(self.mid_name):
             added = self._steered(current, self.mid_name, self.mid, added, before)
-        return with_first(out, added.reshape(value.shape) if flat else added)
+        return with_hidden(out, added.reshape(value.shape) if flat else added)
 
     def _steered(self, current: Frame, name: str, site: Site, added: Tensor, before: Tensor | None) -> Tensor:
         """The addend after the operators at a site; `before` is what it is added to, for `resid_mid`."""
@@ -231,17 +236,3 @@ class TokenwiseForward(Interposed):
             return self.inner(*args)
         whole = out.new_zeros(flat.shape[0], out.shape[-1]).index_copy_(0, matter, out[0])
         return whole.reshape(*args[0].shape[:-1], out.shape[-1])
-
-
-def first(out: Any) -> Any:
-    """The hidden state among a module's outputs: a bare tensor, or the first of several."""
-    return out[0] if isinstance(out, (tuple, list)) else out
-
-
-def with_first(out: Any, hidden: Any) -> Any:
-    """The same outputs with another hidden state."""
-    if not isinstance(out, (tuple, list)):
-        return hidden
-    if out[0] is hidden:
-        return out
-    return type(out)((hidden, *out[1:])) if type(out) in (tuple, list) else (hidden, *out[1:])

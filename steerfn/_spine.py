@@ -63,6 +63,10 @@ class Spine:
         """Take over what changed on the modules (`training`, hooks); False where the structure changed."""
         return all(copy.refresh() for copy in self.copies.values())
 
+    def changed(self) -> bool:
+        """Whether the modules hold others or are in another mode than their copies; compiled code guards by it."""
+        return any(copy.changed() for copy in self.copies.values())
+
 
 INSTALLED = "_output_capturing_hooks_installed"
 """Where transformers 5 notes on a model that the hooks behind `output_hidden_states=True` are in place."""
@@ -110,6 +114,12 @@ class _Copy:
         for name in self.shared:
             self.own[name].update(self.module.__dict__[name])
         return True
+
+    def changed(self) -> bool:
+        """Whether the module holds others than it did, or is in another mode than the copy."""
+        if self.module.training != self.twin.training or len(self.module._modules) != len(self.children):
+            return True
+        return any(now is not then for now, then in zip(self.module._modules.values(), self.children, strict=True))
 
 
 def twin_of(module: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """`with steer(model, v, alpha):` - a model steered in place, for the calling thread or task."""
 
 import functools
+import json
 import logging
 import threading
 import warnings
@@ -9,14 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steerfn import _forward
+from steerfn import _forward, _stack
 from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import ShapeError, SteerError, SteerWarning
-from steerfn._fingerprint import check_match
+from steerfn._fingerprint import check_origin
 from steerfn._forward import Entry, Host, Selections
 from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
 from steerfn._padding import reads_pads
+from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at
@@ -72,6 +74,7 @@ class Steering:
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
         entry.selections = self._selections or entry.selections
+        entry.generators = _stack.generators()
         shadows: Shadows = {
             "generate": functools.partial(_Generate, substitutions.host, root),
             "prepare_inputs_for_generation": functools.partial(_Prepare, substitutions.host),
@@ -101,6 +104,47 @@ class Steering:
         self.fallbacks += entry.fallbacks
         if not quiet:
             warn_of_empty(entry.selections)
+            if entry.passed_by and not entry.used:
+                warnings.warn(
+                    "A context that was opened inside a generator steered nothing, while the model ran elsewhere: what "
+                    "runs inside the generator is steered, and what the generator hands control to only where it "
+                    "runs in the same context (a web framework's dependency does not). Open the context where the "
+                    "model is called.",
+                    SteerWarning,
+                    stacklevel=3,
+                )
+
+
+Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int], ...]], ...], tuple[str, ...]]
+"""What an operator asks of a model, in constants: of each vector the model that it was made from (JSON) and its widths
+by site; and the sites that the operator acts on."""
+
+
+def needs_of(operator: Operator) -> Needs:
+    """What an operator asks of a model."""
+    vectors = tuple(
+        (v.metadata.origin, tuple((s.name, d.shape[-1]) for s, d in zip(v.sites, v.directions, strict=True)))
+        for v in operator.vectors
+    )
+    return vectors, tuple(site.name for site in operator.sites)
+
+
+def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -> None:
+    """Refuse an operator that does not fit a model; see `prepared`."""
+    vectors, acts = needs
+    for origin, widths in vectors:
+        sites = [(Site.parse(name), width) for name, width in widths]
+        if origin is not None:
+            check_origin(json.loads(origin), sites, root, strict=strict)
+        for given, width in sites:
+            [site] = found.resolve((given,))
+            if width != found.width(site):
+                raise ShapeError(
+                    f"The direction at {site} has width {width}, but {found.model} has width {found.width(site)} "
+                    "there: this vector was made for another model."
+                )
+    if not vectors:
+        found.resolve(tuple(map(Site.parse, acts)))
 
 
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
@@ -109,21 +153,9 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     Raises:
         SteerError: a site that the model lacks, a direction of another width, a vector of another model.
     """
-    vectors = operator.vectors
-    for vector in vectors:
-        if "model" in vector.metadata:
-            check_match(vector, root, strict=strict)
-    if any(site.block < 0 for vector in vectors for site in vector.sites):
+    check_needs(needs_of(operator), root, found, strict=strict)
+    if any(site.block < 0 for vector in operator.vectors for site in vector.sites):
         operator = operator.resolve(found.n_layers)
-        vectors = operator.vectors
-    found.resolve(tuple(site for vector in vectors for site in vector.sites) or operator.sites)
-    for vector in vectors:
-        for site, direction in zip(vector.sites, vector.directions, strict=True):
-            if direction.shape[-1] != found.width(site):
-                raise ShapeError(
-                    f"The direction at {site} has width {direction.shape[-1]}, but {found.model} has width "
-                    f"{found.width(site)} there: this vector was made for another model."
-                )
     return operator
 
 
@@ -228,9 +260,9 @@ def _prompt(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
         mask = _inferred_mask(tokens, model, kwargs)
     if wary and mask is not None and not bool(mask.all()):
         warnings.warn(
-            f"transformers lets {model.config.model_type} read the padding of a batch, steered or not, so padded rows "
-            "give other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the "
-            "prompts of such a model one by one.",
+            f"transformers lets {type(model).__name__} read the padding of a batch, steered or not, so padded rows give "
+            "other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the prompts "
+            "of such a model one by one.",
             SteerWarning,
             stacklevel=4,
         )

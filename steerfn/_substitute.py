@@ -127,18 +127,18 @@ class Shadow:
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
         self.module, self.name = module, name
         self.before = module.__dict__.get(name, ABSENT)
-        self.value = in_place_of(self.own(), module, name, make(self.own()))
+        self.value: Any = in_place_of(self.own(), module, name, make(self.own()))
         self.value.__func__.shadow = self
         module.__dict__[name] = self.value
 
     def own(self) -> Any:
         """The method without this shadow: that of the instance dict, or of the class that the module has by then."""
-        module, name = self.module, self.name
+        name = self.name
 
-        def own(*args: Any, **kwargs: Any) -> Any:
+        def own(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             return getattr(type(module), name)(module, *args, **kwargs)
 
-        return own if self.before is ABSENT else self.before
+        return types.MethodType(own, self.module) if self.before is ABSENT else self.before
 
     def undo(self) -> None:
         """Take the shadow out, wherever in the instance dict others have put it meanwhile."""
@@ -150,10 +150,8 @@ class Shadow:
 def unshadow(held: dict[str, Any], name: str, shadow: Shadow) -> None:
     """Put back into an instance dict what it held, or nothing, in place of a shadow."""
     if name != shadow.name:  # someone keeps the method under another name (accelerate's `_old_forward`)
-        own = shadow.before
-        held[name] = (
-            types.MethodType(getattr(type(shadow.module), shadow.name), shadow.module) if own is ABSENT else own
-        )
+        function = getattr(type(shadow.module), shadow.name)
+        held[name] = types.MethodType(function, shadow.module) if shadow.before is ABSENT else shadow.before
     elif shadow.before is ABSENT:
         del held[name]
     else:
@@ -211,11 +209,6 @@ def _with_self(method: Any) -> inspect.Signature:
     return signature.replace(parameters=[module, *signature.parameters.values()])
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled by itself, by `torch.compile(module)` or `module.compile()`."""
-    return unwrapped(module) is not module or module.__dict__.get("_compiled_call_impl") is not None
-
-
 Shadows = dict[str, Callable[[Any], Any]]
 """What to put in place of a method of the model, made from the method."""
 
@@ -235,7 +228,11 @@ class Substitutions:
             self._place(root, layout, entry, shadows)
             self.host.parts = (*self.host.parts, entry.part)
             self.host.reads = (*self.host.reads, entry.reads)
+            length = None if entry.prompt_length is None else torch.as_tensor(entry.prompt_length)
+            self.host.lengths = (*self.host.lengths, length)  # a tensor: another length compiles nothing
             entry.placed = functools.partial(self._again, root, layout, entry)
+            if entry.generators:
+                self.host.in_generators = (*self.host.in_generators, entry)
 
     @contextlib.contextmanager
     def _again(self, root: nn.Module, layout: Layout, entry: Entry) -> Iterator[None]:
@@ -254,7 +251,6 @@ class Substitutions:
             sites = (*entry.sites, *entry.read_sites, *entry.through)
             for path, makes in plan(layout, sites, tokenwise=entry.matter is not None).items():
                 module = walk(root, path)[2] if path else root
-                self.host.partly_compiled |= is_compiled(module)
                 # `module.compile()` traced the module itself: run that, hooks included, and act on what comes out.
                 compiled = module.__dict__.get("_compiled_call_impl") is not None
                 name = "_compiled_call_impl" if compiled else "forward"
@@ -309,6 +305,9 @@ class Substitutions:
             left = [i for i, part in enumerate(self.host.parts) if part is not entry.part]
             self.host.parts = tuple(self.host.parts[i] for i in left)
             self.host.reads = tuple(self.host.reads[i] for i in left)
+            self.host.lengths = tuple(self.host.lengths[i] for i in left)
+            self.host.in_generators = tuple(e for e in self.host.in_generators if e is not entry)
+            entry.generators = ()
             self._leave()
 
 

@@ -19,8 +19,10 @@ LAYERS = [
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
     ("operators*",),
     (
+        "_stack",
         "_backward",
         "_padding",
+        "_block_output",
         "_generation",
         "_forward",
         "_checkpoint",

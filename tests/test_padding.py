@@ -49,7 +49,7 @@ def test_a_padded_batch_of_such_a_model_warns():
     options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     with sf.steer(model, vector_at(model, sf.resid_post[1])):
         for given in (mask, None):
-            with pytest.warns(sf.SteerWarning, match="lets rwkv read the padding"):
+            with pytest.warns(sf.SteerWarning, match="lets RwkvForCausalLM read the padding"):
                 model.generate(ids, attention_mask=given, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("error", sf.SteerWarning)
