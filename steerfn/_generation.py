@@ -5,7 +5,7 @@ stopping criteria and code of the user's run passes besides: each of those belon
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -43,15 +43,15 @@ class Sequence:
             self.memories.append(Memory())
         return self.memories[self.entries.index(entry)]
 
-    def advance(self, cached: Any, seq: int) -> Any:
-        """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (None: it does not).
+    def advance(self, given: Mapping[str, Any], cached: Any, seq: int) -> Any:
+        """Tokens before those of a new forward pass of `seq` tokens, given its arguments and what its cache says.
 
-        A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
-        cache every pass holds the whole sequence, one token more than was seen before.
+        A cache that counts no tokens (a recurrent state) is empty where the pass holds more than was seen before.
         """
         if isinstance(cached, Tensor):
             return cached  # a static cache counts by itself; a count kept here would compile anew at every token
-        past = cached or (0 if seq > self.seen else self.seen)
+        holds = cache_in(given) is not None and seq <= self.seen
+        past = cached or (self.seen if holds else 0)
         self.seen = seq + past
         return past
 
@@ -91,7 +91,7 @@ class Generation(Sequence):
         self._prepares = self._prepared = False
         self._beside: list[Sequence] = []
 
-    def prepare(self, ids: Any, mask: Any, inputs: dict[str, Any]) -> None:
+    def prepare(self, ids: Any, mask: Any, inputs: Mapping[str, Any]) -> None:
         """Note that `generate` has prepared the inputs of a forward pass: the next one is its own.
 
         Args:
@@ -130,7 +130,7 @@ class Generation(Sequence):
         elif self.mask is not None:
             self.mask = F.pad(self.mask, (self.length - self.mask.shape[1], 0), value=1)[:, : self.length]
 
-    def sequence_of(self, given: dict[str, Any], cached: Any, mask: Tensor | None) -> Sequence:
+    def sequence_of(self, given: Mapping[str, Any], cached: Any, mask: Tensor | None) -> Sequence:
         """The sequence that a forward pass belongs to."""
         fed, cache = tokens_in(given), cache_in(given)
         batch, seq = (self.batch, 1) if fed is None else fed.shape[:2]
@@ -154,17 +154,18 @@ class Generation(Sequence):
             return True
         if self._prepares:
             return prepared and (self._cache is None or int(cached or 0) == self.seen)
-        return self.goes_on(cache, cached, batch, seq)
+        # A loop of the user's own: where its passes hold the whole sequence, one that holds the same is as good.
+        return self.goes_on(cache, cached, batch, seq) or (not cached and batch == self.batch and seq == self.seen)
 
 
-def tokens_in(given: dict[str, Any]) -> Tensor | None:
+def tokens_in(given: Mapping[str, Any]) -> Tensor | None:
     """The tokens of a forward pass, or their embeddings, as far as its arguments tell."""
     found = given.get("input_ids")
     found = given.get("inputs_embeds") if found is None else found
     return found if isinstance(found, Tensor) and found.ndim >= 2 else None
 
 
-def cache_in(given: dict[str, Any]) -> Any:
+def cache_in(given: Mapping[str, Any]) -> Any:
     """The cache of a forward pass, or None."""
     return next((given[name] for name in CACHES if given.get(name) is not None), None)
 
@@ -174,7 +175,7 @@ def padding_mask(mask: Any) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def cached_length(given: dict[str, Any]) -> Any:
+def cached_length(given: Mapping[str, Any]) -> Any:
     """Tokens that the cache of a forward pass holds: 0 without one, None where it does not say."""
     cache = cache_in(given)
     if cache is None:

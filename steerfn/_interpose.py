@@ -114,7 +114,7 @@ class Gate(Interposed):
             return {"mask": mask, "past": past}
         if not torch.compiler.is_compiling():
             prompt = prompt.sequence_of(given, past, mask)
-        return {"mask": mask, "past": prompt.advance(past, seq), "prompt": prompt}
+        return {"mask": mask, "past": prompt.advance(given, past, seq), "prompt": prompt}
 
 
 class BlockForward(Interposed):

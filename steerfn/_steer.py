@@ -17,6 +17,7 @@ from steerfn._fingerprint import check_origin
 from steerfn._forward import Entry, Host, Selections
 from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
+from steerfn._padding import reads_pads
 from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
@@ -257,26 +258,34 @@ def _prompt(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
     tokens = next((t for t in given if isinstance(t, Tensor)), None)
     mask = padding_mask(kwargs.get("attention_mask"))
-    if mask is None and tokens is not None:
-        mask = _mask_of_chunks(tokens, model, kwargs)
+    in_chunks, wary = _option("prefill_chunk_size", model, kwargs) is not None, reads_pads(model)
+    if mask is None and tokens is not None and (in_chunks or wary):  # no single pass may show the whole mask
+        mask = _inferred_mask(tokens, model, kwargs)
+    if wary and mask is not None and not bool(mask.all()):
+        warnings.warn(
+            f"transformers lets {type(model).__name__} read the padding of a batch, steered or not, so padded rows "
+            "give other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the prompts "
+            "of such a model one by one.",
+            SteerWarning,
+            stacklevel=4,
+        )
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
     return Generation(host, _forward.entries_of(host), max(rows, 1), length, mask)
 
 
-def _mask_of_chunks(tokens: Tensor, model: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
-    """The mask that transformers infers from pads, where the prompt comes in chunks and no pass shows all of it."""
+def _option(name: str, model: nn.Module, kwargs: dict[str, Any]) -> Any:
+    """An option of `generate`, wherever it is given; None if nowhere."""
     configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
 
-    def option(name: str) -> Any:
-        values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in values if value is not None), None)
 
-    pad = option("pad_token_id")
-    if option("prefill_chunk_size") is None or pad is None or tokens.ndim != 2:
+def _inferred_mask(tokens: Tensor, model: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
+    """The mask that transformers infers from pads where none is given."""
+    pad, ends = _option("pad_token_id", model, kwargs), _option("eos_token_id", model, kwargs)
+    if pad is None or tokens.ndim != 2 or int(pad) in (ends if isinstance(ends, (list, tuple)) else [ends]):
         return None
-    ends = option("eos_token_id")
-    ends = ends if isinstance(ends, (list, tuple)) else [ends]
-    return None if int(pad) in ends else (tokens != pad).long()
+    return (tokens != pad).long()
 
 
 def steer(

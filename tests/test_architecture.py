@@ -21,6 +21,7 @@ LAYERS = [
     (
         "_stack",
         "_backward",
+        "_padding",
         "_block_output",
         "_generation",
         "_forward",
