@@ -104,7 +104,8 @@ def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[in
     entry = Entry(spine.host, _Looks(tuple(sites), seen), lambda _: torch.device(device))
     token = _forward.active.set((*_forward.active.get(), entry))
     try:
-        with torch.no_grad():
+        # What is compiled runs plainly here: compiled code does not say what it meets.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             # No mask, and a cache to be filled: transformers then asks no tensor for its values, which meta ones lack.
             spine.root(input_ids=torch.zeros(1, 4, dtype=torch.long, device=device), use_cache=True)
     finally:
