@@ -69,17 +69,6 @@ def test_a_module_that_returns_it_is_steered_and_read(kind, site):
 
         module.__class__ = Returning
 
-    def unpacked(module):
-        run = module.forward
-
-        def forward(*args, **kwargs):
-            return hidden_of(run(*args, **kwargs))
-
-        return forward
-
-    class Stack(torch.nn.ModuleList):
-        pass
-
     block = model.model.layers[1]
     read_block, read_mlp = type(model.model.layers[1]).__call__, type(block.mlp).__call__
     type(block).__call__ = lambda self, *args, **kwargs: hidden_of(read_block(self, *args, **kwargs))
