@@ -1,12 +1,18 @@
 """What is known of a model's decoder blocks: where they are, and where each has its sites."""
 
 import dataclasses
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import nn
 
 from steerfn._errors import ModelError, SiteError
 from steerfn._site import Site
+
+UNMET = (
+    "its block was skipped or runs with other inputs only (an image, say), or another module now stands in its place"
+)
+"""Why a forward pass may not meet a site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +58,33 @@ class Block:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """What was found in a model: its blocks, their sites, its sizes. Print it to see.
 
+    A model keeps one layout as long as its blocks stay as they are, so what else is found out about them is remembered
+    by their layout.
+
     Attributes:
         model: class name of the model.
-        stack: path of the module that runs the blocks ("" for the model itself).
+        path: path of the module that holds the blocks.
         blocks: every decoder block, in order.
         d_model: width of the residual stream.
         checked: how the finding was checked.
+        idle: blocks that did not run in that check, since they run with other inputs only (an image, say).
     """
 
     model: str
-    stack: str
+    path: str
     blocks: tuple[Block, ...]
     d_model: int
     checked: str = "by name only"
+    idle: tuple[int, ...] = ()
+
+    @property
+    def stack(self) -> str:
+        """The path of the module that runs the blocks ("" for the model itself)."""
+        return self.path.rpartition(".")[0]
 
     @property
     def n_layers(self) -> int:
@@ -104,6 +120,19 @@ class Layout:
                 )
         return found
 
+    def check_met(self, sites: Iterable[Site], met: Container[Site]) -> None:
+        """Refuse sites that a forward pass has not met.
+
+        Raises:
+            SiteError: those sites.
+        """
+        missed = [site.name for site in sites if site not in met]
+        if missed:
+            raise SiteError(
+                f"The forward pass of {self.model} did not meet {', '.join(missed[:8])}, so nothing can be read there: "
+                f"{UNMET}; leave these sites out, or pass inputs with which they run."
+            )
+
     def width(self, site: Site) -> int:
         """The width of the hidden state at a concrete site."""
         return self.blocks[site.block].d_head if site.kind == "head_out" else self.d_model
@@ -116,7 +145,8 @@ class Layout:
                 groups[-1][0].append(i)
             else:
                 groups.append(([i], block))
-        lines = [f"{self.model}: {self.n_layers} blocks, d_model {self.d_model}, checked {self.checked}"]
+        idle = f", in which blocks {', '.join(map(str, self.idle))} did not run" if self.idle else ""
+        lines = [f"{self.model}: {self.n_layers} blocks, d_model {self.d_model}, checked {self.checked}{idle}"]
         for layers, block in groups:
             span = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
             where = block.path if len(layers) == 1 else f"{block.path.rpartition('.')[0]}.*"
@@ -151,4 +181,4 @@ def unwrapped(model: Any) -> nn.Module:
             f"A model is a torch module such as transformers' AutoModelForCausalLM gives, not {model!r:.80} of type "
             f"{type(model).__name__}; load one with sf.from_pretrained(name)."
         )
-    return getattr(model, "_orig_mod", model)
+    return model._modules.get("_orig_mod", model)  # pyright: ignore[reportReturnType]

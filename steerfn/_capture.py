@@ -58,17 +58,18 @@ def capture(model: Any, sites: Any) -> Callable[..., tuple[Any, dict[Site, Tenso
         Padded positions are in it, with whatever the model computes there.
 
     Raises:
-        SteerError: a site that the model lacks.
+        SiteError: a site that the model lacks, or that the forward pass does not meet.
 
     Example:
         >>> import steerfn as sf
         >>> out, acts = sf.capture(model, [sf.resid_post[12], sf.attn_out[3]])(**inputs)  # doctest: +SKIP
     """
-    root = unwrapped(model)
-    found = layout(root)
-    wanted = found.resolve(as_sites(sites))
+    root, named = unwrapped(model), as_sites(sites)
+    layout(root).resolve(named)  # what is wrong with them is said now
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, dict[Site, Tensor]]:
+        found = layout(root)
+        wanted = found.resolve(named)
         store: dict[Site, Tensor] = {}
         substitutions = substitutions_of(root, found)
         entry = Entry(substitutions.host, Taps(wanted, store), lambda site: device_of(root, found, site))
@@ -79,6 +80,7 @@ def capture(model: Any, sites: Any) -> Callable[..., tuple[Any, dict[Site, Tenso
         finally:
             _forward.active.reset(token)
             substitutions.close(entry)
-        return out, {site: store[site] for site in wanted if site in store}
+        found.check_met(wanted, store)
+        return out, {site: store[site] for site in wanted}
 
     return run

@@ -4,8 +4,9 @@ It reads names and types, never code: the longest-known names of transformers' b
 architectures whose blocks do something else. `_layout_check` checks what it says.
 """
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -54,8 +55,12 @@ NO_ADDENDS = {
 NO_ADDENDS_BY_CLASS = {name: why for why, names in NO_ADDENDS.items() for name in names.split()}
 
 
-def find(model: nn.Module) -> Layout:
+def find(model: nn.Module, where: str | None = None) -> Layout:
     """The blocks of a model and their sites, by name only.
+
+    Args:
+        model: the model.
+        where: path of the module that holds the blocks; None: by rule.
 
     Raises:
         ModelError: there are none.
@@ -66,36 +71,105 @@ def find(model: nn.Module) -> Layout:
             f"{type(model).__name__} has no transformers config, so its blocks cannot be found; pass a transformers "
             "causal language model."
         )
-    text = config.get_text_config(decoder=True)
-    depth = next(
-        (n for a in ("decoder_layers", "num_layers", "num_hidden_layers") if (n := getattr(text, a, None))), None
-    )
-    named = dict(model.named_modules())
-    lists = [
-        (path, module)
-        for path, module in named.items()
-        if isinstance(module, (nn.ModuleList, nn.Sequential))
-        and path.rpartition(".")[2] in BLOCK_LISTS
-        and not any(word in path for word in NOT_TEXT)
-        and len(module)
-    ]
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} is an encoder-decoder, whose layers are no single stream; pass a decoder-only "
             "causal language model."
         )
+    text = config.get_text_config(decoder=True)
+    path, blocks = _list(model) if where is None else _given(model, where)
+    width = getattr(text, "hidden_size", None) or getattr(text, "n_embd", None) or getattr(text, "d_model", 0)
+    inner = [running(f"{path}.{name}", unwrapped(block)) for name, block in blocks.named_children()]
+    found = tuple(_block(at, block, text) for at, block in inner)
+    return Layout(type(model).__name__, path, found, int(width))
+
+
+def depth_of(model: nn.Module) -> int | None:
+    """How many blocks a model's config names."""
+    text = cast(Any, model).config.get_text_config(decoder=True)
+    names = ("decoder_layers", "num_layers", "num_hidden_layers")
+    return next((n for name in names if (n := getattr(text, name, None))), None)
+
+
+def _list(model: nn.Module) -> tuple[str, nn.Module]:
+    """The list of decoder blocks and its path, by rule: as long as the config says, the nearest to the model."""
+    named = list(model.named_modules())
+    idle = [  # PEFT keeps the module that it has copied, and a copy for each adapter; one of them runs
+        f"{path}.{name}."
+        for path, module in named
+        if (copies := _copies(module))
+        for name in copies
+        if copies[name] is not running(path, module)[1]
+    ]
+    lists = [
+        (path.replace("_orig_mod.", ""), module)
+        for path, module in named
+        if isinstance(module, (nn.ModuleList, nn.Sequential))
+        and path.rpartition(".")[2] in BLOCK_LISTS
+        and not any(word in path for word in NOT_TEXT)
+        and not any(path.startswith(each) for each in idle)
+        and len(module)
+    ]
     if not lists:
         raise ModelError(
             f"No decoder blocks were found in {type(model).__name__}; steering needs a causal language model with a "
-            f"list of blocks named {', '.join(BLOCK_LISTS)}."
+            f"list of blocks named {', '.join(BLOCK_LISTS)}. Where they have another name, say where they are: "
+            'sf.layout(model, blocks="path.to.the.blocks").'
         )
-    path, blocks = min([c for c in lists if len(c[1]) == depth] or lists, key=lambda c: c[0].count("."))
-    width = getattr(text, "hidden_size", None) or getattr(text, "n_embd", None) or getattr(text, "d_model", 0)
-    found = tuple(_block(f"{path}.{i}", unwrapped(block), text) for i, block in enumerate(blocks))
-    return Layout(type(model).__name__, path.rpartition(".")[0], found, int(width))
+    depth = depth_of(model)
+    return min([c for c in lists if len(c[1]) == depth] or lists, key=lambda c: c[0].count("."))
+
+
+def _given(model: nn.Module, where: str) -> tuple[str, nn.Module]:
+    """The module at a path, which holds blocks."""
+    named = {path.replace("_orig_mod.", ""): module for path, module in model.named_modules()}
+    found = named.get(where) if isinstance(where, str) else None
+    if found is None or not where or not len(found._modules):
+        lists = [p for p, m in named.items() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m)]
+        raise ModelError(
+            f"blocks={where!r} names no module of {type(model).__name__} that holds blocks; its lists of modules are "
+            f"{', '.join(lists[:12]) or 'none'}."
+        )
+    return where, found
+
+
+def running(path: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """The module that runs where PEFT keeps several (`modules_to_save`), and its path; any other module is its own."""
+    copies = _copies(module)
+    if not copies:
+        return path, module
+    wrapper: Any = module
+    active = [] if wrapper.disable_adapters else wrapper.active_adapters
+    name = f"modules_to_save.{active[0]}" if active else ""
+    name = name if name in copies else "original_module"
+    return running(f"{path}.{name}", copies[name])
+
+
+def _copies(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that a wrapper of PEFT's keeps for one, by their paths from it; none for any other module."""
+    kept = module._modules.get("modules_to_save")
+    if kept is None:
+        return {}
+    original = cast(nn.Module, module._modules["original_module"])
+    return {"original_module": original, **{f"modules_to_save.{name}": each for name, each in kept.named_children()}}
+
+
+def _wrapped(block: nn.Module) -> tuple[str, nn.Module]:
+    """The block that others have put a wrapper around (FSDP, activation checkpointing, repeng), and its path from it.
+
+    A wrapper's only child is no sublayer.
+    """
+    at = ""
+    while len(block._modules) == 1 and not block._modules.keys() & {*MIXERS, *MLPS}:
+        [(name, inner)] = block._modules.items()
+        if inner is None or isinstance(inner, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            break
+        at, block = f"{at}{name}.", unwrapped(inner)
+    return at, block
 
 
 def _block(path: str, block: nn.Module, config: Any) -> Block:
+    within, block = _wrapped(block)
     kind = type(block).__name__
     refused = NO_ADDENDS_BY_CLASS.get(kind)
     if getattr(block, "do_layer_norm_before", True) is False:
@@ -118,7 +192,18 @@ def _block(path: str, block: nn.Module, config: Any) -> Block:
     projection, heads, d_head = _heads(block, kind, mixers, config)
     if projection is None:
         missing["head_out"] = "this block has no attention with an output projection"
+    attn_one, mlp_one = (a and dataclasses.replace(a, path=within + _real(block, a.path)) for a in (attn_one, mlp_one))
+    mid, projection = (p and within + _real(block, p) for p in (mid, projection))
     return Block(path, kind, attn_one, mlp_one, mid, projection, heads, d_head, tuple(missing.items()))
+
+
+def _real(block: nn.Module, path: str) -> str:
+    """A path in a block that leads through the modules that run."""
+    at, module = "", block
+    for name in path.split("."):
+        at, module = running(at, unwrapped(module))
+        at, module = f"{at}.{name}", getattr(module, name)
+    return at.removeprefix(".")
 
 
 def _addends(
@@ -190,7 +275,7 @@ def _heads(block: nn.Module, kind: str, mixers: list[str], config: Any) -> tuple
     """The output projection of a block's attention, its heads and their width."""
     for mixer in mixers:
         name = mixer.split(".")[0] if kind in FUSED else mixer
-        root = block.get_submodule(name)
+        _, root = running("", block.get_submodule(name))
         if name in RECURRENT or any(
             hasattr(root, a) for a in ("conv1d", "A_log", "linear_out", "time_decay", "q_conv1d")
         ):

@@ -11,10 +11,12 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
 from steerfn._errors import ModelError, SteerWarning
+from steerfn._site import Site
 from steerfn._vector import SteeringVector
 
 # What each family calls its sizes; the first name that is set counts (num_layers before num_hidden_layers
@@ -82,17 +84,22 @@ def check_match(vector: SteeringVector, model: Any, strict: bool = False) -> Non
         >>> model, tokenizer = sf.demo_model()
         >>> sf.check_match(sf.SteeringVector({sf.resid_post[-1]: torch.ones(model.config.hidden_size)}), model)
     """
+    widths = [(site, len(direction)) for site, direction in zip(vector.sites, vector.directions, strict=True)]
+    check_origin(vector.metadata.get("model"), widths, model, strict=strict)
+
+
+def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: Any, *, strict: bool) -> None:
+    """`check_match` of a vector that says it was made from a model, and has directions of some widths."""
     here = fingerprint(model)
-    made = vector.metadata.get("model")
     made = made if isinstance(made, dict) else {}
-    width, layers = here["d_model"], here["n_layers"]
+    d_model, layers = here["d_model"], here["n_layers"]
     origin = f" (it was made from {_told(made)})" if made else ""
-    if isinstance(width, int) and vector.d_model not in (None, width):
-        raise ModelError(
-            f"The vector has width {vector.d_model}{origin}, but {_told(here)} has width {width}; "
-            "use a vector that was made from this model."
-        )
-    for site in vector.sites:
+    for site, width in widths:
+        if isinstance(d_model, int) and site.kind != "head_out" and width not in (None, d_model):
+            raise ModelError(
+                f"The vector has width {width}{origin}, but {_told(here)} has width {d_model}; "
+                "use a vector that was made from this model."
+            )
         if isinstance(layers, int) and isinstance(site.layer, int) and not -layers <= site.layer < layers:
             raise ModelError(
                 f"The vector has a direction at {site}{origin}, but {_told(here)} has {layers} blocks "

@@ -6,23 +6,29 @@ pass that is under way. Inside a graph that `torch.compile` traces, where contex
 read, a plain slot on the `Host` takes their place.
 """
 
+import contextlib
 import contextvars
+import itertools
 import logging
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from steerfn._errors import ModelError, ShapeError
+from steerfn import _stack
+from steerfn._backward import backward_task, checkpoints
+from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._finite import is_transformed
+from steerfn._generation import Generation, Sequence
 from steerfn._site import Site
 from steerfn._struct import new
 from steerfn.operators._base import Operator, apply_step
 from steerfn.operators._info import Info, Tokens, as_prompt_length
 from steerfn.operators._overflow import Overflow
-from steerfn.operators._prompt_condition import Asking, Memory, asks_prompts
+from steerfn.operators._prompt_condition import Asking, asks_prompts
 from steerfn.operators._rows import row_count
 
 log = logging.getLogger("steerfn")
@@ -38,15 +44,22 @@ class Host:
         parts: the bound operators of every open steering of every thread, in opening order; compiled
             regions are steered by all of them, since they cannot tell threads apart.
         reads: the names of the sites that each of them reads besides.
+        lengths: the prompt lengths that each of them was given, or None.
+        met: in a compiled pure view the names of the sites met so far, else None. Where its graph breaks, the slots are
+            real for a while, and hold for its parts that run eagerly too.
         frame: the forward pass under way, for compiled regions.
         prompt: the `generate` under way, for compiled regions.
+        in_generators: the open steerings that were opened inside generators.
     """
 
     def __init__(self) -> None:
         self.parts: tuple[Bounds, ...] = ()
         self.reads: tuple[tuple[str, ...], ...] = ()
+        self.lengths: tuple[Any, ...] = ()
+        self.met: list[str] | None = None
         self.frame: Any = None
         self.prompt: Any = None
+        self.in_generators: tuple[Entry, ...] = ()
 
 
 class Entry:
@@ -61,6 +74,11 @@ class Entry:
         matter: of a pass that only reads, the flat places of the tokens that are read; None: all.
         trunk: of a pass that notes or repeats what the first blocks give, what stands around their forwards.
         through: sites of blocks that take part besides (those of `trunk`, the last one for `matter`).
+
+    Attributes:
+        placed: puts its forwards in place once more, for what runs again in backward; None for a private copy.
+        generators: the generators inside which it was opened.
+        used, passed_by: whether a forward pass was steered by it, and whether one ran elsewhere, unsteered.
     """
 
     def __init__(
@@ -78,6 +96,11 @@ class Entry:
         self.prompt_length = None if prompt_length is None else as_prompt_length(prompt_length)
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
+        self.serial = next(_serials)
+        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
+        self.generators: tuple[FrameType, ...] = ()
+        self.used = self.passed_by = False
+        self.opened_in = backward_task(), checkpoints()
         self.fallbacks = 0
         self.selections = Selections()
         self.overflow = Overflow()
@@ -113,9 +136,14 @@ class Entry:
 
 
 class Selections:
-    """What the scopes of one steering have selected so far, without waiting for the device."""
+    """What the scopes of one steering have selected so far, without waiting for the device, and which sites were met.
+
+    Attributes:
+        sites: of each site that something acts at, by name, whether a forward pass has met it.
+    """
 
     def __init__(self) -> None:
+        self.sites: dict[str, bool] = {}
         self._seen: dict[int, tuple[Any, Any]] = {}
 
     def note(self, scope: Any, mask: Tensor | None, tokens: Tokens) -> None:
@@ -137,43 +165,33 @@ class Selections:
         full = [scope for scope, found in self._seen.values() if bool(found)]
         return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
 
-
-class Generation:
-    """The prompts of a running `generate`, and how many tokens its forward passes have seen."""
-
-    def __init__(self, host: Host, rows: int, length: int, mask: Tensor | None) -> None:
-        self.host, self.rows, self.length, self.mask, self.seen = host, rows, length, mask, 0
-        self.entries = list(entries_of(host))
-        self.memories = [Memory() for _ in self.entries]
-
-    def memory(self, entry: Entry) -> Memory:
-        """What a steering's conditions on the prompt have decided."""
-        if entry not in self.entries:  # opened while generate runs
-            self.entries.append(entry)
-            self.memories.append(Memory())
-        return self.memories[self.entries.index(entry)]
-
-    def advance(self, cached: Any, seq: int) -> Any:
-        """Tokens before those of a new forward pass of `seq` tokens, given what its cache says (0: nothing).
-
-        A cache that counts no tokens (a recurrent state) is told from none at all by the length: without a
-        cache every pass holds the whole sequence, one token more than was seen before.
-        """
-        if isinstance(cached, Tensor):
-            return cached  # a static cache counts by itself; a count kept here would compile anew at every token
-        past = cached if cached > 0 else 0 if seq > self.seen else self.seen
-        self.seen = seq + past
-        return past
+    def unmet(self) -> list[str]:
+        """The sites that no forward pass met, of those that have run to their end."""
+        return [name for name, met in self.sites.items() if not met]
 
 
+_serials = itertools.count()
 active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
 generation: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("steerfn_generation", default=None)
 frame: contextvars.ContextVar["Frame | None"] = contextvars.ContextVar("steerfn_frame", default=None)
 
 
 def entries_of(host: Host) -> tuple[Entry, ...]:
-    """The steerings that the calling thread or task has open on a model, in opening order."""
-    return tuple(e for e in active.get() if e.host is host and not e.closed)
+    """The steerings that the calling thread or task has open on a model, in opening order.
+
+    A web framework may run each `next` of a generator in another copy of the context, which knows nothing of what was
+    opened in the last one: whatever runs inside a generator is steered by what is open inside it.
+    """
+    known = tuple(e for e in active.get() if e.host is host and not e.closed)
+    others = [e for e in host.in_generators if e not in known]
+    if not others:
+        return known
+    running = set(_stack.generators())
+    inside = [e for e in others if not running.isdisjoint(e.generators)]
+    if not (known or inside):
+        for entry in others:
+            entry.passed_by = True
+    return tuple(sorted((*known, *inside), key=lambda e: e.serial)) if inside else known
 
 
 class Frame:
@@ -183,9 +201,11 @@ class Frame:
         host: the model's host.
         parts: the bound operators of each steering, in opening order.
         entries: the steerings they come from (none in compiled regions).
-        mask: the 2-D attention mask `[batch, cached + seq]`, if there is one.
-        past: tokens in the cache, an int or a 0-d tensor.
-        prompt: the running `generate`, if there is one.
+        mask: the 2-D attention mask, if there is one: of the cached tokens and the new ones, as long as a static
+            cache, or of the last ones alone.
+        past: tokens in the cache, an int or a 0-d tensor; None where it does not say.
+        prompt: what the pass goes on inside a running `generate`, if it runs inside one.
+        unnoted: where a `generate` runs that did not come by a context: its model, and the module that the pass is of.
     """
 
     def __init__(
@@ -195,22 +215,36 @@ class Frame:
         entries: tuple[Entry, ...] = (),
         mask: Tensor | None = None,
         past: Any = 0,
-        prompt: Generation | None = None,
+        prompt: Sequence | None = None,
+        unnoted: tuple[Any, Any] = (None, None),
     ) -> None:
         self.host, self.parts, self.entries = host, parts, entries
-        self.mask, self.past, self.prompt = mask, past, prompt
+        self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
         reads = [e.reads for e in entries] if entries else host.reads
+        self.lengths = [e.prompt_length for e in entries] if entries else host.lengths
         self.wanted = tuple(name for names in reads for name in names)
         self.matter, self.trunk = (entries[0].matter, entries[0].trunk) if len(entries) == 1 else (None, None)
         self.reads: dict[Site, Tensor] = {}
         self.block_input: Tensor | None = None
+        self.compiled = False
+        self.checkpoints: int | None = None  # how many it may be inside of; None: no gradient is asked for
         self._tokens: Any = None
         self._tokens_for: Any = None
 
     @classmethod
     def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
         """A frame in which all `entries` act, one after the other at each site."""
-        return cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        for entry in entries:
+            entry.used = True
+        frame = cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame.checkpoints = checkpoints() if torch.is_grad_enabled() else None
+        return frame
+
+    def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
+        """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""
+        frame = Frame(self.host, self.parts, self.entries, self.mask, self.past, self.prompt)
+        frame.reads, frame.block_input = dict(reads), block_input
+        return frame
 
     def tokens(self, hidden: Tensor) -> Tokens:
         """Which token each position of `hidden` holds; computed once for each device."""
@@ -257,15 +291,18 @@ class Frame:
 
     def _in_plain_forward(self, mask: Tensor | None, where: Tensor, batch: int, seq: int) -> Tokens:
         if mask is not None and mask.shape[0] == batch and mask.shape[-1] >= seq:
-            counted = mask.cumsum(-1)
-            if mask.shape[-1] == seq:  # a mask of the new tokens only: the cached ones count as real
-                counted = counted + self.past
-            index, length = counted[:, -seq:] - 1, counted[:, -1:]
-            real = _unless_all(mask[:, -seq:].bool())
+            # A mask may end with the tokens of this pass, the cached ones that it does not cover being real, or go
+            # on to the end of a static cache.
+            before = self.past + seq - mask.shape[-1]
+            before = before.clamp_min(0) if isinstance(before, Tensor) else max(before, 0)
+            columns = (where - before).expand(batch, seq)
+            index = mask.cumsum(-1).gather(1, columns) + before - 1
+            length = index[:, -1:] + 1
+            real = _unless_all(mask.gather(1, columns).bool())
         else:
             index, real = where.expand(batch, seq), None
             length = index[:, -1:] + 1
-        given = next((e.prompt_length for e in reversed(self.entries) if e.prompt_length is not None), None)
+        given = next((length for length in reversed(self.lengths) if length is not None), None)
         if given is not None:
             given = given.to(index.device).reshape(-1, 1)
             if given.shape[0] not in (1, batch):
@@ -275,6 +312,32 @@ class Frame:
                 )
             length = given.expand(batch, 1)
         return Tokens(index, length, real)
+
+    def check_prompt(self) -> None:
+        """Refuse to say where the prompt ends inside a `generate` that did not come by the context.
+
+        Raises:
+            SteerError: it is the `generate` of a model around the steered one, or was called on the class.
+        """
+        generating, within = self.unnoted
+        if generating is None or any(length is not None for length in self.lengths):
+            return
+        if any(module is within for module in generating.modules()):
+            name = type(generating).__name__
+            raise SteerError(
+                f"An operator asks where the prompt ends, but {name}.generate was not called on a model that the "
+                f"context knows: it was called past the context, as type(model).generate(model), or the context was "
+                f"opened on a part of {name}. Open the context on the model that generates, with sf.steer(model, ...), "
+                "and call model.generate(...)."
+            )
+
+    def complete(self) -> None:
+        """The pass has come to its end: what was not met until now is missed."""
+        if self.compiled:
+            return  # compiled code does not say what it meets
+        for entry in self.entries:
+            for name in entry.part:
+                entry.selections.sites.setdefault(name, False)
 
     def close(self) -> None:
         """Let go of the hidden states: tokens and their frame refer to each other, and such a cycle stays a while."""
@@ -299,6 +362,9 @@ class Frame:
                 if self.entries and not torch.compiler.is_compiling():
                     hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
                 else:
+                    self.compiled = True
+                    if self.host.met is not None:
+                        self.host.met.append(name)
                     info = _info(site, tokens, self.reads, None, self._asking(i))
                     hidden = _keep_padding(apply_step(step, hidden, info), hidden, tokens)
         if name in self.wanted:
@@ -308,7 +374,8 @@ class Frame:
     def _asking(self, steering: Entry | int) -> Asking:
         """What the conditions of a steering may know of prompts; in compiled code a steering is known by its place."""
         if self.prompt is None:
-            return Asking(self.past, any(e.prompt_length is not None for e in self.entries))
+            self.check_prompt()
+            return Asking(self.past, any(length is not None for length in self.lengths))
         if isinstance(steering, Entry):
             memory = self.prompt.memory(steering)
         else:  # contexts of other threads steer compiled code too, and have decided nothing here
@@ -318,6 +385,7 @@ class Frame:
 
     def _step(self, entry: Entry, step: Any, name: str, site: Site, hidden: Tensor, tokens: Tokens) -> Tensor:
         """The operator of one steering at one site, checked."""
+        entry.selections.sites[name] = True
         try:
             if hidden.device != entry.devices[name]:
                 step = entry.moved(site, hidden.device)
@@ -332,8 +400,8 @@ class Frame:
             entry.overflow.note(name, hidden, out)
             return out
         except Exception as error:
-            if entry.on_error != "baseline":
-                raise
+            if entry.on_error != "baseline" or type(error).__module__ == "torch.utils.checkpoint":
+                raise  # by an error of its own a checkpoint stops a block that has run far enough for backward
             entry.fallbacks += 1
             log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
             return hidden
@@ -352,8 +420,10 @@ class _Deferred(Tokens):
     def __getattr__(self, name: str) -> Any:
         if name not in ("index", "prompt_length", "real"):
             raise AttributeError(name)
+        if name == "prompt_length":
+            self._frame.check_prompt()
         found = self._frame.locate(*self._key)
-        for each in ("index", "prompt_length", "real"):
+        for each in ("index", "real") if name != "prompt_length" else ("index", "prompt_length", "real"):
             object.__setattr__(self, each, getattr(found, each))
         return getattr(found, name)
 

@@ -1,7 +1,8 @@
 """The pure face: `f(op, *inputs)`, a steered forward that never touches the model."""
 
+import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import nn
 
 from steerfn import _forward
 from steerfn._blocks import unwrapped
-from steerfn._errors import SteerError
-from steerfn._forward import Entry
+from steerfn._errors import ModelError, ShapeError, SteerError
+from steerfn._forward import Entry, Selections
 from steerfn._layout import layout
-from steerfn._steer import as_steering, prepared, warn_of_empty
-from steerfn._substitute import Spine, device_of, plan
+from steerfn._spine import Spine
+from steerfn._steer import Needs, as_steering, check_needs, needs_of, prepared, warn_of_empty
+from steerfn._substitute import device_of, plan
 
 
 class Functional:
@@ -21,11 +23,10 @@ class Functional:
 
     def __init__(self, model: Any) -> None:
         self._root = unwrapped(model)
-        self._layout = layout(self._root)
-        self._plan = plan(self._layout)
-        self._spine = Spine(self._root, self._layout, self._plan)
-        self._whole: Spine | None = None
+        self._spines: dict[tuple[bool, bool], Spine] = {}
         self._lock = threading.RLock()
+        _mark_constants()
+        self._renew()
 
     def __repr__(self) -> str:
         return f"functional({type(self._root).__name__})"
@@ -44,24 +45,30 @@ class Functional:
             kwargs: as the model's forward takes them.
         """
         if torch.compiler.is_compiling():
-            return self._traced(op, args, params, kwargs)
-        operator = prepared(as_steering(op), self._root, self._layout, strict=strict)
-        if params is None:
-            return self._run(self._fresh("_spine", whole=False), operator, None, prompt_length, args, kwargs)
-        with self._lock:  # functional_call puts the parameters into one private copy, one call at a time
-            return self._run(self._fresh("_whole", whole=True), operator, params, prompt_length, args, kwargs)
+            return self._traced(op, args, params, prompt_length, strict, kwargs)
+        return self._eager(op, args, params, prompt_length, strict, kwargs)
 
-    def _fresh(self, name: str, *, whole: bool) -> Spine:
-        """The private copy, made anew where the model's structure has changed."""
-        spine: Spine | None = getattr(self, name)
+    def _renew(self, *, whole: bool = False, traced: bool = False) -> Spine:
+        """The private copy, made anew where the model's structure has changed since."""
+        self._layout = layout(self._root)
+        spine = self._spines.get((whole, traced))
         if spine is None or not spine.refresh():
-            self._layout = layout(self._root)
-            self._plan = plan(self._layout)
-            spine = Spine(self._root, self._layout, self._plan, whole=whole)
-            setattr(self, name, spine)
+            spine = self._spines[whole, traced] = Spine(self._root, self._layout, plan(self._layout), whole=whole)
         return spine
 
-    def _run(self, spine: Spine, operator: Any, params: Any, prompt_length: Any, args: Any, kwargs: Any) -> Any:
+    def _eager(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+        # Where compiled code falls back to this, its blocks would be compiled apart, and see no context variables.
+        run = torch.compiler.disable(self._run)
+        if params is None:
+            return run(op, args, None, prompt_length, strict, kwargs)
+        with self._lock:  # functional_call puts the parameters into one private copy, one call at a time
+            return run(op, args, params, prompt_length, strict, kwargs)
+
+    def _run(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+        spine = self._renew(whole=params is not None)
+        operator = prepared(as_steering(op), self._root, self._layout, strict=strict)
+        if params is not None:
+            _check_params(spine.root, params)
         entry = Entry(spine.host, operator, lambda site: device_of(self._root, self._layout, site), prompt_length)
         token = _forward.active.set((*_forward.active.get(), entry))
         try:
@@ -72,46 +79,103 @@ class Functional:
         entry.overflow.close()
         return out
 
-    def _traced(self, op: Any, args: Any, params: Any, kwargs: Any) -> Any:
-        """The same inside `torch.compile`, where operators reach the blocks through a plain slot."""
-        spine = self._spine
-        operator = as_steering(op).resolve(self._layout.n_layers)
+    def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+        """The same in one graph of `torch.compile`, where the operator reaches the blocks by plain slots."""
+        if not torch.compiler.is_compiling():  # the graph broke before it began
+            return self._eager(op, args, params, prompt_length, strict, kwargs)
+        operator = as_steering(op)
+        whole = params is not None
+        self._renew_traced(whole)
+        spine = self._spines[whole, True]
+        if spine.changed():
+            raise ModelError(f"The {self!r} has changed while it was traced; call it again.")
+        refusal = self._refusal(strict, needs_of(operator, widths=False), tuple(params) if whole else ())
+        if refusal is not None:
+            raise SteerError(refusal)
+        operator = operator.resolve(self._layout.n_layers)
+        for vector in operator.vectors:
+            for site, direction in zip(vector.sites, vector._directions, strict=True):
+                if direction.shape[-1] != self._layout.width(site):  # compared here: traced sizes are no constants
+                    raise ShapeError(
+                        f"The direction at {site.name} has another width than {self._layout.width(site)}, which is the "
+                        f"width of {self._layout.model} there: this vector was made for another model."
+                    )
         bound = {site.name: operator.bind_at(site) for site in operator.sites}
-        spine.host.parts = ({name: b for name, b in bound.items() if b is not None},)
-        spine.host.reads = (tuple(site.name for site in operator.reads),)
-        out = _call(spine.root, params, args, kwargs)
-        spine.host.parts = spine.host.reads = ()
+        part = {name: b for name, b in bound.items() if b is not None}
+        host = spine.host
+        if host.met is not None:
+            raise SteerError(
+                "A compiled pure view whose graph breaks is running in another thread; give each thread a view of its "
+                "own, torch.compile(sf.functional(model)), or compile with fullgraph=True to see where it breaks."
+            )
+        try:
+            host.parts, host.reads = (part,), (tuple(site.name for site in operator.reads),)
+            host.lengths, host.met = (prompt_length,), []
+            out = _call(spine.root, params, args, kwargs)
+            missed = tuple(name for name in part if name not in host.met)
+        finally:
+            host.parts = host.reads = host.lengths = ()
+            host.met = None
+        self._warn(missed)
         return out
+
+    # What runs while code is traced, and not when the code runs (`_mark_constants`).
+
+    def _renew_traced(self, whole: bool) -> None:
+        self._renew(whole=whole, traced=True)
+
+    def _refusal(self, strict: bool, needs: Needs, params: tuple[str, ...]) -> str | None:
+        """Why an operator or the names of parameters do not fit the model."""
+        try:
+            check_needs(needs, self._root, self._layout, strict=strict)
+            _check_names(self._root, params)
+        except SteerError as error:
+            return str(error)
+        return None
+
+    def _warn(self, missed: tuple[str, ...]) -> None:
+        selections = Selections()
+        selections.sites = dict.fromkeys(missed, False)
+        warn_of_empty(selections)
+
+
+@functools.cache
+def _mark_constants() -> None:
+    """Tell `torch.compile` which methods run while it traces: not before there is a model, for that imports a lot."""
+    for method in (Functional._renew_traced, Functional._refusal, Functional._warn):
+        torch.compiler.assume_constant_result(method)
 
 
 def _call(root: nn.Module, params: Any, args: Any, kwargs: Any) -> Any:
-    if params is None:
-        return root(*args, **kwargs)
-    if not torch.compiler.is_compiling():
-        _check_names(root, params)
-    return torch.func.functional_call(root, params, args, kwargs)
+    return root(*args, **kwargs) if params is None else torch.func.functional_call(root, params, args, kwargs)
 
 
-def _check_names(root: nn.Module, params: Any) -> None:
-    """Refuse names that the model lacks: `functional_call` takes no notice of them."""
+def _check_params(root: nn.Module, params: Any) -> None:
+    """Refuse parameters that the model lacks, or that are split otherwise than the model's."""
     if not isinstance(params, Mapping):
         raise SteerError(
             "params is a mapping of names to tensors, such as dict(model.named_parameters()), not a "
             f"{type(params).__name__}."
         )
-    known: dict[str, Any] = dict(root.named_parameters(remove_duplicate=False))
-    known.update(root.named_buffers(remove_duplicate=False))
-    unknown = [name for name in params if name not in known]
-    if unknown:
-        raise SteerError(
-            f"params holds names that the model does not have: {unknown[:5]}; see model.named_parameters()."
-        )
+    known = _check_names(root, params)
     whole = [name for name, value in params.items() if _is_split(known[name]) and not _is_split(value)]
     if whole:
         raise SteerError(
             f"params holds whole tensors where the model's are split over processes: {whole[:5]}; pass tensors that "
             "are split alike, such as those of model.named_parameters()."
         )
+
+
+def _check_names(root: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """Refuse names that the model lacks (`functional_call` takes no notice of them), and give what it has."""
+    known: dict[str, Any] = dict(root.named_parameters(remove_duplicate=False))
+    known.update(root.named_buffers(remove_duplicate=False))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SteerError(
+            f"params holds names that the model does not have: {unknown[:5]}; see model.named_parameters()."
+        )
+    return known
 
 
 def _is_split(value: Any) -> bool:

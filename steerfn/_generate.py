@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
 from steerfn._numbers import plain_number
+from steerfn._padding import reads_pads
 from steerfn._sampling import ByRow
 from steerfn._steer import STREAM, as_steering, refuse_open_rows, steer
 from steerfn._text import AS_WRITTEN, Text, as_texts, encode, input_device, pad_id, padded, text_of
@@ -70,7 +72,8 @@ def generate(
     Prompts are padded on the left here, whatever the tokenizer's side; neither the tokenizer nor the generation
     config changes. Greedy unless the model's generation config or `do_sample=True` says otherwise. Beam search, beam
     sampling and `num_return_sequences` steer every sequence of a prompt by that prompt's operator; assisted decoding
-    (`assistant_model`, `prompt_lookup_num_tokens`, `assistant_early_exit`) takes the prompts one by one.
+    (`assistant_model`, `prompt_lookup_num_tokens`, `assistant_early_exit`) takes the prompts one by one, and so do
+    models that read the padding of a batch (RWKV, RecurrentGemma, MiniMax and a few others).
 
     Args:
         model: any transformers causal LM.
@@ -101,7 +104,7 @@ def generate(
     batch_size = as_count("batch_size is a number of prompts", batch_size)
     max_new_tokens = as_count("max_new_tokens is a number of tokens", max_new_tokens)
     seeds = _seeds(seed, len(found), hf)
-    if any(hf.get(name) is not None for name in ASSISTED):
+    if any(hf.get(name) is not None for name in ASSISTED) or reads_pads(unwrapped(model)):
         batch_size = 1
     if len(found) > batch_size:
         refuse_open_rows(model, f"sf.generate takes these {len(found)} prompts {batch_size} at a time")

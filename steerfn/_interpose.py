@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfn import _forward, _shards
+from steerfn import _forward, _shards, _stack
+from steerfn._block_output import hidden_of, with_hidden
+from steerfn._checkpoint import check_block, check_pass
 from steerfn._forward import Frame, Host, entries_of
+from steerfn._generation import cached_length, padding_mask, tokens_in
 from steerfn._site import Site
 from steerfn.operators._base import shifted
 
@@ -41,12 +44,15 @@ class Interposed:
 
     def current(self) -> Frame | None:
         """The forward pass that steers here, or None."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.host.met is not None:
             return self.host.frame
         found = _forward.frame.get()
         if found is not None and found.host is self.host:
+            if found.checkpoints is not None:
+                check_block(found)
             return found
         entries = entries_of(self.host)  # a block called on its own, outside its model's forward
+        check_pass(entries)
         return Frame.of(self.host, entries) if entries else None
 
 
@@ -61,62 +67,54 @@ class Gate(Interposed):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         host = self.host
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or host.met is not None:
             if host.frame is not None:
                 return self.inner(*args, **kwargs)
-            host.frame = Frame(host, host.parts, prompt=host.prompt, **self._known(host.prompt, args, kwargs))
-            out = self.inner(*args, **kwargs)
-            host.frame = None
-            return out
+            host.frame = Frame(host, host.parts, **self._known(host.prompt, args, kwargs))
+            try:
+                return self.inner(*args, **kwargs)
+            finally:
+                host.frame = None
         under_way = _forward.frame.get()
         if under_way is not None and under_way.host is host:
             return self.inner(*args, **kwargs)
         entries = entries_of(host)
+        check_pass(entries)
         if not entries:
             return self.inner(*args, **kwargs)
         prompt = _forward.generation.get()
         prompt = prompt if prompt is not None and prompt.host is host else None
-        opened = Frame.of(host, entries, prompt=prompt, **self._known(prompt, args, kwargs))
+        unnoted = _stack.generating() if prompt is None and entries[0].placed is not None else None
+        opened = Frame.of(host, entries, unnoted=(unnoted, self.original), **self._known(prompt, args, kwargs))
         token = _forward.frame.set(opened)
         host.frame = opened
         try:
-            return self.inner(*args, **kwargs)
+            out = self.inner(*args, **kwargs)
+            opened.complete()
+            return out
         finally:
             host.frame = None
             _forward.frame.reset(token)
             opened.close()
 
     def _known(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments of a forward pass tell of its tokens: the padding mask and the cache's length."""
+        """What the arguments of a forward pass tell of its tokens: padding mask, how many are cached, their prompt.
+
+        Args:
+            prompt: the running `generate`, or None.
+            args, kwargs: as given to the forward.
+        """
         given = dict(zip(self.parameters, args, strict=False))
         given.update(kwargs)
-        mask = given.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        past: Any = cached_length(given)
-        if prompt is not None:
-            ids = given.get("input_ids")
-            ids = given.get("inputs_embeds") if ids is None else ids
-            past = prompt.advance(past, ids.shape[1] if isinstance(ids, Tensor) else 1)
-        return {"mask": mask, "past": past}
-
-
-def cached_length(given: dict[str, Any]) -> Any:
-    """Tokens that the cache of a forward pass holds (0 without one, or where it does not say)."""
-    cache = given.get("past_key_values")
-    cache = given.get("cache_params") if cache is None else cache
-    if cache is None:
-        return 0
-    if isinstance(cache, (tuple, list)):  # the format before Cache classes, still used by remote code
-        return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
-    keys = getattr(cache, "key_cache", None)
-    if isinstance(keys, list) and not any(isinstance(k, Tensor) and k.numel() for k in keys):
-        return 0  # transformers 4: before its first forward pass a hybrid cache (Jamba) counts the rows of the batch
-    try:
-        length = cache.get_seq_length()
-        # A static cache gives its own counter, which it moves on in place during the forward pass.
-        return length.clone() if isinstance(length, Tensor) else length
-    except (AttributeError, ValueError, TypeError, IndexError):  # recurrent states count no tokens
-        return 0
+        mask, past, fed = padding_mask(given.get("attention_mask")), cached_length(given), tokens_in(given)
+        seq = 1 if fed is None else fed.shape[1]
+        if prompt is None:
+            if past is None:  # a recurrent state: the mask knows how many tokens came before
+                past = 0 if mask is None else max(mask.shape[1] - seq, 0)
+            return {"mask": mask, "past": past}
+        if not torch.compiler.is_compiling():
+            prompt = prompt.sequence_of(given, past, mask)
+        return {"mask": mask, "past": prompt.advance(given, past, seq), "prompt": prompt}
 
 
 class BlockForward(Interposed):
@@ -131,7 +129,7 @@ class BlockForward(Interposed):
         current = self.current()
         if current is None:
             return self.inner(*args, **kwargs)
-        if torch.compiler.is_compiling() or _forward.frame.get() is current:
+        if torch.compiler.is_compiling() or self.host.met is not None or _forward.frame.get() is current:
             return self._within(current, args, kwargs)
         token = _forward.frame.set(current)  # a block called on its own: what is inside it shares its frame
         try:
@@ -154,7 +152,9 @@ class BlockForward(Interposed):
             out = self.inner(*args, **kwargs)
         else:
             out = current.trunk(self.post.block, hidden, lambda: self.inner(*args, **kwargs))
-        return with_first(out, current.apply(self.post_name, self.post, first(out)))
+        if not current.touches(self.post_name):
+            return out
+        return with_hidden(out, current.apply(self.post_name, self.post, hidden_of(out)))
 
 
 class AddendForward(Interposed):
@@ -177,14 +177,14 @@ class AddendForward(Interposed):
             current.touches(self.name) or (self.mid is not None and current.touches(self.mid_name))
         ):
             return out
-        value = first(out)
+        value = hidden_of(out)
         before = current.block_input
         flat = value.ndim == 2 and before is not None
         added = value.reshape(*before.shape[:-1], value.shape[-1]) if flat and before is not None else value
         added = self._steered(current, self.name, self.site, added, None)
         if self.mid is not None and before is not None and current.touches(self.mid_name):
             added = self._steered(current, self.mid_name, self.mid, added, before)
-        return with_first(out, added.reshape(value.shape) if flat else added)
+        return with_hidden(out, added.reshape(value.shape) if flat else added)
 
     def _steered(self, current: Frame, name: str, site: Site, added: Tensor, before: Tensor | None) -> Tensor:
         """The addend after the operators at a site; `before` is what it is added to, for `resid_mid`."""
@@ -236,17 +236,3 @@ class TokenwiseForward(Interposed):
             return self.inner(*args)
         whole = out.new_zeros(flat.shape[0], out.shape[-1]).index_copy_(0, matter, out[0])
         return whole.reshape(*args[0].shape[:-1], out.shape[-1])
-
-
-def first(out: Any) -> Any:
-    """The hidden state among a module's outputs: a bare tensor, or the first of several."""
-    return out[0] if isinstance(out, (tuple, list)) else out
-
-
-def with_first(out: Any, hidden: Any) -> Any:
-    """The same outputs with another hidden state."""
-    if not isinstance(out, (tuple, list)):
-        return hidden
-    if out[0] is hidden:
-        return out
-    return type(out)((hidden, *out[1:])) if type(out) in (tuple, list) else (hidden, *out[1:])

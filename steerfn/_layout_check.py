@@ -12,8 +12,9 @@ from steerfn._blocks import Layout
 from steerfn._errors import ModelError
 from steerfn._forward import Entry
 from steerfn._site import Site
+from steerfn._spine import HOOKS, INSTALLED, Spine
 from steerfn._struct import static, struct
-from steerfn._substitute import HOOKS, INSTALLED, Spine, plan
+from steerfn._substitute import plan
 from steerfn.operators import Info, Operator
 
 SMALL = 2_000_000_000
@@ -53,10 +54,11 @@ def checked(root: nn.Module, found: Layout) -> Layout:
         ModelError: the forward pass contradicts the layout.
     """
     spine = Spine(root, found, plan(found), whole=True)
+    spine.evaluate()
     for copy in spine.copies.values():
         # The hooks on the model, the user's and transformers' own, are not for this forward pass.
         copy.own.update({name: OrderedDict() for name in HOOKS if name in copy.twin.__dict__})
-        copy.own.update({"training": False, INSTALLED: False})
+        copy.own[INSTALLED] = False
         copy.twin.__dict__.update(copy.own)
     real = [p for p in root.parameters() if p.device.type != "meta"]
     reason = "by name only"
@@ -76,10 +78,9 @@ def checked(root: nn.Module, found: Layout) -> Layout:
         except Exception as error:
             reason = f"by name only ({type(error).__name__} in a forward pass on {device})"
             continue
-        _compare(found, seen)
-        return dataclasses.replace(
-            found, checked="by a forward pass on " + ("the meta device" if device == "meta" else device)
-        )
+        idle = _compare(found, seen)
+        where = "the meta device" if device == "meta" else device
+        return dataclasses.replace(found, checked=f"by a forward pass on {where}", idle=idle)
     return dataclasses.replace(found, checked=reason)
 
 
@@ -103,7 +104,8 @@ def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[in
     entry = Entry(spine.host, _Looks(tuple(sites), seen), lambda _: torch.device(device))
     token = _forward.active.set((*_forward.active.get(), entry))
     try:
-        with torch.no_grad():
+        # What is compiled runs plainly here: compiled code does not say what it meets.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             # No mask, and a cache to be filled: transformers then asks no tensor for its values, which meta ones lack.
             spine.root(input_ids=torch.zeros(1, 4, dtype=torch.long, device=device), use_cache=True)
     finally:
@@ -111,15 +113,14 @@ def _look(spine: Spine, found: Layout, device: str) -> list[tuple[Site, tuple[in
     return seen
 
 
-def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> None:
+def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> tuple[int, ...]:
+    """Check what was seen; the blocks that did not run."""
     met = [site.layer for site, _ in seen if site.kind == "resid_post"]
-    if sorted(met) != list(range(found.n_layers)):
-        missing = sorted(set(range(found.n_layers)) - set(met))
-        if missing and len(met) == len(set(met)):
-            return  # blocks that run only with other inputs (an image); those that ran are checked below
+    if not met or len(met) != len(set(met)):  # some may be left out: they run with other inputs only (an image)
         raise ModelError(
-            f"The blocks of {found.model} at {found.blocks[0].path} do not each run once in a forward pass (they ran "
-            f"as {met}), so a layer would not mean one place; this architecture is not supported."
+            f"The blocks of {found.model} at {found.path} do not each run once in a forward pass (they ran as {met}), "
+            "so a layer would not mean one place. If these are not its decoder blocks, say where they are: "
+            'sf.layout(model, blocks="path.to.the.blocks"); otherwise this architecture is not supported.'
         )
     for site, shape in seen:
         if len(shape) != 3:
@@ -132,3 +133,4 @@ def _compare(found: Layout, seen: list[tuple[Site, tuple[int, ...]]]) -> None:
                 f"The state at {site} of {found.model} has width {shape[-1]} where {found.width(site)} was expected; "
                 "please report this architecture."
             )
+    return tuple(sorted(set(range(found.n_layers)) - set(met)))

@@ -11,21 +11,25 @@ from steerfn._numbers import plain_number
 class Metadata(Mapping[str, Any]):
     """An immutable mapping of JSON values (text, numbers, booleans, None, lists, mappings).
 
+    Attributes:
+        origin: the value of "model" as JSON text, if there is one: `torch.compile` can read it, and guards by it alone.
+
     Raises:
         DataError: a key that is not text, or a value that JSON cannot hold.
     """
 
-    __slots__ = ("_text",)
+    __slots__ = ("_text", "origin")
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         values = {} if values is None else values
         if isinstance(values, Metadata):
-            self._text = values._text
+            self._text, self.origin = values._text, values.origin
             return
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             raise DataError(f"Metadata is a mapping from names to JSON values, not {values!r}.")
         try:
             self._text = json.dumps(dict(values), sort_keys=True, allow_nan=False, default=_plain)
+            self.origin = json.dumps(values["model"], sort_keys=True, default=_plain) if "model" in values else None
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"Metadata holds JSON values only (text, numbers, lists, mappings): {error}.") from None
 

@@ -1,20 +1,23 @@
 """`with steer(model, v, alpha):` - a model steered in place, for the calling thread or task."""
 
 import functools
+import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from steerfn import _forward
-from steerfn._blocks import Layout, unwrapped
+from steerfn import _forward, _stack
+from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import DataError, ShapeError, SteerError, SteerWarning
-from steerfn._fingerprint import check_match
-from steerfn._forward import Entry, Generation, Host, Selections
+from steerfn._fingerprint import check_origin
+from steerfn._forward import Entry, Host, Selections
+from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
+from steerfn._padding import reads_pads
 from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
@@ -71,7 +74,11 @@ class Steering:
             substitutions.host, operator, lambda site: device_of(root, found, site), self._prompt_length, self._on_error
         )
         entry.selections = self._selections or entry.selections
-        shadows: Shadows = {"generate": lambda method: _Generate(substitutions.host, method)}
+        entry.generators = _stack.generators()
+        shadows: Shadows = {
+            "generate": functools.partial(_Generate, substitutions.host, root),
+            "prepare_inputs_for_generation": functools.partial(_Prepare, substitutions.host),
+        }
         shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
         substitutions.open(root, found, entry, shadows)
         return substitutions, entry
@@ -98,6 +105,50 @@ class Steering:
         if not quiet:
             warn_of_empty(entry.selections)
         entry.overflow.close()
+            if entry.passed_by and not entry.used:
+                warnings.warn(
+                    "A context that was opened inside a generator steered nothing, while the model ran elsewhere: what "
+                    "runs inside the generator is steered, and what the generator hands control to only where it "
+                    "runs in the same context (a web framework's dependency does not). Open the context where the "
+                    "model is called.",
+                    SteerWarning,
+                    stacklevel=3,
+                )
+
+
+Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int | None], ...]], ...], tuple[str, ...]]
+"""What an operator asks of a model, in constants: of each vector the model that it was made from (JSON) and its widths
+by site, None where they are not looked at; and the sites that the operator acts on."""
+
+
+def needs_of(operator: Operator, *, widths: bool = True) -> Needs:
+    """What an operator asks of a model."""
+    vectors = tuple(
+        (
+            v.metadata.origin,
+            tuple((s.name, d.shape[-1] if widths else None) for s, d in zip(v.sites, v._directions, strict=True)),
+        )
+        for v in operator.vectors
+    )
+    return vectors, tuple(site.name for site in operator.sites)
+
+
+def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -> None:
+    """Refuse an operator that does not fit a model; see `prepared`."""
+    vectors, acts = needs
+    for origin, widths in vectors:
+        sites = [(Site.parse(name), width) for name, width in widths]
+        if origin is not None:
+            check_origin(json.loads(origin), sites, root, strict=strict)
+        for given, width in sites:
+            [site] = found.resolve((given,))
+            if width not in (None, found.width(site)):
+                raise ShapeError(
+                    f"The direction at {site} has width {width}, but {found.model} has width {found.width(site)} "
+                    "there: this vector was made for another model."
+                )
+    if not vectors:
+        found.resolve(tuple(map(Site.parse, acts)))
 
 
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
@@ -106,26 +157,15 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     Raises:
         SteerError: a site that the model lacks, a direction of another width, a vector of another model.
     """
-    vectors = operator.vectors
-    for vector in vectors:
-        if "model" in vector.metadata:
-            check_match(vector, root, strict=strict)
-    if not _are_concrete((*operator.sites, *(site for vector in vectors for site in vector.sites))):
+    sites = operator.sites
+    if not isinstance(sites, (tuple, list)) or not all(isinstance(site, Site) for site in sites):
+        raise SteerError(_no_sites(operator))
+    check_needs(needs_of(operator), root, found, strict=strict)
+    if not _are_concrete((*sites, *(site for vector in operator.vectors for site in vector.sites))):
         operator = operator.resolve(found.n_layers)
-        vectors = operator.vectors
     if not _are_concrete(operator.sites):
-        raise SteerError(
-            f"The sites that {type(operator).__name__} computes are {operator.sites!r:.80}; return a tuple of sites of "
-            "one block each, counted from 0, such as (sf.resid_post[12],)."
-        )
-    found.resolve((*operator.sites, *(site for vector in vectors for site in vector.sites)))
-    for vector in vectors:
-        for site, direction in zip(vector.sites, vector._directions, strict=True):
-            if direction.shape[-1] != found.width(site):
-                raise ShapeError(
-                    f"The direction at {site} has width {direction.shape[-1]}, but {found.model} has width "
-                    f"{found.width(site)} there: this vector was made for another model."
-                )
+        raise SteerError(_no_sites(operator))
+    found.resolve(operator.sites)
     return operator
 
 
@@ -146,13 +186,27 @@ def refuse_open_rows(model: Any, why: str) -> None:
         )
 
 
+def _no_sites(operator: Operator) -> str:
+    return (
+        f"The sites that {type(operator).__name__} computes are {operator.sites!r:.80}; return a tuple of sites of one block each, "
+        "counted from 0, such as (sf.resid_post[12],)."
+    )
+
+
 def _are_concrete(sites: Iterable[Any]) -> bool:
     """Whether all of them are sites of one block each, counted from 0."""
     return all(isinstance(site, Site) and not site.is_range and site.block >= 0 for site in sites)
 
 
 def warn_of_empty(selections: Selections) -> None:
-    """Warn about scopes that selected no token in all the forward passes of a steering."""
+    """Warn about scopes that selected no token in all the forward passes of a steering, and sites that none met."""
+    if missed := selections.unmet():
+        warnings.warn(
+            f"No forward pass met {', '.join(missed[:8])}, so nothing was steered there: {UNMET}; "
+            "print(sf.layout(model)) says where the sites are.",
+            SteerWarning,
+            stacklevel=4,
+        )
     for scope in selections.empty():
         warnings.warn(
             f"The scope {scope} selected no token in any forward pass, so its operator did nothing; check the "
@@ -165,8 +219,8 @@ def warn_of_empty(selections: Selections) -> None:
 class _Generate:
     """`model.generate` while a context is open: notes where the prompt ends for the calling thread."""
 
-    def __init__(self, host: Host, method: Any) -> None:
-        self.host, self.method = host, method
+    def __init__(self, host: Host, model: nn.Module, method: Any) -> None:
+        self.host, self.model, self.method = host, model, method
         self.threads = {thread.ident for thread in threading.enumerate()}
 
     def _began_inside(self) -> bool:
@@ -185,17 +239,30 @@ class _Generate:
                     stacklevel=2,
                 )
             return self.method(*args, **kwargs)
-        under_way = _forward.generation.get()
-        if under_way is not None and under_way.host is self.host:  # a wrapper's generate that calls the inner one
-            return self.method(*args, **kwargs)
-        prompt = _prompt(self.host, args, kwargs)
-        token = _forward.generation.set(prompt)
+        prompt = _prompt(self.host, self.model, args, kwargs)
+        token, before = _forward.generation.set(prompt), self.host.prompt
         self.host.prompt = prompt
         try:
             return self.method(*args, **kwargs)
         finally:
-            self.host.prompt = None
+            self.host.prompt = before
             _forward.generation.reset(token)
+
+
+class _Prepare:
+    """`model.prepare_inputs_for_generation` while a context is open: marks the next pass as the generation's own."""
+
+    def __init__(self, host: Host, method: Any) -> None:
+        self.host, self.method = host, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.method(*args, **kwargs)
+        prompt = _forward.generation.get()
+        if prompt is not None and prompt.host is self.host and isinstance(inputs, Mapping):
+            ids = args[0] if args else kwargs.get("input_ids")
+            embedded = kwargs.get("inputs_embeds") if inputs.get("inputs_embeds") is not None else None
+            prompt.prepare(ids if embedded is None else embedded, kwargs.get("attention_mask"), inputs)
+        return inputs
 
 
 OUT_OF_REACH = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -222,14 +289,39 @@ class _OutOfReach:
         return self.method(*args, **kwargs)
 
 
-def _prompt(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+def _prompt(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
     """The prompts of a call of `generate`: how many, their length in tokens, and their padding mask."""
     given = [kwargs.get("inputs_embeds"), args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")]
     tokens = next((t for t in given if isinstance(t, Tensor)), None)
-    mask = kwargs.get("attention_mask")
-    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    mask = padding_mask(kwargs.get("attention_mask"))
+    in_chunks, wary = _option("prefill_chunk_size", model, kwargs) is not None, reads_pads(model)
+    if mask is None and tokens is not None and (in_chunks or wary):  # no single pass may show the whole mask
+        mask = _inferred_mask(tokens, model, kwargs)
+    if wary and mask is not None and not bool(mask.all()):
+        warnings.warn(
+            f"transformers lets {type(model).__name__} read the padding of a batch, steered or not, so padded rows "
+            "give other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the "
+            "prompts of such a model one by one.",
+            SteerWarning,
+            stacklevel=4,
+        )
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
-    return Generation(host, max(rows, 1), length, mask)
+    return Generation(host, _forward.entries_of(host), max(rows, 1), length, mask)
+
+
+def _option(name: str, model: nn.Module, kwargs: dict[str, Any]) -> Any:
+    """An option of `generate`, wherever it is given; None if nowhere."""
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
+def _inferred_mask(tokens: Tensor, model: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
+    """The mask that transformers infers from pads where none is given."""
+    pad, ends = _option("pad_token_id", model, kwargs), _option("eos_token_id", model, kwargs)
+    if pad is None or tokens.ndim != 2 or int(pad) in (ends if isinstance(ends, (list, tuple)) else [ends]):
+        return None
+    return (tokens != pad).long()
 
 
 def steer(
@@ -244,7 +336,7 @@ def steer(
 ) -> Steering:
     """Steer a model inside a `with` block, and give it back bit for bit.
 
-    The blocks that the operator acts on are substituted by clones of themselves while any context is open;
+    The blocks that the operator acts on get a forward that acts there while any context is open;
     only the thread or async task that opened the context is steered. Contexts nest, add up on a shared
     site, and close in any order. A model compiled with `torch.compile` is steered too, in every thread.
 

@@ -15,10 +15,13 @@ def token_ids(rows: int = 2, length: int = 6, seed: int = 1) -> torch.Tensor:
 
 
 def sites_of(model: nn.Module, *kinds: str) -> list[sf.Site]:
-    """Every site of a model, in the order of its blocks (of some kinds; of `head_out` heads 0 and the last)."""
-    found = []
-    for layer, block in enumerate(sf.layout(model).blocks):
-        for kind in block.kinds:
+    """Every site of a model, in the order of its blocks (of some kinds; of `head_out` heads 0 and the last).
+
+    Blocks that run with images only are left out.
+    """
+    found, layout = [], sf.layout(model)
+    for layer, block in enumerate(layout.blocks):
+        for kind in block.kinds if layer not in layout.idle else ():
             if kinds and kind not in kinds:
                 continue
             heads = (0, block.heads - 1) if kind == "head_out" else (None,)

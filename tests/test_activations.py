@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import build
 from snapshot import unchanged
+from steering import vector_at
 from words import words
 
 import steerfn as sf
@@ -160,3 +161,46 @@ def test_errors_by_their_text(tiny, arguments, message):
     with pytest.raises(sf.SteerError) as caught:
         sf.activations(tiny, **given)
     assert message in str(caught.value)
+
+
+def test_pitfall_44_a_site_that_no_pass_meets_is_refused():
+    """Mllama's cross-attention block runs with images only: what reads says so, with the site."""
+    model, tokenizer, texts = build("mllama"), words(), ["a b c", "d e"]
+    message = r"^The forward pass of MllamaForConditionalGeneration did not meet resid_post\[1\]"
+    for read in (
+        lambda: sf.activations(model, tokenizer, texts, [0, 1], progress=False),
+        lambda: sf.mean_difference(model, tokenizer, texts, ["e f g", "h i"], sites=1, progress=False),
+        lambda: sf.layer_profile(model, tokenizer, texts * 4, ["e f g", "h i"] * 4, sites=sf.resid_post[:]),
+    ):
+        with unchanged(model), pytest.raises(sf.SiteError, match=message):
+            read()
+
+
+def dropping(family):
+    """A model in training mode that drops half of everything, and one in evaluation mode."""
+    models = build(family), build(family)
+    for module in models[0].modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    return models[0].train(), models[1]
+
+
+@pytest.mark.parametrize("part", ["whole", "one block"])
+def test_a_model_in_training_mode_is_read_in_evaluation_mode(part):
+    """What is read is what the model computes without dropout; the model stays as it is, other threads' too."""
+    model, still = dropping("gpt2")
+    if part == "one block":
+        model.eval().transformer.h[0].train()
+    texts, v = ["a b c", "d e", "f g h i", "j"], vector_at(still, sf.resid_post[0])
+
+    def read(model, op=None):
+        with sf.steer(model, op or sf.identity):
+            acts = sf.activations(model, words(), texts, [sf.resid_post[2], sf.mlp_out[1]], progress=False)
+        scores = sf.score(model, words(), texts, [" k", " l m"], op, progress=False).log_probs
+        return *acts.values(), torch.tensor(scores)
+
+    for op in (None, sf.add(v, 2.0)):
+        with unchanged(model):
+            found = read(model, op)
+        for one, other in zip(found, read(still, op), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

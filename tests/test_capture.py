@@ -173,10 +173,15 @@ def test_a_failing_forward_leaves_nothing(tiny):
         sf.capture(tiny, sites_of(tiny))(torch.tensor([[1000]]))
 
 
-def test_a_block_that_did_not_run_is_left_out():
+def test_pitfall_44_a_site_that_the_pass_does_not_meet_is_refused():
     """Mllama's cross-attention block runs with images only."""
-    acts = sf.capture(build("mllama"), sf.resid_post[:])(token_ids())[1]
-    assert list(acts) == [sf.resid_post[0], sf.resid_post[2]]
+    model = build("mllama")
+    message = (
+        r"^The forward pass of MllamaForConditionalGeneration did not meet resid_post\[1\], so nothing can be read"
+    )
+    with pytest.raises(sf.SiteError, match=message), unchanged(model):
+        sf.capture(model, sf.resid_post[:])(token_ids())
+    assert list(sf.capture(model, [0, 2])(token_ids())[1]) == [sf.resid_post[0], sf.resid_post[2]]
 
 
 def test_captures_of_two_threads_are_their_own(tiny):

@@ -242,3 +242,128 @@ def test_pitfall_31_other_families(family):
             torch.testing.assert_close(run(compiled), run(model), **NEAR)
         assert_same_bits(run(compiled), baseline)
     assert compilations(counter) <= 2
+
+
+def test_the_compiled_pure_view_honours_the_prompt_length(tiny):
+    """As the eager one, for one graph whatever the length; so does a context on a compiled model."""
+    counter = CompileCounterWithBackend("eager")
+    f, op = sf.functional(tiny), sf.at(sf.generated, sf.add(vector_at(tiny, sf.resid_post[1])))
+    view, model = (torch.compile(each, backend=counter, fullgraph=True) for each in (f, tiny))
+    found = []
+    with torch.no_grad():
+        for length in (3, torch.tensor([2, 5])):
+            expected = f(op, token_ids(), prompt_length=length, use_cache=False).logits
+            given = torch.as_tensor(length)
+            torch.testing.assert_close(
+                view(op, token_ids(), prompt_length=given, use_cache=False).logits, expected, **NEAR
+            )
+            with sf.steer(tiny, op, prompt_length=length):
+                torch.testing.assert_close(run(model), expected, **NEAR)
+            found.append(expected)
+        assert not torch.allclose(found[0], found[1], **NEAR)
+
+
+def wrong(model):
+    """Operators that do not fit, and what is said of them."""
+    head = sf.SteeringVector({sf.head_out[1, 9]: torch.ones(8)})
+    other = sf.SteeringVector({sf.resid_post[1]: torch.ones(32)}, {"model": {"name": "other", "fingerprint": "0" * 16}})
+    return {
+        "head": (sf.add(head), r"head_out\[1, 9\] is out of range"),
+        "layer": (sf.ablate(sf.SteeringVector({sf.resid_post[7]: torch.ones(32)})), r"resid_post\[7\] is out of range"),
+        "width": (
+            sf.add(sf.SteeringVector({sf.resid_post[1]: torch.ones(33)})),
+            r"The direction at resid_post\[1\] has (width 33|another width than 32)",
+        ),
+        "strict": (sf.add(other), "made from 'other'"),
+        "rows": (sf.add(vector_at(model, sf.resid_post[1]), torch.ones(5)), "There are 5 strengths"),
+    }
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("kind", wrong(build("llama")))
+def test_the_compiled_pure_view_refuses_what_the_eager_one_refuses(tiny, kind, fullgraph):
+    """With `fullgraph` the sentence comes in torch's own error. Good calls before and after are steered."""
+    f, good = sf.functional(tiny), sf.add(vector_at(tiny, sf.resid_post[1]))
+    compiled = torch.compile(f, backend="eager", fullgraph=fullgraph)
+    op, message = wrong(tiny)[kind]
+    options = {"use_cache": False, "strict": True}
+    with torch.no_grad():
+        expected = f(good, token_ids(), **options).logits
+        for _ in range(2):
+            torch.testing.assert_close(compiled(good, token_ids(), **options).logits, expected, **NEAR)
+            kinds = torch._dynamo.exc.Unsupported if fullgraph else sf.SteerError
+            with pytest.raises(kinds, match=message):
+                compiled(op, token_ids(), **options)
+        torch.testing.assert_close(compiled(good, token_ids(), **options).logits, expected, **NEAR)
+
+
+def test_a_graph_that_breaks_is_steered_all_the_same(tiny):
+    """The pure view then runs eagerly as a whole, a context in parts."""
+
+    def breaking(index):
+        torch._dynamo.graph_break()
+        return 0.5**index
+
+    op = sf.scheduled(sf.add(vector_at(tiny, sf.resid_post[1])), breaking)
+    f = sf.functional(tiny)
+    with torch.no_grad():
+        expected = f(op, token_ids(), use_cache=False).logits
+        compiled = torch.compile(f, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(op, token_ids(), use_cache=False).logits, expected, **NEAR)
+        model = torch.compile(tiny, backend="eager")
+        baseline = run(model)
+        for _ in range(2):
+            with sf.steer(tiny, op):
+                torch.testing.assert_close(run(model), expected, **NEAR)
+            assert_same_bits(run(model), baseline)
+
+
+def test_a_compiled_model_whose_pass_fails_is_steered_in_the_next(tiny):
+    op = sf.add(vector_at(tiny, sf.resid_post[1]))
+    compiled = torch.compile(tiny, backend="eager")
+    with torch.no_grad():
+        baseline = run(compiled)
+        for bad in (sf.add(vector_at(tiny, sf.resid_post[1]), torch.ones(5)),):
+            with pytest.raises(sf.ShapeError, match="There are 5 strengths"), sf.steer(tiny, bad):
+                run(compiled)
+            assert_same_bits(run(compiled), baseline)
+            with sf.steer(tiny, op):
+                torch.testing.assert_close(run(compiled), run(tiny), **NEAR)
+                assert not torch.allclose(run(compiled), baseline)
+
+
+def test_pitfall_43_the_compiled_pure_view_sees_a_model_that_changes(tiny):
+    """Blocks replaced and added, training: compiled anew then, and only then."""
+    counter = CompileCounterWithBackend("eager")
+    f, op = sf.functional(tiny), sf.add(vector_at(tiny, sf.resid_post[1]))
+    compiled = torch.compile(f, backend=counter, fullgraph=True)
+
+    def check(graphs):
+        with torch.no_grad():
+            found = compiled(op, token_ids(), use_cache=False).logits
+            with sf.steer(tiny, op):
+                torch.testing.assert_close(found, run(tiny), **NEAR)
+        assert compilations(counter) == graphs
+        return found
+
+    before = check(1)
+    check(1)
+    for i in range(3):  # a context on the model itself compiles it anew at most once
+        with torch.no_grad(), sf.steer(tiny, op, alpha=None):
+            assert_same_bits(compiled(op, token_ids(), use_cache=False).logits, before)
+        seen = compilations(counter)
+        assert seen <= 2, i
+    tiny.model.layers[2] = build("llama").model.layers[0]
+    assert not torch.allclose(check(seen + 1), before)
+    tiny.model.layers.append(build("llama").model.layers[1])
+    check(seen + 2)
+    check(seen + 2)
+
+
+def test_a_compiled_pure_view_warns_of_a_site_that_it_does_not_meet():
+    model = build("mllama")
+    v = sf.add(sf.SteeringVector({sf.resid_post[1]: torch.ones(32)}))
+    compiled = torch.compile(sf.functional(model), backend="eager", fullgraph=True)
+    with torch.no_grad(), pytest.warns(sf.SteerWarning, match=r"No forward pass met resid_post\[1\]"):
+        compiled(v, token_ids(), use_cache=False)

@@ -394,3 +394,55 @@ def test_params_in_two_threads_at_once(tiny):
         for i, found in enumerate(pool.map(work, range(5))):
             assert all(found), f"thread {i}"
     assert_same_bits(tiny(token_ids()).logits.detach(), plain)
+
+
+def test_pitfall_43_made_inside_a_context_on_a_bare_backbone(tiny):
+    """Inside and after the context it is the backbone's own pure view, and so is that of a backbone taken inside."""
+    backbone, v = tiny.model, vector_at(tiny, sf.resid_post[1])
+    with torch.no_grad():
+        plain, expected = backbone(token_ids())[0], sf.functional(backbone)(v, token_ids())[0]
+        with sf.steer(backbone, 2 * v), sf.steer(tiny, 3 * v):
+            inside = sf.functional(backbone), sf.functional(tiny.model)
+            held = tiny.model
+            for f in inside:
+                assert_same_bits(f(sf.identity, token_ids())[0], plain)
+                assert_same_bits(f(v, token_ids())[0], expected)
+        for f in (*inside, sf.functional(held)):
+            assert_same_bits(f(sf.identity, token_ids())[0], plain)
+            assert_same_bits(f(v, token_ids())[0], expected)
+        with sf.steer(held, v):
+            assert_same_bits(tiny.model(token_ids())[0], expected)
+            assert_same_bits(held(token_ids())[0], expected)
+
+
+@pytest.mark.parametrize("path", ["model", "model.layers.1", "model.layers.1.self_attn", "model.layers.1.mlp"])
+def test_pitfall_43_sees_a_forward_that_is_replaced(tiny, path):
+    """On the module and on its class, and its way back."""
+    f, op, module = sf.functional(tiny), sf.add(everywhere_in(tiny)), tiny.get_submodule(path)
+    before, plain, kind = under(f, op), module.forward, type(module)
+
+    def half(out):
+        if isinstance(out, torch.Tensor):
+            return out * 0.5
+        if isinstance(out, tuple):
+            return (out[0] * 0.5, *out[1:])
+        out.last_hidden_state = out.last_hidden_state * 0.5
+        return out
+
+    def halved(*args, **kwargs):
+        return half(plain(*args, **kwargs))
+
+    def halved_by_class(self, *args, **kwargs):
+        return half(kind.forward(self, *args, **kwargs))
+
+    module.forward = halved
+    with sf.steer(tiny, op):
+        expected = logits(tiny)
+    assert not torch.allclose(expected, before)
+    assert_same_bits(under(f, op), expected)
+    del module.forward
+    assert_same_bits(under(f, op), before)
+    module.__class__ = type("Halved", (kind,), {"forward": halved_by_class})
+    assert_same_bits(under(f, op), expected)
+    module.__class__ = kind
+    assert_same_bits(under(f, op), before)

@@ -12,6 +12,7 @@ from families import CORE, FAMILIES, build
 from snapshot import assert_same_bits, unchanged
 from steering import everywhere_in, sites_of, token_ids, vector_at
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from words import words
 
 import steerfn as sf
 
@@ -388,3 +389,190 @@ def test_models_pickle_and_copy_after_use(tiny):
         with sf.steer(twin, v):
             assert_same_bits(twin(token_ids()).logits.detach(), steered)
             assert_same_bits(tiny(token_ids()).logits.detach(), plain)
+
+
+def steered_by_hand(model, block, v):
+    """The logits with a vector added to a block's output by a hook."""
+
+    def add(module, args, out):
+        first = out[0] if isinstance(out, tuple) else out
+        steered = first + v.directions[0]
+        return (steered, *out[1:]) if isinstance(out, tuple) else steered
+
+    handle = block.register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            return model(token_ids(), use_cache=False).logits
+    finally:
+        handle.remove()
+
+
+def changed_models():
+    """What people do to the blocks of a model that was used before."""
+
+    def cut(model):
+        model.model.layers = model.model.layers[:2]
+        model.config.num_hidden_layers = 2
+
+    def cut_in_place(model):
+        del model.model.layers[2]
+
+    def appended(model):
+        model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+        model.config.num_hidden_layers = 4
+
+    def swapped(model):
+        model.model.layers[2] = copy.deepcopy(model.model.layers[0])
+
+    def reordered(model):
+        model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in (2, 0, 1)])
+
+    def forward_replaced(model):
+        block = model.model.layers[2]
+        plain = block.forward
+        block.forward = lambda hidden, *args, **kwargs: plain(hidden * 0.5, *args, **kwargs)
+
+    def compiled(model):
+        model.model.layers[2] = torch.compile(model.model.layers[2], backend="eager")
+
+    return [cut, cut_in_place, appended, swapped, reordered, forward_replaced, compiled]
+
+
+@pytest.mark.parametrize("change", changed_models(), ids=lambda change: change.__name__)
+def test_pitfall_43_a_model_that_changes_after_its_first_use(tiny, change):
+    """Every verb sees the blocks as they are, whatever it found before: the last is the last."""
+    v = sf.SteeringVector({sf.resid_post[-1]: 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))})
+    f, capture = sf.functional(tiny), sf.capture(tiny, -1)
+    sf.activations(tiny, words(), ["a b"], -1, progress=False)
+    with sf.steer(tiny, v), torch.no_grad():
+        tiny(token_ids())
+    f(sf.add(v), token_ids(), params={}), capture(token_ids())
+    change(tiny)
+    n = len(tiny.model.layers)
+    expected = steered_by_hand(tiny, tiny.model.layers[n - 1], v)
+    with torch.no_grad():
+        plain = tiny(token_ids(), use_cache=False).logits
+        assert not torch.allclose(plain, expected)
+        with sf.steer(tiny, v):
+            assert_same_bits(tiny(token_ids(), use_cache=False).logits, expected)
+        for view in (f, sf.functional(tiny)):
+            assert_same_bits(view(sf.add(v), token_ids(), use_cache=False).logits, expected)
+            assert_same_bits(view(sf.add(v), token_ids(), params={}, use_cache=False).logits, expected)
+            assert_same_bits(view(sf.identity, token_ids(), use_cache=False).logits, plain)
+        assert sf.layout(tiny).n_layers == n
+        last = sf.resid_post[n - 1]
+        state = capture(token_ids(), use_cache=False)[1][last]
+        assert_same_bits(tiny.lm_head(tiny.model.norm(state)), plain)
+    assert list(sf.activations(tiny, words(), ["a b"], -1, progress=False)) == [last]
+
+
+def test_what_was_found_out_about_a_model_goes_with_its_blocks(tiny):
+    """Whether texts may share rows, say: asked again of other blocks, and not of the same."""
+    from steerfn.reading._abilities import _known
+
+    def asked():
+        sf.activations(tiny, words(), ["a b", "a c"], 1, progress=False)
+        return _known[sf.layout(tiny)]
+
+    before = asked()
+    assert asked() is before
+    tiny.model.layers[1] = copy.deepcopy(tiny.model.layers[0])
+    assert asked() is not before
+
+
+def with_copies(model, *names):
+    """A model with PEFT's trainable copies of some modules, which are what runs."""
+    from peft import LoraConfig, get_peft_model
+
+    options = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["lm_head"], "modules_to_save": list(names)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers by an old name whether it checkpoints
+        made = get_peft_model(model, LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1.1)
+    return made
+
+
+@pytest.mark.parametrize("names", [["self_attn"], ["o_proj"], ["mlp", "post_attention_layernorm"], ["1"], ["model"]])
+def test_pitfall_44_the_copies_that_peft_trains_are_what_is_steered(tiny, names):
+    """At every site, also of the model inside and of one that was used before it was wrapped."""
+    sf.layout(tiny)
+    model = with_copies(tiny, *names)
+    ops = [sf.add(vector_at(model, site)) for site in sites_of(model) if site.layer == 1]
+    assert len(ops) == 7
+    for op in ops:
+        with torch.no_grad():
+            plain = model(token_ids()).logits
+            with unchanged(model), sf.steer(model, op):
+                steered = model(token_ids()).logits
+            with sf.steer(tiny, op):
+                assert_same_bits(model(token_ids()).logits, steered)
+            assert_same_bits(sf.functional(model)(op, token_ids()).logits, steered)
+        assert not torch.allclose(steered, plain), op.sites
+    v = vector_at(model, sf.resid_post[1])
+    path = sf.layout(model).blocks[1].path
+    expected = steered_by_hand(model, model.get_submodule(path), v)
+    with sf.steer(model, v), torch.no_grad():
+        assert_same_bits(model(token_ids(), use_cache=False).logits, expected)
+    with model.disable_adapter(), torch.no_grad():
+        plain = model(token_ids()).logits
+        for op in ops:
+            with sf.steer(model, op):
+                assert not torch.allclose(model(token_ids()).logits, plain), op.sites
+
+
+def renamed(model):
+    """A model whose blocks no rule finds."""
+    model.model.units = model.model.layers
+    del model.model.layers
+    forward = type(model.model).forward
+
+    def through_units(self, *args, **kwargs):
+        self._modules["layers"] = self._modules["units"]
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            del self._modules["layers"]
+
+    model.model.__class__ = type("Units", (type(model.model),), {"forward": through_units})
+    return model
+
+
+def test_blocks_may_be_named(tiny):
+    v, expected = vector_at(tiny, [sf.resid_post[1], sf.mlp_out[0]]), sf.layout(tiny).blocks
+    with sf.steer(tiny, v), torch.no_grad():
+        steered = tiny(token_ids()).logits
+    model = renamed(build("llama"))
+    with pytest.raises(sf.ModelError, match=r'say where they are: sf\.layout\(model, blocks="path\.to\.the\.blocks"\)'):
+        sf.steer(model, v).__enter__()
+    for wrong in ("", "model.nothing", "model.norm", 3):
+        with pytest.raises(sf.ModelError, match=r"its lists of modules are model\.units"):
+            sf.layout(model, blocks=wrong)
+    with pytest.raises(sf.ModelError, match="No decoder blocks were found"):
+        sf.layout(model)
+    found = sf.layout(model, blocks="model.units")
+    assert [b.path for b in found.blocks] == ["model.units.0", "model.units.1", "model.units.2"]
+    assert [b.kinds for b in found.blocks] == [b.kinds for b in expected] and found.checked.startswith("by a forward")
+    assert sf.layout(model) is found
+    with torch.no_grad():
+        with sf.steer(model, v):  # every verb goes by it
+            assert_same_bits(model(token_ids()).logits, steered)
+        assert_same_bits(sf.functional(model)(sf.add(v), token_ids()).logits, steered)
+    assert list(sf.capture(model, -1)(token_ids())[1]) == [sf.resid_post[2]]
+    assert list(sf.activations(model, words(), ["a b"], -1, progress=False)) == [sf.resid_post[2]]
+
+
+def test_blocks_that_are_named_are_checked():
+    model = build("llava")
+    tower = next(n for n, m in model.named_modules() if n.endswith("encoder.layers") and len(m))
+    with pytest.raises(sf.ModelError, match=rf"blocks of .* at {tower} do not each run once .* \(they ran as \[\]\)"):
+        sf.layout(model, blocks=tower)
+    assert sf.layout(model).path != tower  # a path that was refused is not remembered
+
+
+def test_blocks_that_did_not_run_in_the_check_are_named():
+    found = sf.layout(build("mllama"))
+    assert found.idle == (1,) and "in which blocks 1 did not run" in str(found).splitlines()[0]
+    assert sf.layout(build("llama")).idle == ()

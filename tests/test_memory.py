@@ -8,12 +8,15 @@ from typing import Any
 import families
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import steerfn as sf
 from steerfn._struct import static, struct
 from steerfn.operators import Operator
 from steerfn.reading import Read, plan, run
+
+OLD = transformers.__version__.startswith("4.")
 
 
 @struct
@@ -64,4 +67,19 @@ def test_a_pass_that_is_cut_short_leaves_nothing() -> None:
     with sf.steer(model, Watching(sf.resid_pre[1], seen)):
         assert sorted(n for batch in run(model, planned, progress=False) for n in batch.texts) == [0, 1]
     assert seen
+    assert all(ref() is None for ref in seen)
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("site", [sf.attn_out[1], sf.resid_post[1]], ids=str)
+def test_a_checkpointed_pass_leaves_nothing_after_backward(site: sf.Site) -> None:
+    """What its blocks need to run again is held by the graph alone, also after the context closed."""
+    model, seen = families.build("llama").train(), []
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers 5, 4
+    getattr(model, f"{name}_checkpointing_enable")()
+    with sf.steer(model, Watching(site, seen)):
+        loss = model(torch.tensor([[5, 6, 7]]), use_cache=False).logits.sum()
+    loss.backward()
+    assert len(seen) == (1 if site.kind == "resid_post" and not OLD else 2)  # transformers 5 checkpoints inside a block
+    del loss
     assert all(ref() is None for ref in seen)

@@ -80,7 +80,7 @@ def test_pitfall_06_failure_during_set_up(family, monkeypatch):
             pass  # pragma: no cover
         assert_same_bits(logits(model), plain)
 
-    real, left = _substitute.Swap, [0]
+    real, left = _substitute.Shadow, [0]
 
     def failing(*args):
         if left[0] == 0:
@@ -88,7 +88,7 @@ def test_pitfall_06_failure_during_set_up(family, monkeypatch):
         left[0] -= 1
         return real(*args)
 
-    monkeypatch.setattr(_substitute, "Swap", failing)
+    monkeypatch.setattr(_substitute, "Shadow", failing)
     for n in (0, 1, 2, 5):
         left[0] = n
         if n == 5 and family == "mamba":
@@ -107,7 +107,7 @@ def test_pitfall_06_failure_during_set_up_inside_another_context(monkeypatch):
     with unchanged(model), sf.steer(model, outer):
         steered = logits(model)
         inside = Snapshot.of(model)
-        monkeypatch.setattr(_substitute, "Swap", lambda *_: 1 / 0)
+        monkeypatch.setattr(_substitute, "Shadow", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError), sf.steer(model, everywhere_in(model)):
             pass  # pragma: no cover
         monkeypatch.undo()
@@ -193,7 +193,9 @@ def test_pitfall_08_names_and_types_inside_the_context(family):
             assert inside.facts[key] == before.facts[key], key
         for name, module in model.named_modules():
             assert type(module) is before.facts[f"{name}: type"], name
-            assert sorted(module.__dict__.keys() - {"forward", "generate", *OUT_OF_REACH}) == [
+            assert id(module) == before.facts[f"{name}: id"], name
+            shadows = {"forward", "generate", "__getstate__", "_replicate_for_data_parallel", *OUT_OF_REACH}
+            assert sorted(module.__dict__.keys() - shadows) == [
                 attribute for attribute in before.facts[f"{name}: attributes"] if attribute != "forward"
             ], name
         assert all(same_bits(inside.tensors[key], value) for key, value in before.tensors.items())

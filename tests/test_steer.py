@@ -6,7 +6,8 @@ import pytest
 import torch
 from families import build
 from snapshot import assert_same_bits, same_bits, unchanged
-from steering import raising, sites_of, token_ids, vector_at
+from steering import raising, sites_of, token_ids, vector, vector_at
+from words import words
 
 import steerfn as sf
 from steerfn._fingerprint import fingerprint
@@ -333,3 +334,42 @@ def test_one_vector_under_gradients_runs_and_goes_backward_twice(tiny):
         second = torch.autograd.grad(tiny(token_ids()).logits.sum(), v.directions[0])[0]
     assert_same_bits(first, second)
     assert first.abs().max() > 0
+
+
+def test_pitfall_44_a_site_that_no_pass_meets_warns():
+    """A block that runs with images only; a site that some pass met, or that no pass had the time to meet, does not."""
+    model, v = build("mllama"), vector(sf.resid_post[1], sf.resid_post[2])
+    message = r"^No forward pass met resid_post\[1\], so nothing was steered there: its block was skipped or runs with"
+    with torch.no_grad(), unchanged(model):
+        plain = model(token_ids()).logits
+        with pytest.warns(sf.SteerWarning, match=message), sf.steer(model, v):
+            assert not torch.allclose(model(token_ids()).logits, plain)
+        with pytest.warns(sf.SteerWarning, match=message), sf.steer(model, v):
+            model.generate(token_ids(), max_new_tokens=2, do_sample=False)
+        with pytest.warns(sf.SteerWarning, match=message):
+            sf.functional(model)(v, token_ids())
+        with sf.steer(model, v):
+            pass  # no pass, nothing missed
+
+
+def test_pitfall_44_a_module_that_takes_a_steered_ones_place_inside_warns(tiny):
+    v, block = vector_at(tiny, sf.mlp_out[1]), tiny.model.layers[1]
+    own = block.mlp
+    with torch.no_grad(), pytest.warns(sf.SteerWarning, match=r"^No forward pass met mlp_out\[1\], so nothing"):
+        with sf.steer(tiny, v):
+            block.mlp = build("llama").model.layers[1].mlp
+            tiny(token_ids())
+    block.mlp = own
+
+
+def test_a_site_that_one_of_several_passes_meets_is_met(tiny):
+    """Early exit: passes that end before the site do not count, whether they return or are stopped."""
+    v, kept = vector_at(tiny, sf.resid_post[2]), tiny.model.layers
+    with sf.steer(tiny, v):  # the reading stops at block 0
+        sf.activations(tiny, words(), ["a b"], 0, progress=False)
+    with torch.no_grad(), sf.steer(tiny, v):
+        tiny.model.config.num_hidden_layers = 1
+        tiny(token_ids())
+        tiny.model.config.num_hidden_layers = 3
+        tiny(token_ids())
+    assert tiny.model.layers is kept

@@ -129,12 +129,21 @@ def per_row(value: Tensor, hidden: Tensor, tokens: Tokens, what: str) -> Tensor:
     """
     if value.ndim == 0:
         return value
-    rows = value.shape[0]
-    if rows * tokens.copies == hidden.shape[0] and tokens.copies > 1:
-        value = value.repeat_interleave(tokens.copies, 0)
-    elif rows != hidden.shape[0]:
+    what = f"{what} has {value.shape[0]} values"
+    return for_each_row(value, hidden, tokens, what).reshape(-1, *[1] * (hidden.ndim - 1))
+
+
+def for_each_row(values: Tensor, hidden: Tensor, tokens: Tokens, what: str) -> Tensor:
+    """One entry for each row of the batch, from one for each prompt: the copies of a prompt share its entry.
+
+    Raises:
+        ShapeError: another number of entries than there are prompts.
+    """
+    batch, copies = hidden.shape[0], tokens.copies
+    if values.shape[0] * copies != batch:
+        copied = f" ({batch // copies} prompts in {copies} copies each: beams, or several sequences)"
         raise ShapeError(
-            f"{what} has {rows} values, one for each row, but the batch has {hidden.shape[0]} rows; "
-            "pass one number, or as many as there are rows."
+            f"{what}, but the batch has {batch} rows{copied if copies > 1 else ''}; pass one for each "
+            f"{'prompt' if copies > 1 else 'row'}, or a single one."
         )
-    return value.reshape(-1, *[1] * (hidden.ndim - 1))
+    return values if copies == 1 else values.repeat_interleave(copies, 0)

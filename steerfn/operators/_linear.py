@@ -25,7 +25,7 @@ from steerfn.operators._base import (
     negative_zero,
     shifted,
 )
-from steerfn.operators._info import Info, per_row
+from steerfn.operators._info import Info, for_each_row, per_row
 
 
 @struct
@@ -45,15 +45,8 @@ class Shift:
 
 def per_row_direction(delta: Tensor, hidden: Tensor, info: Info) -> Tensor:
     """A `[rows, width]` tensor against a `[batch, seq, width]` hidden state."""
-    copies = info.tokens.copies
-    if delta.shape[0] * copies == hidden.shape[0] and copies > 1:
-        delta = delta.repeat_interleave(copies, 0)
-    elif delta.shape[0] != hidden.shape[0]:
-        raise ShapeError(
-            f"There are {delta.shape[0]} strengths or rows of steering, but the batch has {hidden.shape[0]} rows; "
-            "pass one for each row, or a single one."
-        )
-    return delta.unsqueeze(-2)
+    what = f"There are {delta.shape[0]} strengths or rows of steering"
+    return for_each_row(delta, hidden, info.tokens, what).unsqueeze(-2)
 
 
 @struct

@@ -98,9 +98,10 @@ class _Grouped:
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
         rows, copies = self.source.shape[0], info.tokens.copies
         if rows * copies != hidden.shape[0]:
+            copied = f" ({hidden.shape[0] // copies} prompts in {copies} copies each)" if copies > 1 else ""
             raise ShapeError(
-                f"sf.rows has {rows} operators, but the batch has {hidden.shape[0]} rows; pass one for each row "
-                "(None leaves a row unsteered)."
+                f"sf.rows has {rows} operators, but the batch has {hidden.shape[0]} rows{copied}; pass one for each "
+                f"{'prompt' if copies > 1 else 'row'} (None leaves it unsteered)."
             )
         found = [group(hidden, info, rows) for group in self.groups]
         if len(found) == 1 and found[0].shape[0] == hidden.shape[0]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from steerfn._blocks import Layout
 from steerfn._site import Site
-from steerfn._substitute import walk
 from steerfn.reading._packing import Row, alone, trees
 from steerfn.reading._positions import Read
 
@@ -42,7 +41,7 @@ class Abilities:
     pad: bool
 
 
-_known: "weakref.WeakKeyDictionary[Any, dict[Any, Abilities]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[Layout, dict[Any, Abilities]]" = weakref.WeakKeyDictionary()
 
 
 def abilities(root: Any, at: Layout, sites: tuple[Site, ...], run: Pass) -> Abilities:
@@ -54,10 +53,9 @@ def abilities(root: Any, at: Layout, sites: tuple[Site, ...], run: Pass) -> Abil
         sites: resolved.
         run: reads rows at the sites, narrowly or not, as `_engine` does.
     """
-    blocks, _, _ = walk(root, at.blocks[0].path)
     config = getattr(root, "config", None)
     key = (getattr(config, "_attn_implementation", None), sites, getattr(root, "dtype", None))
-    known = _known.setdefault(blocks, {})
+    known = _known.setdefault(at, {})
     if key not in known:
         rows = [alone(i, read.ids) for i, read in enumerate(READS)]
         tree = trees({i: read.ids for i, read in enumerate(READS)}, at.d_model * 1000, None)

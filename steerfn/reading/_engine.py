@@ -157,7 +157,7 @@ def plan(model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str
 
     Raises:
         DataError: a batch size that is none.
-        SiteError: a site that the model lacks.
+        SiteError: a site that the model lacks, or that its forward pass does not meet.
     """
     limit = limit_of(batch_size)
     refuse_open_rows(model, "texts are read in batches of any order")
@@ -254,6 +254,7 @@ def _pass(
     matter = places.index.unique() if narrow else None
     host = substitutions_of(root, at).host
     passed(model, root, at, Entry(host, reading, lambda site: device_of(root, at, site), matter=matter), given)
+    at.check_met(sites, store)
     return texts, {site: store[site] for site in sites}
 
 

@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from steerfn import _forward
 from steerfn._blocks import Layout
-from steerfn._forward import Entry
-from steerfn._substitute import substitutions_of
+from steerfn._forward import Entry, entries_of
+from steerfn._spine import Spine
+from steerfn._substitute import plan, substitutions_of
 
 
 class Enough(BaseException):
@@ -17,6 +19,8 @@ class Enough(BaseException):
 def passed(model: Any, root: Any, at: Layout, entry: Entry, given: dict[str, Any]) -> Any:
     """The output of a forward pass, without a cache unless one is given, or None where `Enough` has ended it.
 
+    A model in training mode is read in evaluation mode, without dropout, on a private copy.
+
     Args:
         model: what is called.
         root: the model in it.
@@ -25,7 +29,11 @@ def passed(model: Any, root: Any, at: Layout, entry: Entry, given: dict[str, Any
         given: the model's inputs.
     """
     substitutions = substitutions_of(root, at)
-    substitutions.open(root, at, entry, {})
+    training = any(module.training for module in root.modules())
+    if training:
+        model = _evaluating(root, at, entry)
+    else:
+        substitutions.open(root, at, entry, {})
     token = _forward.active.set((*_forward.active.get(), entry))
     try:
         with torch.no_grad():
@@ -34,4 +42,15 @@ def passed(model: Any, root: Any, at: Layout, entry: Entry, given: dict[str, Any
         return None
     finally:
         _forward.active.reset(token)
-        substitutions.close(entry)
+        if not training:
+            substitutions.close(entry)
+
+
+def _evaluating(root: Any, at: Layout, entry: Entry) -> nn.Module:
+    """A copy of a model in evaluation mode, for an entry and for the steerings that are open."""
+    acting = (*entries_of(entry.host), entry)
+    sites = [site for each in acting for site in (*each.sites, *each.read_sites, *each.through)]
+    planned = plan(at, sites, tokenwise=entry.matter is not None)
+    copy = Spine(root, at, planned, whole=True, host=entry.host)
+    copy.evaluate()
+    return copy.root

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from steerfn._blocks import unwrapped
+from steerfn._blocks import Layout, unwrapped
 from steerfn._forward import Entry, Selections
 from steerfn._layout import layout
 from steerfn._site import resid_post
 from steerfn._steer import prepared, refuse_open_rows
-from steerfn._substitute import device_of, substitutions_of, walk
+from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import input_device
 from steerfn.operators import Operator, Tokens, identity, rows
 from steerfn.operators._prompt_condition import asks_prompts
@@ -259,7 +259,7 @@ class Scorer:
         return np.bincount(batch.owner, weights=each.double().cpu().numpy()).tolist()
 
 
-_repeating: "weakref.WeakKeyDictionary[Any, dict[Any, bool]]" = weakref.WeakKeyDictionary()
+_repeating: "weakref.WeakKeyDictionary[Layout, dict[Any, bool]]" = weakref.WeakKeyDictionary()
 
 
 def repeats(scorer: Scorer, layer: int) -> bool:
@@ -267,8 +267,7 @@ def repeats(scorer: Scorer, layer: int) -> bool:
 
     Blocks that hand more than the state to later ones (keys and values that others reuse, say) do not.
     """
-    blocks, _, _ = walk(scorer.root, scorer.at.blocks[0].path)
-    known = _repeating.setdefault(blocks, {})
+    known = _repeating.setdefault(scorer.at, {})
     key = (layer, getattr(getattr(scorer.root, "config", None), "_attn_implementation", None))
     if key not in known:
         known[key] = contextvars.Context().run(_same_repeated, scorer, layer)

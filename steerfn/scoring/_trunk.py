@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from steerfn._block_output import hidden_of
 from steerfn._blocks import Layout
-from steerfn._interpose import first
 from steerfn._site import Site, resid_post
 from steerfn.operators import Operator
 from steerfn.reading._passing import Enough
@@ -35,9 +35,10 @@ class Noting:
     def __call__(self, layer: int, hidden: Tensor, run: Callable[[], Any]) -> Any:
         out = run()
         self.bare[layer] = isinstance(out, Tensor)
-        self.alone &= self.bare[layer] or all(each is None for each in out[1:])
+        rest = out[1:] if type(out) in (tuple, list) else (out,)
+        self.alone &= self.bare[layer] or all(each is None for each in rest)
         if layer in self.layers:
-            self.states[layer] = first(out)
+            self.states[layer] = hidden_of(out)
         if layer == self.layers[-1]:
             raise Enough
         return out

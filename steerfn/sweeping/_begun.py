@@ -21,7 +21,7 @@ from torch import Tensor
 from steerfn._forward import Entry, Selections
 from steerfn._generate import ASSISTED
 from steerfn._site import resid_post
-from steerfn._substitute import device_of, substitutions_of, walk
+from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import pad_id, padded
 from steerfn.operators import Operator, Tokens, identity, rows
 from steerfn.operators._prompt_condition import asks_prompts
@@ -201,13 +201,12 @@ def _joined(shared: Any, parts: Sequence[Any], count: int, layers: int) -> Any:
     return out
 
 
-_begin: "weakref.WeakKeyDictionary[Any, dict[Any, bool]]" = weakref.WeakKeyDictionary()
+_begin: "weakref.WeakKeyDictionary[Layout, dict[Any, bool]]" = weakref.WeakKeyDictionary()
 
 
 def _begins(scorer: Scorer) -> bool:
     """Whether a model goes on from a cache of padded prompts as if it had run them itself: asked of it once."""
-    blocks, _, _ = walk(scorer.root, scorer.at.blocks[0].path)
-    known = _begin.setdefault(blocks, {})
+    known = _begin.setdefault(scorer.at, {})
     key = (getattr(scorer.root.config, "_attn_implementation", None), getattr(scorer.root, "dtype", None))
     if key not in known:
         known[key] = contextvars.Context().run(_same_begun, scorer)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steerfn._errors import ModelError
 from steerfn._forward import Host
 from steerfn._interpose import Interposed
-from steerfn._substitute import Swap
+from steerfn._substitute import Shadow, around
 from steerfn.engines.vllm._support import FAMILIES
 from steerfn.engines.vllm._tables import Tables
 
@@ -74,5 +74,5 @@ def place(model: Any, architecture: str, n_layers: int, tables: Tables) -> None:
     define()
     for block in tables.blocks:
         make = functools.partial(BlockForward, tables=tables, block=block)
-        Swap(blocks, str(block), blocks[block], (make,), Host())
+        Shadow(blocks[block], "forward", functools.partial(around, module=blocks[block], makes=(make,), host=Host()))
     run(tables)
