@@ -50,7 +50,7 @@ class Functional:
 
     def _renew(self, *, whole: bool = False, traced: bool = False) -> Spine:
         """The private copy, made anew where the model's structure has changed since."""
-        self._layout = layout(self._root)
+        self._layout = layout(self._root, check=not torch.compiler.is_compiling())  # no forward pass inside a trace
         spine = self._spines.get((whole, traced))
         if spine is None or not spine.refresh():
             spine = self._spines[whole, traced] = Spine(self._root, self._layout, plan(self._layout), whole=whole)
