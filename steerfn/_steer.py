@@ -261,8 +261,8 @@ def _prompt(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     if wary and mask is not None and not bool(mask.all()):
         warnings.warn(
             f"transformers lets {type(model).__name__} read the padding of a batch, steered or not, so padded rows "
-            "give other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the prompts "
-            "of such a model one by one.",
+            "give other tokens than alone; generate from prompts of one length, or use sf.generate, which takes the "
+            "prompts of such a model one by one.",
             SteerWarning,
             stacklevel=4,
         )

@@ -29,7 +29,7 @@ ops = pytest.mark.parametrize("op", OPS)
 caching = pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
 
 
-def generate(model, op, ids, n=5, **options):
+def generate(model, op, ids, n: Any = 5, **options):
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": n, "do_sample": False, **options}
     with quietly(), sf.steer(model, op):
         return model.generate(ids, **options)[:, ids.shape[1] :]
