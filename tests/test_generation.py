@@ -29,7 +29,7 @@ ops = pytest.mark.parametrize("op", OPS)
 caching = pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
 
 
-def generate(model, op, ids, n=5, **options):
+def generate(model, op, ids, n: Any = 5, **options):
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": n, "do_sample": False, **options}
     with quietly(), sf.steer(model, op):
         return model.generate(ids, **options)[:, ids.shape[1] :]
@@ -113,6 +113,7 @@ class Calls:
         }[self.kind]
 
     def run(self, ids):
+        given = {"input_ids": ids[:, :4]}
         if self.kind == "generate":
             out = self.model.generate(ids[:, :4], attention_mask=torch.ones_like(ids[:, :4]), max_new_tokens=3)
             logits = out
@@ -122,7 +123,7 @@ class Calls:
             logits = out.logits
             self.cache = out.get("past_key_values") if "cached" in self.kind else None
         if self.first is None:
-            self.first = ids[:, :4] if self.kind == "generate" else given["input_ids"], logits
+            self.first = given["input_ids"], logits
 
 
 class Processor(Calls, transformers.LogitsProcessor):
@@ -132,7 +133,7 @@ class Processor(Calls, transformers.LogitsProcessor):
 
 
 class Criterion(Calls, transformers.StoppingCriteria):
-    def __call__(self, input_ids, scores, **_: Any):
+    def __call__(self, input_ids, scores, **kwargs: Any):
         self.run(input_ids)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 

@@ -1,6 +1,7 @@
 """Models that read the padding of a batch by transformers' own doing: a warning, or one prompt at a time."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,14 @@ def padded():
 @pytest.mark.parametrize("family", READING)
 def test_rows_of_such_a_model_are_not_what_they_are_alone(family):
     """If this fails, transformers has mended the model, and it leaves the table."""
-    model = build(family)
+    model: Any = build(family)
     ids, mask = padded()
-    options = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options: dict[str, Any] = {
+        "max_new_tokens": 2,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     together = model.generate(ids, attention_mask=mask, **options).logits
     row = ids[1:, 4:]
     alone = model.generate(row, attention_mask=torch.ones_like(row), **options).logits
@@ -44,9 +50,9 @@ def test_generate_takes_their_prompts_one_by_one(family):
 
 
 def test_a_padded_batch_of_such_a_model_warns():
-    model = build("rwkv")
+    model: Any = build("rwkv")
     ids, mask = padded()
-    options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     with sf.steer(model, vector_at(model, sf.resid_post[1])):
         for given in (mask, None):
             with pytest.warns(sf.SteerWarning, match="lets RwkvForCausalLM read the padding"):

@@ -194,7 +194,14 @@ def test_pitfall_08_names_and_types_inside_the_context(family):
         for name, module in model.named_modules():
             assert type(module) is before.facts[f"{name}: type"], name
             assert id(module) == before.facts[f"{name}: id"], name
-            shadows = {"forward", "generate", "__getstate__", "_replicate_for_data_parallel", *OUT_OF_REACH}
+            shadows = {
+                "forward",
+                "generate",
+                "prepare_inputs_for_generation",
+                "__getstate__",
+                "_replicate_for_data_parallel",
+                *OUT_OF_REACH,
+            }
             assert sorted(module.__dict__.keys() - shadows) == [
                 attribute for attribute in before.facts[f"{name}: attributes"] if attribute != "forward"
             ], name
