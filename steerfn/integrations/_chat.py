@@ -13,7 +13,7 @@ from typing import Any
 from steerfn import _forward
 from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, ModelError, SteerError
-from steerfn._generate import ends_of
+from steerfn._decoding import ends_of
 from steerfn._layout import layout
 from steerfn._steer import STREAM, as_steering, prepared
 from steerfn._substitute import substitutions_of
