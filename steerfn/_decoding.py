@@ -1,9 +1,9 @@
 """How texts are decoded: what a call, its generation config and the model's own config say, settled in one place.
 
-One rule holds for every verb that generates: decoding is greedy unless the call asks for sampling, with `do_sample=True`
-or a `generation_config` that says so. That a model's own generation config samples (Llama 3, Qwen) is no request:
-texts that are compared would differ by chance as well as by steering. Everything else in that config holds: penalties,
-beams, ends, stop strings.
+One rule holds for every verb that generates: decoding is greedy unless the call asks for sampling, with
+`do_sample=True` or a `generation_config` that says so. That a model's own generation config samples (Llama 3, Qwen) is
+no request: texts that are compared would differ by chance as well as by steering. Everything else in that config
+holds: penalties, beams, ends, stop strings.
 """
 
 import dataclasses
@@ -41,6 +41,11 @@ class Decoding:
     ends: frozenset[int]
     stop_strings: tuple[str, ...]
     name: str
+
+    @property
+    def sampled(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.name in ("sampled", "beam sampling")
 
     def new_tokens(self, length: int) -> int:
         """Tokens to generate at most after a prompt of so many.
@@ -89,7 +94,7 @@ def decoding_of(model: Any, tokenizer: Any, hf: Mapping[str, Any], max_new_token
             or several greedy texts of one prompt.
     """
     keywords = {name: value for name, value in hf.items() if name != "generation_config"}
-    given = _written_in(hf.get("generation_config"))
+    given = written_in(hf.get("generation_config"))
     if max_new_tokens is not None:
         keywords["max_new_tokens"] = max_new_tokens
     longest = _lengths(keywords, given)
@@ -147,7 +152,7 @@ def stop_strings_of(model: Any) -> tuple[str, ...]:
     return (stops,) if isinstance(stops, str) else tuple(stops)
 
 
-def _written_in(config: Any) -> dict[str, Any]:
+def written_in(config: Any) -> dict[str, Any]:
     """What a generation config says, as keywords: whatever differs from transformers' own defaults.
 
     Keywords, because transformers keeps what a config leaves open at the model's values, and tells them from what was

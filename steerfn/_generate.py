@@ -16,7 +16,7 @@ from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
 from steerfn._keywords import hf_keywords
 from steerfn._sampling import ByRow
-from steerfn._steer import STREAM, as_steering, steer
+from steerfn._steer import STREAM, as_optional_steering, as_steering, steer
 from steerfn._stop_strings import End
 from steerfn._text import AS_WRITTEN, Text, as_texts, check_ids, encode, input_device, pad_id, padded, text_of
 from steerfn.operators import Operator, rows
@@ -164,17 +164,6 @@ def _by_prompt(op: Any, alpha: Any, prompts: int) -> Any:
     return [None if each is None else as_steering(each, alpha) for each in op]
 
 
-def as_optional_steering(op: Any, alpha: Any = None) -> Operator | None:
-    """An operator as `as_steering` makes it; None, for no steering, has no strength.
-
-    Raises:
-        DataError: a strength without a vector.
-    """
-    if op is None and alpha is not None:
-        raise DataError(f"alpha={alpha!r:.80} is the strength of a vector, and there is none; pass the vector as op.")
-    return None if op is None else as_steering(op, alpha)
-
-
 def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | list[int] | None:
     """One seed for all prompts, or a list with one for each."""
     if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence):
@@ -242,7 +231,8 @@ def stream(
         hf: as in `generate`.
 
     Raises:
-        DataError: no prompt, or keywords that `generate` refuses. Errors of the generation are raised where the pieces are read.
+        DataError: no prompt, or keywords that `generate` refuses. Errors of the generation are raised where the pieces
+            are read.
 
     Example:
         >>> import steerfn as sf

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steerfn import _forward
 from steerfn._blocks import Layout, unwrapped
-from steerfn._errors import ShapeError, SteerError, SteerWarning
+from steerfn._errors import DataError, ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
 from steerfn._forward import Entry, Generation, Host, Selections
 from steerfn._layout import layout
@@ -261,3 +261,14 @@ def as_steering(op: Any, alpha: Any = None, scope: Scope | None = None) -> Opera
             f"alpha={alpha} goes with a vector; an operator has its strength inside, as in sf.add(v, {alpha})."
         )
     return op if scope is None else at(scope, op)
+
+
+def as_optional_steering(op: Any, alpha: Any = None) -> Operator | None:
+    """An operator as `as_steering` makes it; None, for no steering, has no strength.
+
+    Raises:
+        DataError: a strength without a vector.
+    """
+    if op is None and alpha is not None:
+        raise DataError(f"alpha={alpha!r:.80} is the strength of a vector, and there is none; pass the vector as op.")
+    return None if op is None else as_steering(op, alpha)

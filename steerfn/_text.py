@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn._chat_template import Chat, ChatTemplate, Message
+from steerfn._chat_template import Chat, ChatTemplate
 from steerfn._errors import DataError
 
-Text = str | Sequence[Message] | tuple[int, ...]
+Text = str | Sequence[Any]
 """A text, a conversation as `[{"role": "user", "content": "..."}]`, or token ids, which are taken as they are."""
 
 
@@ -24,14 +24,14 @@ def as_texts(texts: Any, what: str) -> list[Text]:
         texts = [texts]
     if isinstance(texts, Mapping) or not hasattr(texts, "__iter__"):
         raise DataError(f"{what} is a list of texts, not {texts!r:.80} of type {type(texts).__name__}.")
-    found = [text if (ids := as_token_ids(text)) is None else ids for text in texts]
+    found: list[Text] = [text if (ids := as_token_ids(text)) is None else ids for text in texts]
     if not found:
         raise DataError(f"{what} is empty; pass at least one text.")
     for i, text in enumerate(found):
         if not isinstance(text, str) and not _is_conversation(text) and not is_token_ids(text):
             raise DataError(
-                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, a conversation "
-                "as a list of messages with role and content, or the token ids of a text."
+                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation "
+                "as a list of messages with role and content, or the token ids of a text as ints."
             )
         if isinstance(text, str) and not text.strip():
             raise DataError(f"{what}[{i}] is empty ({text!r}); remove it or give it words.")
@@ -47,7 +47,7 @@ def _is_conversation(text: Any) -> bool:
     )
 
 
-def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat, *, following: str = "") -> list[list[int]]:
     """Token ids of each text.
 
     Args:
@@ -58,6 +58,7 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat) -> list[list[int]]
             False takes texts as they are, with one beginning-of-text token where the tokenizer puts one; a mapping is
             True with switches of the template, such as `{"enable_thinking": False}`. Conversations always go through
             the template; one whose last message is the assistant's ends with it, an answer that was begun.
+        following: what comes after each text, tokenized together with it; not after token ids.
 
     Raises:
         DataError: no tokenizer, a template that is needed but missing, a switch that it does not have, or a text
@@ -70,12 +71,13 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat) -> list[list[int]]
     plain: dict[int, str] = {}
     for i, text in enumerate(texts):
         if is_token_ids(text):
+            _refuse_padding(tokenizer, rows[i])
             continue
-        by_template = template.write(text)  # pyright: ignore[reportArgumentType]
+        by_template = template.write(text)
         if by_template is None:
-            plain[i] = str(text)
+            plain[i] = f"{text}{following}"
         else:
-            written[i] = by_template
+            written[i] = by_template + following
     start = getattr(tokenizer, "bos_token_id", None)
     for some, special in ((plain, True), (written, False)):
         if some:
@@ -87,6 +89,16 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat) -> list[list[int]]
         if not row:
             raise DataError(f"Text {i} has no tokens: {texts[i]!r:.80}; give it words.")
     return rows
+
+
+def _refuse_padding(tokenizer: Any, ids: Sequence[int]) -> None:
+    """Token ids have no mask, so padding among them would be read as text."""
+    pad = getattr(tokenizer, "pad_token_id", None)
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk")]
+    if pad is not None and pad not in others and pad in (ids[0], ids[-1]):
+        raise DataError(
+            f"Token ids {list(ids)!r:.60} begin or end with the padding token {pad}; pass each text without padding."
+        )
 
 
 def is_token_ids(text: Any) -> bool:

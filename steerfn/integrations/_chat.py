@@ -12,12 +12,13 @@ from typing import Any
 
 from steerfn import _forward
 from steerfn._blocks import unwrapped
-from steerfn._errors import DataError, ModelError, SteerError
+from steerfn._chat_template import Message
 from steerfn._decoding import ends_of
+from steerfn._errors import DataError, ModelError, SteerError
 from steerfn._layout import layout
 from steerfn._steer import STREAM, as_steering, prepared
 from steerfn._substitute import substitutions_of
-from steerfn._text import Message, encode
+from steerfn._text import encode
 from steerfn.integrations._identity import steering_identity
 from steerfn.operators import Operator
 from steerfn.reporting._identity import model_of
