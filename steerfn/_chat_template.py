@@ -80,9 +80,9 @@ class ChatTemplate:
             raise DataError(
                 "This tokenizer has no chat template; pass texts with chat=False, or set tokenizer.chat_template."
             )
-        return self._render(list(text))
+        return self._render(text)
 
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, messages: Sequence[Message]) -> str:
         ends = {name: self.switches[name] for name in OF_TRANSFORMERS[:2] if name in self.switches}
         if not ends and messages[-1]["role"] == "assistant" and isinstance(messages[-1].get("content"), (str, list)):
             if messages[-1]["content"] in ("", []) and len(messages) > 1:  # nothing to go on from
@@ -91,7 +91,7 @@ class ChatTemplate:
                 ends = {"continue_final_message": True}
         ends = ends or {"add_generation_prompt": messages[-1]["role"] != "assistant"}
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **self.switches | ends)
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **self.switches | ends)
         except Exception as error:  # a template's own complaint, of roles that do not alternate, say
             raise DataError(f"The chat template refuses these messages: {error!s:.300}") from error
 
