@@ -65,7 +65,7 @@ def hf_keywords(
     if given.get("custom_generate") is None:  # which may take anything
         for name in rest:
             if name not in taken or name in MADE_HERE:
-                raise DataError(unknown_keyword(verb, name, taken - MADE_HERE))
+                raise DataError(unknown_keyword(verb, name, {*taken, *(variables_of(tokenizer) or ())} - MADE_HERE))
     return chat, rest
 
 
@@ -107,7 +107,8 @@ def only_switches(
     check_tokenizer(tokenizer)
     chat, unknown = with_switches(tokenizer, chat, given)
     for name in unknown:
-        raise DataError(unknown_keyword(verb, name, known, f"it takes {', '.join(sorted(known))}" if known else ""))
+        names = {*known, *(variables_of(tokenizer) or ())}
+        raise DataError(unknown_keyword(verb, name, names, f"it takes {', '.join(sorted(known))}" if known else ""))
     return chat
 
 

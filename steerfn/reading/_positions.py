@@ -44,7 +44,7 @@ def reads(rows: Sequence[list[int]], position: Position, pairs: int | None = Non
     Raises:
         DataError: a position outside a text, of a wrong type, or "answer" without pairs that differ.
     """
-    if position == "answer":
+    if isinstance(position, str) and position == "answer":
         return _answers(rows, pairs)
     return [Read(tuple(ids), _where(ids, position)) for ids in rows]
 
@@ -118,7 +118,9 @@ def position_name(position: Position) -> str | int | list[int]:
         return position
     if callable(position):
         return getattr(position, "__name__", "function")
-    return str(position) if isinstance(position, (slice, range)) else [int(each) for each in position]
+    if isinstance(position, (slice, range)):
+        return str(position)
+    return [operator.index(each) for each in position] if _is_several(position) else operator.index(position)
 
 
 def position_named(name: Any) -> Position | None:
