@@ -198,8 +198,9 @@ def test_a_stop_string_of_the_prompt_ends_nothing(tiny):
 def test_alpha_is_the_strength_of_a_vector(tiny):
     strong = sf.generate(tiny, words(), PROMPTS, sf.add(V, 3.0), max_new_tokens=6)
     assert sf.generate(tiny, words(), PROMPTS, V, alpha=3.0, max_new_tokens=6).token_ids == strong.token_ids
-    assert sf.generate(tiny, words(), PROMPTS, [V, None, V], alpha=3.0, max_new_tokens=6).token_ids[::2] == (
-        strong.token_ids[::2]
+    assert (
+        sf.generate(tiny, words(), PROMPTS, [V, None, V], alpha=3.0, max_new_tokens=6).token_ids[::2]
+        == (strong.token_ids[::2])
     )
     pieces = "".join(sf.stream(tiny, words(), PROMPTS[0], V, alpha=3.0, max_new_tokens=6))
     assert pieces.split() == strong.texts[0].split()

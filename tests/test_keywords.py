@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from families import build
 from steering import vector
 from words import words
 

@@ -128,7 +128,9 @@ def test_tokens_that_cannot_be_read_are_refused(position, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("position", [slice(1, None), range(1, 3), [0, -1], "mean", -2, np.int64(1), np.array([1, 2])], ids=str)
+@pytest.mark.parametrize(
+    "position", [slice(1, None), range(1, 3), [0, -1], "mean", -2, np.int64(1), np.array([1, 2])], ids=str
+)
 def test_a_position_is_written_down_so_that_it_can_be_read_again(position):
     name = json.loads(json.dumps(position_name(position)))
     assert reads([IDS], position_named(name)) == reads([IDS], position)
