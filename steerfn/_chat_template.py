@@ -27,8 +27,8 @@ def checked_chat(chat: Any) -> None:
     """
     if chat is not None and not isinstance(chat, (bool, Mapping)):
         raise DataError(
-            f"chat is True, False or None, or switches of the chat template such as {{'enable_thinking': False}}, "
-            f"not {chat!r:.80}."
+            f"chat is True, False or None, not {chat!r:.80}. A mapping holds switches of the chat template, such "
+            "as chat={'enable_thinking': False}."
         )
 
 

@@ -146,7 +146,7 @@ def test_tools_reach_the_template(tokenizer):
         (lambda m, t: sf.generate(m, t, "a", chat={"enable_thinkin": 1}), "does not read 'enable_thinkin'"),
         (lambda m, t: sf.generate(m, t, "a", chat=False, enable_thinking=1), "which chat=False leaves out"),
         (lambda m, t: sf.generate(m, words(template=True), "a", enable_thinking=1), "does not read it; leave it out"),
-        (lambda m, t: sf.generate(m, t, "a", chat="yes"), "chat is True, False or None, or switches of the chat templ"),
+        (lambda m, t: sf.generate(m, t, "a", chat="yes"), "A mapping holds switches of the chat template"),
         (lambda m, t: sf.activations(m, t, ["a"], 1, enable_thinkin=0), "activations has no option 'enable_thinkin'"),
         (lambda m, t: sf.mean_difference(m, t, ["a"], ["b"], 1, thinking=0), "does not read it"),
         (lambda m, t: sf.score(m, t, "a", [" b"], temperature=1), "score has no option 'temperature'"),

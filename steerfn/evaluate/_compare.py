@@ -97,7 +97,6 @@ def compare(
         >>> found.to_html("comparison.html")  # doctest: +SKIP
     """
     chat, hf = hf_keywords(compare, model, tokenizer, chat, hf)
-    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     asked, steering, measures = as_texts(prompts, "prompts"), as_steering(op, alpha, scope), tried(metrics)
     if isinstance(alpha, Tensor) and alpha.ndim:
         raise DataError(
@@ -106,6 +105,7 @@ def compare(
     checked_options(level)
     imported("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
     given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     prepared(steering, root, layout(root), strict=False)  # what does not fit the model is known before anything runs
     conditions = [Condition(UNSTEERED, (None,)), Condition(STEERING, (steering,))]

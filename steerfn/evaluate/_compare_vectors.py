@@ -115,11 +115,11 @@ def compare_vectors(
         v2 lowers toxicity by 12 % against v1 (95 % CI 5-19 %, p = 0.003, n = 200, Holm).
     """
     chat, hf = hf_keywords(compare_vectors, model, tokenizer, chat, hf)
-    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     asked, named = as_texts(prompts, "prompts"), named_vectors(vectors)
     strengths, measures = strengths_of(alpha, named), tried(metrics)
     checked_options(level, seed, resamples)
     given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     found = layout(root)
     conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, controls=controls, seed=seed)

@@ -120,7 +120,8 @@ def position_name(position: Position) -> str | int | list[int]:
         return getattr(position, "__name__", "function")
     if isinstance(position, (slice, range)):
         return str(position)
-    return [operator.index(each) for each in position] if _is_several(position) else operator.index(position)
+    asked: Any = position
+    return [operator.index(each) for each in asked] if _is_several(asked) else operator.index(asked)
 
 
 def position_named(name: Any) -> Position | None:
