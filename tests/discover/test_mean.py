@@ -85,7 +85,7 @@ def test_errors_by_their_text(tiny, positive, negative, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": [1]}, "position is 'last', 'mean', 'answer' (for pairs), an index or a function"),
+        ({"position": ["first"]}, "position is 'last', 'mean', 'answer' (for pairs), an index, a slice"),
         ({"position": "answer"}, "so it needs pairs: as many positive as negative texts."),
         ({"chat": "yes"}, "chat is True, False or None, not 'yes'."),
         ({"batch_size": "big"}, "batch_size is 'auto' or a number of texts from 1, not 'big'."),
