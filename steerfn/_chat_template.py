@@ -111,12 +111,16 @@ class ChatTemplate:
                 continue
         return openings
 
-    def _is_laid_out(self, text: str) -> bool:
-        """Whether a text begins as only a laid-out one does: with a special token, or as the template begins."""
+    @functools.cached_property
+    def _marks(self) -> tuple[str, ...]:
+        """What only a laid-out text begins with: a special token, or what the template begins with."""
         special = set(getattr(self.tokenizer, "all_special_tokens", ())) - {getattr(self.tokenizer, "unk_token", None)}
         # A bare word, such as "user ", may begin any text.
         bare = {opening.removeprefix(self._bos).strip() for opening in self._openings}
-        return text.lstrip().startswith((*special, *(each for each in bare if re.search(r"[^\w\s]", each))))
+        return (*special, *(each for each in bare if re.search(r"[^\w\s]", each)))
+
+    def _is_laid_out(self, text: str) -> bool:
+        return text.lstrip().startswith(self._marks)
 
     def _check_switches(self) -> None:
         known = variables_of(self.tokenizer, self.switches)

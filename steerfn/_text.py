@@ -133,7 +133,7 @@ def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
         DataError: there is one.
     """
     table = getattr(model, "get_input_embeddings", lambda: None)()
-    size = getattr(getattr(table, "weight", None), "shape", (None,))[0]
+    size = getattr(table, "num_embeddings", None)  # not the weight's, of which a shard may be all that is here
     for i, row in enumerate(rows):
         if size is not None and max(row) >= size:
             raise DataError(
