@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._chat_template import Chat
+from steerfn._keywords import only_switches
 from steerfn._site import Site
-from steerfn._text import as_texts, encode
+from steerfn._text import as_texts, check_ids, encode
 from steerfn._types import Activations
 from steerfn.reading import Position, plan, reads, run
 
@@ -20,8 +22,9 @@ def activations(
     position: Position = "last",
     *,
     batch_size: int | str = "auto",
-    chat: bool | None = False,
+    chat: Chat = False,
     progress: bool = True,
+    **switches: Any,
 ) -> dict[Site, Activations]:
     """The hidden state of each text at some sites, one row for each text, in the given order.
 
@@ -33,26 +36,32 @@ def activations(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        texts: a list of texts or of conversations (`[{"role": ..., "content": ...}]`).
+        texts: texts, conversations (`[{"role": ..., "content": ...}]`) or token ids, one or several. A conversation
+            whose last message is the assistant's is read up to the end of that message; with
+            `chat={"continue_final_message": False}` up to the template's closing of it.
         sites: one or several; an int means `resid_post`.
-        position: "last" real token, "mean" over all tokens (special ones included), an index into the tokens, or
-            a function from the list of token ids to an index.
+        position: "last" real token, "mean" over all tokens (special ones included), an index into the tokens, a
+            slice, range or list of indices (the mean over those tokens, each once), or a function from the list of
+            token ids to any of these.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
-        chat: True wraps texts in the chat template; None does so where there is one; False takes them as they are.
+        chat: True wraps texts in the chat template; None does so where there is one; False takes them as they are;
+            a mapping is True with switches of the template. Conversations go through it in any case.
         progress: show a progress bar on stderr.
+        switches: what the tokenizer's chat template reads, with `chat=True`, such as `enable_thinking=False`.
 
     Returns:
         `{site: Float[Tensor, "texts d_model"]}` on the CPU, in at least float32.
 
     Raises:
-        DataError: no texts, an empty one, a position outside a text.
+        DataError: no texts, an empty one, a position outside a text, or an unknown keyword.
         SiteError: a site that the model lacks.
 
     Example:
         >>> import steerfn as sf
         >>> sf.activations(model, tokenizer, ["Hello there.", "Good night."], 12)  # doctest: +SKIP
     """
-    rows = encode(tokenizer, as_texts(texts, "texts"), chat)
+    rows = encode(tokenizer, as_texts(texts, "texts"), only_switches(activations, tokenizer, chat, switches))
+    check_ids(model, rows)
     found: dict[Site, Tensor] = {}
     for batch in run(model, plan(model, reads(rows, position), sites, batch_size=batch_size), progress=progress):
         for site, state in batch.states.items():
@@ -63,8 +72,9 @@ def activations(
 
 
 def token_read(
-    tokenizer: Any, texts: Sequence[Any], position: Position = "last", chat: bool | None = False
+    tokenizer: Any, texts: Sequence[Any], position: Position = "last", chat: Chat = False, **switches: Any
 ) -> list[str]:
     """The text of the token that is read of each text (for "mean", all of it), to see what is measured."""
+    chat = only_switches(token_read, tokenizer, chat, switches)
     found = reads(encode(tokenizer, as_texts(texts, "texts"), chat), position)
     return [tokenizer.decode([read.ids[i] for i in read.where]) for read in found]

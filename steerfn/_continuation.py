@@ -2,17 +2,18 @@
 
 from typing import Any
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
-from steerfn._text import Text, as_texts, encode
+from steerfn._text import Text, as_texts, encode, is_token_ids
 from steerfn.reading._positions import common_prefix
 
 
-def continued(tokenizer: Any, prompt: Text, following: Any, chat: bool | None, where: str) -> tuple[list[int], int]:
+def continued(tokenizer: Any, prompt: Text, following: Any, chat: Chat, where: str) -> tuple[list[int], int]:
     """Token ids of a prompt and its continuation, and where the continuation begins.
 
     Args:
         tokenizer: the model's.
-        prompt: a text or a conversation.
+        prompt: a text, a conversation or token ids, to which those of the continuation are added.
         following: the text that follows it.
         chat: as in `encode`.
         where: what the error calls it.
@@ -24,13 +25,10 @@ def continued(tokenizer: Any, prompt: Text, following: Any, chat: bool | None, w
         raise DataError(f"The continuation of {where} is {following!r:.80}; pass a text that is not empty.")
     [prompt] = as_texts([prompt], f"the prompt of {where}")
     [before] = encode(tokenizer, [prompt], chat)
-    if chat or not isinstance(prompt, str) or (chat is None and getattr(tokenizer, "chat_template", None)):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        opening = messages[-1]["role"] != "assistant"  # as `encode` does
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-        ids = tokenizer(text + following, add_special_tokens=False)["input_ids"]
+    if is_token_ids(prompt):
+        ids = [*before, *tokenizer(following, add_special_tokens=False)["input_ids"]]
     else:
-        [ids] = encode(tokenizer, [prompt + following], False)
+        [ids] = encode(tokenizer, [prompt], chat, following=following)
     start = common_prefix(before, ids)
     if start == 0 or start == len(ids):
         raise DataError(

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
+from steerfn._keywords import hf_keywords
 from steerfn._numbers import plain_number
 from steerfn._padding import reads_pads
 from steerfn._sampling import ByRow
-from steerfn._steer import STREAM, as_steering, refuse_open_rows, steer
-from steerfn._text import AS_WRITTEN, Text, as_texts, encode, input_device, pad_id, padded, text_of
+from steerfn._steer import STREAM, as_optional_steering, as_steering, refuse_open_rows, steer
+from steerfn._stop_strings import End
+from steerfn._text import AS_WRITTEN, Text, as_texts, check_ids, encode, input_device, pad_id, padded, text_of
 from steerfn.operators import Operator, rows
 from steerfn.operators._rows import of_row, row_count
 
@@ -34,12 +38,16 @@ class Generations:
         texts: the generated texts, without the prompt and without special tokens.
         token_ids: the generated token ids, up to and including the end of text.
         prompt_token_ids: the token ids of each prompt as the model got them.
+        decoding: "greedy", "sampled", "beam search" or "beam sampling".
+        seed: what it was sampled with; None where it was not seeded.
     """
 
     prompts: tuple[Text, ...]
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
     prompt_token_ids: tuple[tuple[int, ...], ...]
+    decoding: str = "greedy"
+    seed: int | tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -61,16 +69,18 @@ def generate(
     prompts: Any,
     op: Any = None,
     *,
-    max_new_tokens: int = 40,
+    alpha: Any = None,
+    max_new_tokens: int | None = None,
     seed: int | Sequence[int] | None = None,
-    chat: bool | None = None,
+    chat: Chat = None,
     batch_size: int = 16,
     **hf: Any,
 ) -> Generations:
     """Generate from prompts, steered or not; every prompt may have its own operator.
 
     Prompts are padded on the left here, whatever the tokenizer's side; neither the tokenizer nor the generation
-    config changes. Greedy unless the model's generation config or `do_sample=True` says otherwise. Beam search, beam
+    config changes. Decoding is greedy unless `do_sample=True` (or a `generation_config` that says so) asks for
+    sampling: a model's own generation config that samples is no request, but all else in it holds. Beam search, beam
     sampling and `num_return_sequences` steer every sequence of a prompt by that prompt's operator; assisted decoding
     (`assistant_model`, `prompt_lookup_num_tokens`, `assistant_early_exit`) takes the prompts one by one, and so do
     models that read the padding of a batch (RWKV, RecurrentGemma, MiniMax and a few others).
@@ -78,55 +88,71 @@ def generate(
     Args:
         model: any transformers causal LM.
         tokenizer: its tokenizer.
-        prompts: a text, a conversation, or a list of either.
+        prompts: a text, a conversation, token ids (a list of ints or a 1-D tensor), or a list of any of these. A
+            conversation that ends with the assistant's message is an answer that was begun, and is continued.
         op: an operator or vector for all prompts, or a list with one (or None) for each. Of an operator that holds a
             `[batch]` strength (or `rows`) each prompt gets its own, whatever `batch_size`.
-        max_new_tokens: tokens to generate at most.
+        alpha: the strength of a vector, as in `steer` (default 1); an operator has its own.
+        max_new_tokens: tokens to generate at most; default 40, or what `max_length` or `generation_config` says.
+            `max_length` counts the prompt's tokens too; prompts of different lengths then run apart.
         seed: for sampling: the same call gives the same texts, and torch's random state stays as it was. A list
             gives each prompt a seed of its own: its text then depends neither on the other prompts nor on
             `batch_size` (beyond rounding), and each of its `num_return_sequences` has its own random numbers.
-        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        chat: True puts prompts into the chat template; None (default) does so where there is one, and leaves a text
+            that begins as the template does (a chat that was rendered already) as it is; False takes texts as they
+            are. A mapping is True with switches of the template, `{"enable_thinking": False}`.
         batch_size: prompts at once.
-        hf: anything else that transformers' `generate` takes.
+        hf: anything else that transformers' `generate` takes, such as `stop_strings=["\n"]`, and switches that the
+            tokenizer's chat template reads, such as `enable_thinking=False` or `tools=[...]`.
 
     Raises:
-        DataError: no prompts, an empty one, another number of operators or seeds than prompts, or a seed for each
-            prompt with beams or assisted decoding.
+        DataError: no prompts, an empty one, another number of operators or seeds than prompts, a seed for each
+            prompt with beams or assisted decoding, a keyword that nothing takes, lengths that contradict each other,
+            or sampling options such as `temperature` without `do_sample=True`.
         SteerError: as `steer`.
 
     Example:
         >>> import steerfn as sf
-        >>> sf.generate(model, tokenizer, "How was your day?", sf.add(v, 2.0)).texts  # doctest: +SKIP
+        >>> sf.generate(model, tokenizer, "How was your day?", v, alpha=2.0).texts  # doctest: +SKIP
         >>> sf.generate(model, tokenizer, prompts, [sf.add(v), None], seed=[1, 1], do_sample=True)  # doctest: +SKIP
     """
+    chat, hf = hf_keywords(generate, model, tokenizer, chat, hf)
     found = as_texts(prompts, "prompts")
-    ops = by_prompt(op, len(found))
+    ops = by_prompt(op, alpha, len(found))
     batch_size = as_count("batch_size is a number of prompts", batch_size)
-    max_new_tokens = as_count("max_new_tokens is a number of tokens", max_new_tokens)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     seeds = _seeds(seed, len(found), hf)
     if any(hf.get(name) is not None for name in ASSISTED) or reads_pads(unwrapped(model)):
         batch_size = 1
     if len(found) > batch_size:
         refuse_open_rows(model, f"sf.generate takes these {len(found)} prompts {batch_size} at a time")
     encoded = encode(tokenizer, found, chat)
-    ends = ends_of(model, tokenizer, hf)
+    check_ids(model, encoded)
+    lengths = list(map(len, encoded))
+    decoding.new_tokens(max(lengths))  # fails before anything runs
+    end = End(tokenizer, decoding.ends, decoding.stop_strings)
     texts: list[str] = []
     ids: list[tuple[int, ...]] = []
-    for start in range(0, len(found), batch_size):
-        part = slice(start, start + batch_size)
+    for part in decoding.batches(lengths, batch_size):
         batch, mask = padded(encoded[part], pad_id(model, tokenizer), "left", input_device(model))
         steering = ops[part] if isinstance(ops, list) else ops
-        options = {"pad_token_id": pad_id(model, tokenizer), "max_new_tokens": max_new_tokens, **hf}
+        options = {"pad_token_id": pad_id(model, tokenizer), **decoding.options}
+        options["max_new_tokens"] = decoding.new_tokens(batch.shape[1])
+        options["stopping_criteria"] = end.criteria(batch.shape[1], options.get("stopping_criteria"))
         if isinstance(seeds, list):
             options["custom_generate"] = ByRow(seeds[part], hf.get("assistant_model"), hf.get("streamer"))
-        with _seeded(model, seeds + start if isinstance(seeds, int) else None), _steered(model, steering):
+        seeded = _seeded(model, seeds + part.start if isinstance(seeds, int) else None)
+        with seeded, _steered(model, steering):
             out = model.generate(input_ids=batch, attention_mask=mask, **options)
         new = (out if isinstance(out, Tensor) else out.sequences)[:, batch.shape[1] :]
         for row in new.tolist():
-            kept = _until_end(row, ends)
+            kept = end.cut(row)
             ids.append(tuple(kept))
             texts.append(text_of(tokenizer, kept))
-    return Generations(tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)))
+    return Generations(
+        tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)), decoding.name,
+        tuple(seeds) if isinstance(seeds, list) else seeds,
+    )  # fmt: skip
 
 
 def as_count(what: str, count: Any) -> int:
@@ -141,7 +167,7 @@ def as_count(what: str, count: Any) -> int:
     return count
 
 
-def by_prompt(op: Any, prompts: int) -> Any:
+def by_prompt(op: Any, alpha: Any, prompts: int) -> Any:
     """One steering for all prompts, or a list with one for each.
 
     An operator that holds one strength for each row holds one for each prompt, whatever the batches.
@@ -150,7 +176,7 @@ def by_prompt(op: Any, prompts: int) -> Any:
         DataError: another number of operators or strengths than prompts.
     """
     if op is None or isinstance(op, (Operator, str)) or not isinstance(op, Sequence):
-        op = None if op is None else as_steering(op)
+        op = as_optional_steering(op, alpha)
         rows_held = None if op is None else row_count(op)
         if rows_held is None:
             return op
@@ -165,7 +191,7 @@ def by_prompt(op: Any, prompts: int) -> Any:
             f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), "
             "or a single one."
         )
-    return [None if each is None else as_steering(each) for each in op]
+    return [None if each is None else as_steering(each, alpha) for each in op]
 
 
 def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | list[int] | None:
@@ -207,61 +233,58 @@ def _seeded(model: Any, seed: int | None) -> Iterator[None]:
         yield
 
 
-def ends_of(model: Any, tokenizer: Any, hf: dict[str, Any]) -> set[int]:
-    """The tokens that end a text."""
-    config = getattr(model, "generation_config", None)
-    found = hf.get("eos_token_id", getattr(config, "eos_token_id", None))
-    found = getattr(tokenizer, "eos_token_id", None) if found is None else found
-    return set(found) if isinstance(found, (list, tuple, set)) else set() if found is None else {int(found)}
-
-
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-    return row[: end + 1]
-
-
 def stream(
     model: Any,
     tokenizer: Any,
     prompt: Any,
     op: Any = None,
     *,
-    max_new_tokens: int = 40,
+    alpha: Any = None,
+    max_new_tokens: int | None = None,
     seed: int | None = None,
-    chat: bool | None = None,
+    chat: Chat = None,
     **hf: Any,
 ) -> Iterator[str]:
     """Generate from one prompt and hand out the text piece by piece.
 
     Generation runs in a thread of its own, in which the steering is opened, so it does not matter which thread
     reads the pieces; contexts that are open in the calling thread hold there too. Closing the iterator stops the
-    generation.
+    generation. Decoding is greedy unless `do_sample=True` asks for sampling, as in `generate`.
 
     Args:
         model: any transformers causal LM.
         tokenizer: its tokenizer.
-        prompt: a text or a conversation.
+        prompt: a text, a conversation or token ids, as in `generate`.
         op: an operator or vector.
-        max_new_tokens: tokens to generate at most.
+        alpha: the strength of a vector (default 1).
+        max_new_tokens: tokens to generate at most, as in `generate`.
         seed: for sampling; torch's random state is shared by all threads, so it is not restored here.
         chat: as in `generate`.
-        hf: anything else that transformers' `generate` takes.
+        hf: as in `generate`.
 
     Raises:
-        DataError: no prompt. Errors of the generation are raised where the pieces are read.
+        DataError: no prompt, or keywords that `generate` refuses. Errors of the generation are raised where the pieces
+            are read.
 
     Example:
         >>> import steerfn as sf
         >>> for piece in sf.stream(model, tokenizer, "Tell me a story.", sf.add(v)):  # doctest: +SKIP
         ...     print(piece, end="", flush=True)
     """
+    chat, hf = hf_keywords(stream, model, tokenizer, chat, hf)
     texts = as_texts(prompt, "prompt")
     if len(texts) != 1:
         raise DataError(f"stream takes one prompt, not {len(texts)}; use generate for several.")
     seed = None if seed is None else _seed(seed)
-    ids, mask = padded(encode(tokenizer, texts, chat), pad_id(model, tokenizer), "left", input_device(model))
-    steering = None if op is None else as_steering(op)
-    options = {"pad_token_id": pad_id(model, tokenizer), "max_new_tokens": max_new_tokens, **hf}
+    rows = encode(tokenizer, texts, chat)
+    check_ids(model, rows)
+    ids, mask = padded(rows, pad_id(model, tokenizer), "left", input_device(model))
+    steering = as_optional_steering(op, alpha)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
+    end = End(tokenizer, decoding.ends, decoding.stop_strings)
+    options = {"pad_token_id": pad_id(model, tokenizer), **decoding.options}
+    options["max_new_tokens"] = decoding.new_tokens(ids.shape[1])
+    options["stopping_criteria"] = end.criteria(ids.shape[1], options.get("stopping_criteria"))
     return _pieces(model, tokenizer, ids, mask, steering, seed, options)
 
 
@@ -287,7 +310,7 @@ def _pieces(
         try:
             if seed is not None:
                 torch.manual_seed(seed)
-            criteria = StoppingCriteriaList([Stop(), *options.pop("stopping_criteria", [])])
+            criteria = StoppingCriteriaList([Stop(), *options.pop("stopping_criteria")])
             streamer = Streamer(tokenizer, skip_prompt=True, **AS_WRITTEN)
             with torch.no_grad(), _steered(model, steering):
                 model.generate(

@@ -1,8 +1,9 @@
 """Loading a model and its tokenizer in one call.
 
-A thin door over ``AutoModelForCausalLM`` and ``AutoTokenizer``: it picks the device, spells the
-dtype and the quantization, and turns what goes wrong into one sentence with a fix. Nothing else
-in the library depends on it: every verb takes any model that the user already holds.
+A thin door over ``AutoModelForCausalLM`` (``AutoModelForImageTextToText`` for models that also see)
+and ``AutoTokenizer``: it picks the device, spells the dtype and the quantization, and turns what
+goes wrong into one sentence with a fix. Nothing else in the library depends on it: every verb takes
+any model that the user already holds.
 """
 
 from pathlib import Path
@@ -45,8 +46,12 @@ def from_pretrained(
 ) -> tuple[Any, Any]:
     """Loads a causal LM and its tokenizer; the model is in eval mode, on one device.
 
+    Vision-language models (Llava, Mistral 3, Qwen2.5-VL, ...) load whole; their text tower is what
+    is steered.
+
     Args:
-        name_or_path: a folder written by ``save_pretrained``, or a name on the model hub.
+        name_or_path: a folder written by ``save_pretrained``, a name on the model hub, or a
+            ``.gguf`` file of a model (its weights are unpacked; this needs the ``gguf`` package).
         device: ``None`` or ``"auto"`` takes CUDA where there is one, else Apple's MPS, else the
             CPU; a string or a ``torch.device`` places the whole model there. To spread a model
             over devices pass transformers' ``device_map=`` instead.
@@ -64,8 +69,9 @@ def from_pretrained(
         ``(model, tokenizer)``.
 
     Raises:
-        ModelError: there is no such model, it cannot be reached, or transformers cannot load it;
-            the original exception is the ``__cause__``.
+        ModelError: there is no such model, it cannot be reached, its files are damaged or lack
+            weights (which transformers would fill with random numbers), or transformers cannot
+            load it; the original exception is the ``__cause__``.
         SteerError: an unknown or absent device, dtype or quantization, ``device`` together with
             ``device_map``, or torchao is not installed.
 
@@ -77,6 +83,8 @@ def from_pretrained(
         (torch.bfloat16, False)
     """
     name = str(name_or_path)
+    if name.lower().endswith(".gguf") and "gguf_file" not in kwargs:
+        name, kwargs["gguf_file"] = _gguf(name)
     if "device_map" in kwargs and device is not None:
         raise SteerError(
             f"device={device!r} and device_map={kwargs['device_map']!r} both place the model: "
@@ -102,19 +110,56 @@ def from_pretrained(
         )
     source = str(Path(name).expanduser()) if looks_local else name
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     shared = {key: kwargs[key] for key in _SHARED if key in kwargs}
     packing = None
+    kwargs.pop("output_loading_info", None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         packing = quantization  # what fails from here on may be its fault
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=weights, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, KeyError) as error:
+        model: Any
+        model, info = _class_for(source, kwargs.get("config"), shared).from_pretrained(
+            source, dtype=weights, output_loading_info=True, **kwargs
+        )
+    # Whatever it is (safetensors, tokenizers and pickle have exceptions of their own), it is the files'.
+    except Exception as error:
         raise ModelError(_explain(source, packing, error)) from error
+    if missing := sorted(info.get("missing_keys", ())):
+        raise ModelError(
+            f"The files of {name!r} lack {len(missing)} of the model's weights, such as {missing[0]!r}, which would be "
+            "random numbers: fetch or save the model again, or load a checkpoint of this architecture with its "
+            "language-modelling head."
+        )
     if place is not None and quantization is None:
         model = model.to(place)
     return model.eval(), tokenizer
+
+
+def _gguf(name: str) -> tuple[str, str]:
+    """The folder and the file name of a model in one GGUF file."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ModelError(
+            f"There is no file {name!r}: pass the path of a model's .gguf file, or the model's folder or hub name with "
+            "gguf_file='file.gguf'."
+        )
+    return str(path.parent.resolve()), path.name
+
+
+def _class_for(source: str, config: Any, shared: dict[str, Any]) -> Any:
+    """The auto class that knows a model: of causal LMs, or of those that also take images."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    config = AutoConfig.from_pretrained(source, **shared) if config is None else config
+    kind = getattr(config, "model_type", None)
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return AutoModelForImageTextToText if sees and not own else AutoModelForCausalLM
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -191,7 +236,7 @@ def _explain(name: str, quantization: str | None, error: Exception) -> str:
         return (
             f"The folder {name!r} could not be loaded as a causal LM with its tokenizer "
             f"({reason}): it must hold what model.save_pretrained and tokenizer.save_pretrained "
-            "write."
+            "write, undamaged."
         )
     return (
         f"The model {name!r} could not be loaded from the hub ({reason}): check the spelling and "

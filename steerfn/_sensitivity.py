@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerfn._blocks import Layout, unwrapped
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._continuation import continued
 from steerfn._dataframe import dataframe
 from steerfn._errors import DataError, ShapeError, SiteError
@@ -142,7 +143,7 @@ def sensitivity(
     *,
     sites: Any = None,
     scope: Scope | None = None,
-    chat: bool | None = None,
+    chat: Chat = None,
     mode: str = "reverse",
     batch_size: int | str = "auto",
     progress: bool = True,
@@ -196,8 +197,7 @@ def sensitivity(
     v = as_vector(v, "sensitivity")
     if mode not in MODES:
         raise DataError(f"mode is 'reverse' or 'forward', not {mode!r}.")
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
     batch_size = plain_number(batch_size)
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise DataError(f"batch_size is 'auto' or a number of prompts from 1, not {batch_size!r}.")
@@ -259,7 +259,7 @@ def _in_every_layer(site: Site, found: Layout) -> tuple[Site, ...]:
     return tuple(each for each in there if found.width(each) == found.width(site))
 
 
-def _items(tokenizer: Any, prompts: Sequence[Any], targets: Any, chat: bool | None) -> tuple[list[Item], bool]:
+def _items(tokenizer: Any, prompts: Sequence[Any], targets: Any, chat: Chat) -> tuple[list[Item], bool]:
     """What to run for each prompt, and whether targets are pairs."""
     if isinstance(targets, (str, tuple)):
         given: list[Any] = [targets] * len(prompts)

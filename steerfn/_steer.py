@@ -104,7 +104,6 @@ class Steering:
         self.fallbacks += entry.fallbacks
         if not quiet:
             warn_of_empty(entry.selections)
-        entry.overflow.close()
             if entry.passed_by and not entry.used:
                 warnings.warn(
                     "A context that was opened inside a generator steered nothing, while the model ran elsewhere: what "
@@ -114,6 +113,7 @@ class Steering:
                     SteerWarning,
                     stacklevel=3,
                 )
+        entry.overflow.close()
 
 
 Needs = tuple[tuple[tuple[str | None, tuple[tuple[str, int | None], ...]], ...], tuple[str, ...]]
@@ -188,8 +188,8 @@ def refuse_open_rows(model: Any, why: str) -> None:
 
 def _no_sites(operator: Operator) -> str:
     return (
-        f"The sites that {type(operator).__name__} computes are {operator.sites!r:.80}; return a tuple of sites of one block each, "
-        "counted from 0, such as (sf.resid_post[12],)."
+        f"The sites that {type(operator).__name__} computes are {operator.sites!r:.80}; return a tuple of sites of "
+        "one block each, counted from 0, such as (sf.resid_post[12],)."
     )
 
 
@@ -383,3 +383,14 @@ def as_steering(op: Any, alpha: Any = None, scope: Scope | None = None) -> Opera
             f"alpha={alpha} goes with a vector; an operator has its strength inside, as in sf.add(v, {alpha})."
         )
     return op if scope is None else at(scope, op)
+
+
+def as_optional_steering(op: Any, alpha: Any = None) -> Operator | None:
+    """An operator as `as_steering` makes it; None, for no steering, has no strength.
+
+    Raises:
+        DataError: a strength without a vector.
+    """
+    if op is None and alpha is not None:
+        raise DataError(f"alpha={alpha!r:.80} is the strength of a vector, and there is none; pass the vector as op.")
+    return None if op is None else as_steering(op, alpha)

@@ -1,39 +1,46 @@
 """From texts to token ids, the same way everywhere: one BOS, templates where asked for, no tokenizer touched."""
 
 import math
+import operator
 from collections.abc import KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steerfn._chat_template import Chat, ChatTemplate
 from steerfn._errors import DataError
 
-Message = Mapping[str, str]
-Text = str | Sequence[Message]
-"""A text, or a conversation as `[{"role": "user", "content": "..."}]`."""
+Text = str | Sequence[Any]
+"""A text, a conversation as `[{"role": "user", "content": "..."}]`, or token ids, which are taken as they are."""
 
 
 def as_texts(texts: Any, what: str) -> list[Text]:
-    """A list of texts or conversations from one or several, each of them non-empty.
+    """A list of texts, conversations or token ids from one or several, each of them non-empty.
 
     Raises:
         DataError: none at all, an empty one, a table, a mapping or set of texts, or something else.
     """
-    if isinstance(texts, str) or _is_conversation(texts):
+    if isinstance(texts, str) or _is_conversation(texts) or as_token_ids(texts) is not None:
         texts = [texts]
-    found = [str(text) if isinstance(text, str) else text for text in as_list(texts, what)]  # numpy has its own
+    found = [_as_text(text) for text in as_list(texts, what)]
     if not found:
         raise DataError(f"{what} is empty; pass at least one text.")
     for i, text in enumerate(found):
-        if not isinstance(text, str) and not _is_conversation(text):
+        if not isinstance(text, str) and not _is_conversation(text) and not is_token_ids(text):
             raise DataError(
-                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation as a "
-                "list of messages with role and content."
+                f"{what}[{i}] is {text!r:.80} of type {type(text).__name__}; pass a text, or a conversation "
+                "as a list of messages with role and content, or the token ids of a text as ints."
             )
         if isinstance(text, str) and not text.strip():
             raise DataError(f"{what}[{i}] is empty ({text!r}); remove it or give it words.")
     return found
+
+
+def _as_text(text: Any) -> Any:
+    """A text as Python's own type: numpy and torch have theirs of texts and of token ids."""
+    ids = as_token_ids(text)
+    return ids if ids is not None else str(text) if isinstance(text, str) else text
 
 
 def as_list(texts: Any, what: str) -> list[Any]:
@@ -67,47 +74,120 @@ def _is_conversation(text: Any) -> bool:
     )
 
 
-def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat, *, following: str = "") -> list[list[int]]:
     """Token ids of each text.
 
     Args:
         tokenizer: the model's. Nothing on it changes.
-        texts: texts or conversations.
+        texts: texts, conversations or token ids.
         chat: True puts each text into the chat template as the user's message, with the template's opening
-            of the answer; None does so where the tokenizer has a template; False takes texts as they are.
-            Conversations always go through the template.
+            of the answer; None does so where the tokenizer has a template and the text is not laid out by it already;
+            False takes texts as they are, with one beginning-of-text token where the tokenizer puts one; a mapping is
+            True with switches of the template, such as `{"enable_thinking": False}`. Conversations always go through
+            the template; one whose last message is the assistant's ends with it, an answer that was begun.
+        following: what comes after each text, tokenized together with it; not after token ids.
 
     Raises:
-        DataError: no tokenizer, a template that is needed but missing, or a text without tokens.
+        DataError: no tokenizer, a template that is needed but missing, a switch that it does not have, or a text
+            without tokens.
     """
-    if not hasattr(tokenizer, "apply_chat_template"):
-        raise DataError(
-            f"A transformers tokenizer is needed, not {tokenizer!r:.80} of type {type(tokenizer).__name__}."
-        )
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat is None:
-        chat = has_template
+    check_tokenizer(tokenizer)
+    template = ChatTemplate(tokenizer, chat)
+    rows: list[list[int]] = [list(text) if is_token_ids(text) else [] for text in texts]
     written: dict[int, str] = {}  # by the template, special tokens included
+    plain: dict[int, str] = {}
     for i, text in enumerate(texts):
-        if chat or not isinstance(text, str):
-            if not has_template:
-                raise DataError(
-                    "This tokenizer has no chat template; pass texts with chat=False, or set tokenizer.chat_template."
-                )
-            messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
-            opening = messages[-1]["role"] != "assistant"
-            written[i] = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-    plain = {i: text for i, text in enumerate(texts) if i not in written}
-    found: list[list[int]] = [[] for _ in texts]
+        if is_token_ids(text):
+            _refuse_padding(tokenizer, rows[i])
+            continue
+        by_template = template.write(text)
+        if by_template is None:
+            plain[i] = f"{text}{following}"
+        else:
+            written[i] = by_template + following
+    start = getattr(tokenizer, "bos_token_id", None)
     for some, special in ((plain, True), (written, False)):
         if some:
             ids = tokenizer(list(some.values()), add_special_tokens=special)["input_ids"]
             for i, row in zip(some, ids, strict=True):
-                found[i] = list(row)
-    for i, row in enumerate(found):
+                twice = start is not None and list(row[:2]) == [start, start]  # written in the text as well
+                rows[i] = list(row[1:] if twice else row)
+    for i, row in enumerate(rows):
         if not row:
             raise DataError(f"Text {i} has no tokens: {texts[i]!r:.80}; give it words.")
+    return rows
+
+
+def _refuse_padding(tokenizer: Any, ids: Sequence[int]) -> None:
+    """Token ids have no mask, so padding among them would be read as text."""
+    pad = getattr(tokenizer, "pad_token_id", None)
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk")]
+    if pad is not None and pad not in others and pad in (ids[0], ids[-1]):
+        raise DataError(
+            f"Token ids {list(ids)!r:.60} begin or end with the padding token {pad}; pass each text without padding."
+        )
+
+
+def is_token_ids(text: Any) -> bool:
+    """Whether something is a text as token ids: a tuple of ints, as `as_texts` makes it."""
+    return isinstance(text, tuple) and len(text) > 0 and all(type(each) is int for each in text)
+
+
+def as_token_ids(text: Any) -> tuple[int, ...] | None:
+    """Token ids out of a list of ints, a 1-D tensor or an array of them; None for anything else.
+
+    Raises:
+        DataError: a negative id.
+    """
+    if isinstance(text, (str, Mapping)) or not hasattr(text, "__len__") or not len(text):
+        return None
+    ids = text.tolist() if hasattr(text, "tolist") and getattr(text, "ndim", 0) == 1 else text
+    if not isinstance(ids, (list, tuple)) or any(isinstance(each, bool) for each in ids):
+        return None
+    try:
+        found = tuple(operator.index(each) for each in ids)
+    except TypeError:
+        return None
+    if min(found) < 0:
+        raise DataError(f"Token ids are not negative, and {min(found)} is among {ids!r:.80}.")
     return found
+
+
+def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        DataError: there is one.
+    """
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    size = getattr(table, "num_embeddings", None)  # not the weight's, of which a shard may be all that is here
+    for i, row in enumerate(rows):
+        if size is not None and max(row) >= size:
+            raise DataError(
+                f"Text {i} has the token id {max(row)}, and the model has embeddings for {size} tokens; pass ids of "
+                "this model's own tokenizer."
+            )
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse what is no tokenizer.
+
+    Raises:
+        DataError: it is a model, a processor, or something else.
+    """
+    if isinstance(tokenizer, torch.nn.Module):
+        raise DataError(
+            f"A {type(tokenizer).__name__}, which is a model, stands where the tokenizer goes; pass the model first "
+            "and its tokenizer second."
+        )
+    if hasattr(getattr(tokenizer, "tokenizer", None), "apply_chat_template"):
+        raise DataError(
+            f"A {type(tokenizer).__name__} stands where the tokenizer goes; pass its tokenizer, processor.tokenizer."
+        )
+    if not hasattr(tokenizer, "apply_chat_template"):
+        raise DataError(
+            f"A transformers tokenizer is needed, not {tokenizer!r:.80} of type {type(tokenizer).__name__}."
+        )
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -148,7 +148,7 @@ def test_out_of_memory_halves_the_batch(tiny, most):
         ({"texts": ["a", 3]}, "texts[1] is 3 of type int; pass a text, or a conversation"),
         ({"texts": {"a": 1}}, "texts is a list of texts, not"),
         ({"position": 9}, "Position 9 is outside a text of 2 tokens; use an index it has, 'last' or 'mean'."),
-        ({"position": "first"}, "an index or a function of the token ids, not 'first'."),
+        ({"position": "first"}, "or a function of the token ids, not 'first'."),
         ({"batch_size": 0}, "batch_size is 'auto' or a number of texts from 1, not 0."),
         ({"sites": 7}, "resid_post[7] is out of range: the model has 3 blocks"),
         ({"sites": []}, "No site was given"),

@@ -176,6 +176,7 @@ CASES = {
         "seed": (lambda: qualities(quality=True), lambda: qualities(quality=True, seed=1)),
     },
     sf.generate: {
+        "alpha": (lambda: texts(op=V), lambda: texts(op=V, alpha=9.0)),
         "op": (texts, lambda: texts(op=3 * V)),
         "max_new_tokens": (texts, lambda: texts(max_new_tokens=3)),
         "seed": (lambda: texts(seed=0, **SAMPLE), lambda: texts(seed=1, **SAMPLE)),
@@ -186,6 +187,7 @@ CASES = {
         ),
     },
     sf.stream: {
+        "alpha": (lambda: pieces(op=V), lambda: pieces(op=V, alpha=9.0)),
         "op": (pieces, lambda: pieces(op=3 * V)),
         "max_new_tokens": (pieces, lambda: pieces(max_new_tokens=3)),
         "seed": (lambda: pieces(seed=0, **SAMPLE), lambda: pieces(seed=1, **SAMPLE)),

@@ -135,7 +135,7 @@ def test_more_tokens_go_on_from_the_same_ones(tiny):
 def test_what_the_generation_config_says_holds(tiny):
     tiny.generation_config = GenerationConfig(do_sample=True, top_k=2, temperature=0.7, pad_token_id=0)
     before, state = tiny.generation_config.to_dict(), torch.get_rng_state()
-    by_config = sf.generate(tiny, words(), PROMPTS, seed=[1, 2, 3], max_new_tokens=6).token_ids
+    by_config = sf.generate(tiny, words(), PROMPTS, seed=[1, 2, 3], max_new_tokens=6, do_sample=True).token_ids
     assert tiny.generation_config.to_dict() == before and torch.equal(torch.get_rng_state(), state)
     tiny.generation_config = GenerationConfig(pad_token_id=0)
     assert by_config == sampled(tiny, seed=[1, 2, 3], top_k=2, temperature=0.7)

@@ -421,3 +421,19 @@ def test_spaces_are_as_the_model_wrote_them_streamed_or_not(model):
     ids = tidy("do n't").input_ids
     run_batch(model, tidy, [Job(ids, None, 24, 0.0, 1.0, 0, (), heard.append)], frozenset())
     assert "".join(heard[:-1]) == whole
+
+
+def test_a_begun_answer_is_continued_and_the_models_own_config_is_no_request(folder):
+    """Behind a template that closes messages, on a model whose config samples and stops at strings of its own."""
+    model, closed = build("llama"), tokenizer()
+    closed.chat_template = closed.chat_template.replace("{{ m['content'] }} ", "{{ m['content'] }} z ")
+    rendered = "<bos> user a b z assistant c"
+    whole, short = (sf.generate(model, closed, rendered, chat=False, max_new_tokens=n).texts[0].split() for n in (8, 3))
+    model.generation_config.update(do_sample=True, temperature=5.0, stop_strings=[whole[4]])
+    messages = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
+    body = {"messages": messages, "max_tokens": 8, "temperature": 0}
+    with served(serving.app(model, closed, folder)) as where:
+        choice = post(where, "/v1/chat/completions", body).json()["choices"][0]
+        assert choice["message"]["content"].split() == whole[:4] and choice["finish_reason"] == "stop"
+        plain = {"prompt": rendered, "max_tokens": 3, "temperature": 0}
+        assert post(where, "/v1/completions", plain).json()["choices"][0]["text"].split() == short

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._struct import struct
 from steerfn._text import Text
@@ -72,7 +73,7 @@ def caa(model: Any, tokenizer: Any, items: Any, sites: Any, **options: Unpack[Op
     return discover(ContrastiveAddition(), model, tokenizer, positive, negative, sites, **chosen)
 
 
-def _text(question: str, answer: str, chat: bool) -> Text:
+def _text(question: str, answer: str, chat: Chat) -> Text:
     if chat:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
     return f"{question.rstrip()} {answer.strip()}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steerfn._activations import activations
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._errors import DataError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
 from steerfn._layout import layout
@@ -104,7 +105,7 @@ def find_condition(
     v: SteeringVector | None = None,
     by: str = "last",
     held_out: float = 0.3,
-    chat: bool | None = None,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     progress: bool = True,
     seed: int = 0,
@@ -195,8 +196,7 @@ def _check(by: Any, held_out: Any, chat: Any) -> None:
     number = isinstance(held_out, (int, float)) and not isinstance(held_out, bool)
     if not number or not 0 < held_out < 1:
         raise DataError(f"held_out is a share of the texts between 0 and 1, not {held_out!r}.")
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
 
 
 def _where(model: Any, sites: Any, v: Any) -> tuple[tuple[Site, ...], SteeringVector | None]:

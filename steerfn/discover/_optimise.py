@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError, SiteError, SteerWarning
 from steerfn._fingerprint import fingerprint
 from steerfn._layout import layout
@@ -39,7 +40,7 @@ def optimise(
     held_out: float = 0.2,
     beta: float = 0.1,
     scope: Scope | None = None,
-    chat: bool | None = None,
+    chat: Chat = None,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = True,

@@ -6,8 +6,11 @@ from torch import Tensor
 
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
 from steerfn._extra import import_extra
+from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared
 from steerfn._text import as_texts
@@ -40,8 +43,8 @@ def compare(
     scope: Scope | None = None,
     seeds: Any = (0,),
     references: Any = None,
-    max_new_tokens: int = 40,
-    chat: bool | None = None,
+    max_new_tokens: int | None = None,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     level: float = 0.95,
     progress: bool = True,
@@ -49,19 +52,19 @@ def compare(
 ) -> Comparison:
     """Generate from the same prompts with and without steering, and put the texts and their numbers side by side.
 
-    Both texts of a prompt are rows of common batches and are sampled with the same random numbers, so they differ by
-    the steering alone. Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p`
-    before and after, averaged over its seeds, what steering did is the mean of `a_p - b_p`, with a bootstrap interval
-    and a sign-flip test over prompts, corrected by Holm's method over the metrics. Metrics that compare with
-    references (`bleu`, `semantic_similarity`, ...) compare the text after with the text before, unless `references`
-    are given.
+    Both texts of a prompt are rows of common batches. They are greedy unless `do_sample=True` asks for sampling, and
+    then sampled with the same random numbers, so they differ by the steering alone; `about["decoding"]` says which.
+    Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p` before and after,
+    averaged over its seeds, what steering did is the mean of `a_p - b_p`, with a bootstrap interval and a sign-flip
+    test over prompts, corrected by Holm's method over the metrics. Metrics that compare with references (`bleu`,
+    `semantic_similarity`, ...) compare the text after with the text before, unless `references` are given.
 
     Whether a random push would have done the same is not asked here: that is `compare_vectors`.
 
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        prompts: a text, a conversation, or a list of either. The same prompt twice counts as one.
+        prompts: texts, conversations or token ids, as in `generate`. The same prompt twice counts as one.
         op: a vector or an operator.
         metrics: names, functions or `Metric`s: one, a list, or a mapping of names to them.
         alpha: the strength of a vector, in units of the vector (default 1); an operator has its own.
@@ -69,12 +72,12 @@ def compare(
         seeds: of sampling; several need `do_sample=True`: each gives every prompt one text before and one after.
             Prompt `p` is sampled with `seed * 1000003 + p`.
         references: for each prompt the text that metrics such as bleu compare with, before and after.
-        max_new_tokens: tokens of a text at most.
+        max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to memory.
         level: of the intervals; `1 - level` is the rate of false claims allowed over all metrics.
         progress: show a bar.
-        hf: anything else that transformers' `generate` takes.
+        hf: anything else that transformers' `generate` takes, and switches of the chat template, as in `generate`.
 
     Returns:
         A `Comparison`: print it, or `.show()`, `.summary()`, `.to_html()`, `.to_json()`, `.to_markdown()`, ...
@@ -93,6 +96,7 @@ def compare(
         >>> print(found)  # doctest: +SKIP
         >>> found.to_html("comparison.html")  # doctest: +SKIP
     """
+    chat, hf = hf_keywords(compare, model, tokenizer, chat, hf)
     asked, steering, measures = as_texts(prompts, "prompts"), as_steering(op, alpha, scope), tried(metrics)
     if isinstance(alpha, Tensor) and alpha.ndim:
         raise DataError(
@@ -100,7 +104,8 @@ def compare(
         )
     checked_options(level)
     import_extra("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
-    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, model, hf)
+    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     prepared(steering, root, layout(root), strict=False)  # what does not fit the model is known before anything runs
     conditions = [Condition(UNSTEERED, (None,)), Condition(STEERING, (steering,))]
@@ -110,9 +115,10 @@ def compare(
         "vectors": [identified(vector) for vector in steering.vectors],
         "prompts": asked,
         "seeds": drawn,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": decoding.max_new_tokens,
         "chat": chat,
         "hf": hf,
+        "decoding": decoding.name,
         "references": given,
         "level": level,
         "metrics": {name: told(each) for name, each in measures.items()},

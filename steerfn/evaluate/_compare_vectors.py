@@ -6,6 +6,9 @@ import numpy as np
 
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
+from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._steer import prepared
 from steerfn._text import as_texts
@@ -35,8 +38,8 @@ def compare_vectors(
     controls: int = 5,
     references: Any = None,
     seeds: Any = (0,),
-    max_new_tokens: int = 40,
-    chat: bool | None = None,
+    max_new_tokens: int | None = None,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     level: float = 0.95,
     resamples: int = RESAMPLES,
@@ -47,7 +50,8 @@ def compare_vectors(
 ) -> VectorComparison:
     """Compare vectors with each other, with the unsteered model, and with random vectors of the same length.
 
-    Every condition generates from the same prompts with the same random numbers, as rows of common batches. Each
+    Every condition generates from the same prompts, as rows of common batches: greedily, or with `do_sample=True` with
+    the same random numbers (`about["decoding"]` says which). Each
     metric gives a number for every text; the numbers of a prompt (its seeds, its draws of a random vector) are
     averaged, since prompts are the independent units. For every metric each vector is compared with the unsteered
     model, with its random vectors, and with every other vector: the mean paired difference with a bootstrap interval
@@ -66,7 +70,7 @@ def compare_vectors(
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
         vectors: the vectors by name; a single one is named "v".
-        prompts: a text, a conversation, or a list of either. The same prompt twice is one unit.
+        prompts: texts, conversations or token ids, one or several, as in `generate`. The same prompt twice is one unit.
         metrics: names, functions or `Metric`s; those that compare with references compare with the unsteered text of
             the same prompt and seed (and have no unsteered value then), unless `references` are given.
         alpha: the strength of all, or one for each name.
@@ -79,7 +83,7 @@ def compare_vectors(
         references: for each prompt the text that metrics such as bleu compare with.
         seeds: of generation; several need sampling (`do_sample=True`): each gives every prompt one text. Prompt `p` is
             sampled with `seed * 1000003 + p`.
-        max_new_tokens: tokens of a text at most.
+        max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to memory.
         level: of the intervals; `1 - level` is the rate of false claims allowed over all comparisons.
@@ -87,7 +91,7 @@ def compare_vectors(
         seed: of the random vectors, resamples and sign flips.
         checkpoint: a file that keeps the texts while this runs; the same call goes on from it.
         progress: show a bar.
-        hf: anything else that transformers' `generate` takes.
+        hf: anything else that transformers' `generate` takes, and switches of the chat template, as in `generate`.
 
     Returns:
         A `VectorComparison`: `.summary()`, `.pairs`, `.means`, `.to_json()`, `.to_markdown()`, `.to_html()`, ...
@@ -110,10 +114,12 @@ def compare_vectors(
         >>> print(found.summary())  # doctest: +SKIP
         v2 lowers toxicity by 12 % against v1 (95 % CI 5-19 %, p = 0.003, n = 200, Holm).
     """
+    chat, hf = hf_keywords(compare_vectors, model, tokenizer, chat, hf)
     asked, named = as_texts(prompts, "prompts"), named_vectors(vectors)
     strengths, measures = strengths_of(alpha, named), tried(metrics)
     checked_options(level, seed, resamples)
-    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, model, hf)
+    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     found = layout(root)
     conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, controls=controls, seed=seed)
@@ -130,9 +136,10 @@ def compare_vectors(
         "seed": seed,
         "prompts": asked,
         "seeds": drawn,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": decoding.max_new_tokens,
         "chat": chat,
         "hf": hf,
+        "decoding": decoding.name,
     }
     about = about_of(root, ops, options)
     with Partial(checkpoint, about) as partial:

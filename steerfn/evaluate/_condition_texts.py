@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._text import Text, as_list
 from steerfn.evaluate._conditions import Condition
@@ -27,8 +28,8 @@ def texts_of(
     partial: Partial,
     *,
     limit: int | None,
-    max_new_tokens: int,
-    chat: bool | None,
+    max_new_tokens: int | None,
+    chat: Chat,
     progress: bool,
     hf: dict[str, Any],
 ) -> Texts:
@@ -47,7 +48,7 @@ def texts_of(
             todo = [(c, p) for c in range(len(ops)) for p in range(len(prompts)) if f"{s} {c} {p}" not in partial.found]
             for batch in generated(
                 model, tokenizer, prompts, ops, todo, limit=limit, max_new_tokens=max_new_tokens,
-                seed=seed_of_rows(seed, model, hf), chat=chat, hf=hf,
+                seed=seed_of_rows(seed), chat=chat, hf=hf,
             ):  # fmt: skip
                 partial.add({f"{s} {c} {p}": text for (c, p), text in batch.items()})
                 bar.update(len(batch))
@@ -104,7 +105,7 @@ def numbers_of(
     *,
     model: Any,
     tokenizer: Any,
-    chat: bool | None,
+    chat: Chat,
 ) -> dict[str, dict[str, np.ndarray]]:
     """By metric and condition, a number for each text; each metric is asked once for all of them.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._decoding import samples
 from steerfn._errors import DataError
 from steerfn._numbers import plain_number
 
@@ -12,7 +13,7 @@ two: torch looks at the lower 32 bits only."""
 MOST = 2**31
 
 
-def checked_seeds(seeds: Any, model: Any, hf: dict[str, Any]) -> tuple[int, ...]:
+def checked_seeds(seeds: Any, hf: dict[str, Any]) -> tuple[int, ...]:
     """The seeds, each of which gives every prompt one text.
 
     Raises:
@@ -27,7 +28,7 @@ def checked_seeds(seeds: Any, model: Any, hf: dict[str, Any]) -> tuple[int, ...]
         raise DataError(f"seeds are ints from 0 to 2**31 - 1, at least one, such as (0, 1, 2), not {seeds!r:.80}.")
     if len(set(found)) < len(found):
         raise DataError(f"seeds names a seed twice: {list(found)}; the same seed gives the same texts.")
-    if len(found) > 1 and not samples(model, hf):
+    if len(found) > 1 and not samples(hf):
         raise DataError(
             f"Decoding does not sample, so the texts of {len(found)} seeds would be copies; pass do_sample=True, or "
             "one seed."
@@ -40,13 +41,6 @@ def checked_seeds(seeds: Any, model: Any, hf: dict[str, Any]) -> tuple[int, ...]
     return found
 
 
-def samples(model: Any, hf: dict[str, Any]) -> bool:
-    """Whether these options sample from the model, by its generation config or one that is given."""
-    config = hf.get("generation_config") or getattr(model, "generation_config", None)
-    chosen = hf.get("do_sample")
-    return bool(getattr(config, "do_sample", False) if chosen is None else chosen)
-
-
-def seed_of_rows(seed: int, model: Any, hf: dict[str, Any]) -> int | None:
-    """What `generated` takes as the seed: prompt `p` is sampled with `seed * 1000003 + p`; greedy decoding has none."""
-    return seed * STRIDE if samples(model, hf) else None
+def seed_of_rows(seed: int) -> int:
+    """What `generated` takes as the seed: prompt `p` is sampled with `seed * 1000003 + p`."""
+    return seed * STRIDE

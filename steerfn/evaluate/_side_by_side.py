@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from steerfn._text import Text
+from steerfn._text import Text, is_token_ids
 from steerfn.evaluate._diff import Run, runs
 
 LEAST = 60
@@ -65,6 +65,8 @@ def shown_prompt(prompt: Text) -> str:
     """A prompt for people, on one line: of a conversation who says what."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
+    if is_token_ids(prompt):
+        return f"token ids {' '.join(map(str, prompt))}"
     return " / ".join(f"{message['role']}: {' '.join(str(message['content']).split())}" for message in prompt)
 
 

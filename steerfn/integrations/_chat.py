@@ -12,12 +12,13 @@ from typing import Any
 
 from steerfn import _forward
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Message
+from steerfn._decoding import ends_of, stop_strings_of
 from steerfn._errors import DataError, ModelError, SteerError
-from steerfn._generate import ends_of
 from steerfn._layout import layout
 from steerfn._steer import STREAM, as_steering, prepared
 from steerfn._substitute import substitutions_of
-from steerfn._text import Message, encode
+from steerfn._text import encode
 from steerfn.integrations._identity import steering_identity
 from steerfn.operators import Operator
 from steerfn.reporting._identity import model_of
@@ -120,9 +121,12 @@ class Request:
         op: its steering.
         options: all else.
         settings: of transformers' generation.
+        stops: the model's own stop strings.
     """
 
-    def __init__(self, prompt: list[int], op: Operator | None, options: Options, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, prompt: list[int], op: Operator | None, options: Options, settings: dict[str, Any], stops: tuple[str, ...]
+    ) -> None:
         self.settings = settings
         self.pieces: queue.Queue[str | None] = queue.Queue()
         self.job = Job(
@@ -132,7 +136,7 @@ class Request:
             temperature=float(options.temperature),
             top_p=float(options.top_p),
             seed=secrets.randbits(63) if options.seed is None else options.seed,
-            stops=options.stops,
+            stops=(*options.stops, *stops),
             heard=self.pieces.put,
         )
 
@@ -183,6 +187,7 @@ class Answering:
         self.root: Any = unwrapped(model)
         self.found = layout(self.root)
         self.ends = frozenset(ends_of(model, tokenizer, {}))
+        self.stops = stop_strings_of(model)
         self.longest = getattr(self.root.config.get_text_config(), "max_position_embeddings", None)
         self.about = model_of(model)
         own = getattr(model, "generation_config", None)
@@ -207,7 +212,7 @@ class Answering:
         return prepared(op, self.root, self.found, strict=False)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation, through the tokenizer's chat template.
+        """The token ids of a conversation, through the tokenizer's chat template; an answer begun there is continued.
 
         Raises:
             DataError: no messages, no template, or one that refuses them.
@@ -219,12 +224,7 @@ class Answering:
                 "This tokenizer has no chat template, so it cannot write messages as one text; set "
                 "tokenizer.chat_template, or use the tokenizer of an instruction-tuned model."
             )
-        try:
-            return encode(self.tokenizer, [list(messages)], None)[0]
-        except SteerError:
-            raise
-        except Exception as error:  # a template's own complaint, of roles that do not alternate, say
-            raise DataError(f"The chat template refuses these messages: {error!s:.300}") from None
+        return encode(self.tokenizer, [list(messages)], None)[0]
 
     def raw(self, text: str) -> list[int]:
         """The token ids of a text as it is, with one beginning-of-text token, whether or not the text has it written.
@@ -232,9 +232,7 @@ class Answering:
         Raises:
             DataError: a text without tokens.
         """
-        ids = encode(self.tokenizer, [text], False)[0]
-        start = getattr(self.tokenizer, "bos_token_id", None)
-        return ids[1:] if start is not None and ids[:2] == [start, start] else ids
+        return encode(self.tokenizer, [text], False)[0]
 
     def request(self, prompt: list[int], options: Options) -> Request:
         """A request.
@@ -249,7 +247,7 @@ class Answering:
                 f"than the {self.longest} that the model takes; shorten one of them."
             )
         settings = {**self.own, **(options.generation_kwargs or {})}
-        return Request(prompt, op, options, settings)
+        return Request(prompt, op, options, settings, self.stops)
 
     def run(self, requests: Sequence[Request]) -> None:
         """Generate answers as rows of one batch; what has settings runs alone, since some of those read pads."""

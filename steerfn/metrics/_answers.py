@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._errors import DataError
 from steerfn._text import Text, as_texts, encode
 from steerfn.metrics._paired import check_paired
@@ -10,7 +11,7 @@ from steerfn.scoring import Item, items_of
 
 
 def answers_of(
-    tokenizer: Any, texts: Sequence[str], prompts: Sequence[Text], chat: bool | None
+    tokenizer: Any, texts: Sequence[str], prompts: Sequence[Text], chat: Chat
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]] | None]:
     """The token ids of each prompt and of its text, tokenized as one; None where a text has no tokens of its own.
 
@@ -20,8 +21,7 @@ def answers_of(
         DataError: another number of prompts than texts, or prompts that cannot be encoded.
     """
     check_paired(texts, prompts=prompts)
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
     if not texts:
         return []
     # What is wrong with a prompt is told; what a model wrote after it is taken as it is.
@@ -29,7 +29,7 @@ def answers_of(
     return [_answer(tokenizer, text, prompt, chat) for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def _answer(tokenizer: Any, text: str, prompt: Text, chat: bool | None) -> Any:
+def _answer(tokenizer: Any, text: str, prompt: Text, chat: Chat) -> Any:
     try:
         [item] = items_of(tokenizer, [prompt], [text], chat)
     except DataError:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steerfn._text import Text
+from steerfn._errors import DataError
+from steerfn._text import Text, is_token_ids
 from steerfn.metrics._metric import metric
 from steerfn.metrics._paired import check_paired
 from steerfn.metrics._scorer import probabilities
@@ -55,5 +56,7 @@ def asked(prompt: Text) -> str:
     """A prompt in words: a text itself, of a conversation the last message of the user."""
     if isinstance(prompt, str):
         return prompt
+    if is_token_ids(prompt):
+        raise DataError("This metric reads the words of prompts, and they are token ids; pass them as texts.")
     users = [message["content"] for message in prompt if message["role"] == "user"]
     return users[-1] if users else prompt[-1]["content"]

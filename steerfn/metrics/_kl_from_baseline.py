@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steerfn._chat_template import Chat
 from steerfn._text import Text
 from steerfn.discover.search._perplexity import TOKENS, TOKENS_ELSEWHERE
 from steerfn.discover.search._predict import Predictor
@@ -28,7 +29,7 @@ def kl_from_baseline(
     ops: Sequence[Operator | None],
     model: Any,
     tokenizer: Any,
-    chat: bool | None,
+    chat: Chat,
 ) -> list[float]:
     """`1/T sum_t KL(p_op(. | prompt, x_<t) || p(. | prompt, x_<t))` over each text's `T` tokens, in nats.
 

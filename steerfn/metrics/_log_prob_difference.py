@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._text import Text
 from steerfn.metrics._answers import answers_of
 from steerfn.metrics._likelihood import log_probs
@@ -25,7 +26,7 @@ def log_prob_difference(
     ops: Sequence[Operator | None],
     model: Any,
     tokenizer: Any,
-    chat: bool | None,
+    chat: Chat,
 ) -> list[float]:
     """`log p_op(text | prompt) - log p(text | prompt)` of each text, summed over its tokens, in nats.
 

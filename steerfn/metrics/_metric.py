@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError, SteerError
 from steerfn._text import Text, as_list
 from steerfn.operators import Operator
@@ -35,7 +36,7 @@ class Setting:
     ops: Sequence[Operator | None] | None = None
     model: Any = None
     tokenizer: Any = None
-    chat: bool | None = None
+    chat: Chat = None
 
 
 GIVEN = tuple(field.name for field in dataclasses.fields(Setting))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._text import Text
 from steerfn.metrics._answers import answers_of
 from steerfn.metrics._likelihood import log_probs
@@ -17,9 +18,7 @@ from steerfn.metrics._metric import metric
     about="How unexpected a text is to the unsteered model after its prompt: high for broken language, and for "
     "anything else that the model would not say. Loops are low, so read it beside repetition.",
 )
-def perplexity(
-    texts: Sequence[str], *, prompts: Sequence[Text], model: Any, tokenizer: Any, chat: bool | None
-) -> list[float]:
+def perplexity(texts: Sequence[str], *, prompts: Sequence[Text], model: Any, tokenizer: Any, chat: Chat) -> list[float]:
     """`exp(-1/T sum_t log p(x_t | prompt, x_<t))` of each text's `T` tokens under the unsteered model.
 
     1 for a text that the model was sure of; the size of the vocabulary for one drawn blindly. As in Turner et al. 2023,

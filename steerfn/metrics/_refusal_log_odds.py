@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from steerfn._chat_template import Chat
 from steerfn._text import Text, encode
 from steerfn.discover._refusal import BATCH, PHRASES
 from steerfn.discover._refusal import _first_tokens as first_tokens
@@ -27,7 +28,7 @@ def refusal_log_odds(
     ops: Sequence[Operator | None],
     model: Any,
     tokenizer: Any,
-    chat: bool | None,
+    chat: Chat,
     refusal_phrases: Sequence[str] = PHRASES,
 ) -> list[float]:
     """`log p - log(1 - p)`, with `p` the probability that the answer's first token begins a refusal.

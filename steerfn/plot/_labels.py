@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from steerfn._text import Text
+from steerfn._text import Text, is_token_ids
 from steerfn.plot._glyphs import families, has_glyph
 
 SIGNS = {"\n": "⏎", "\t": "⇥"}
@@ -67,6 +67,8 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 def prompt_text(prompt: Text) -> str:
     """What a prompt is called in a title: its text, or the last message of a conversation."""
+    if is_token_ids(prompt):
+        return f"token ids {' '.join(map(str, prompt))}"
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._functional import functional
 from steerfn._generate import generate
@@ -112,7 +113,7 @@ def likeliest(values: np.ndarray, top: int) -> np.ndarray:
     return np.argsort(-values, axis=-1, kind="stable")[..., :top]
 
 
-def next_token(model: Any, tokenizer: Any, prompt: Text, op: Any, top: int, chat: bool | None) -> NextToken:
+def next_token(model: Any, tokenizer: Any, prompt: Text, op: Any, top: int, chat: Chat) -> NextToken:
     """The likeliest tokens after a prompt with and without an operator, all those that are among the `top` of either.
 
     Raises:
@@ -130,7 +131,7 @@ def next_token(model: Any, tokenizer: Any, prompt: Text, op: Any, top: int, chat
 
 
 def steps_of(
-    model: Any, tokenizer: Any, prompt: Text, op: Any, steps: int, top: int, chat: bool | None
+    model: Any, tokenizer: Any, prompt: Text, op: Any, steps: int, top: int, chat: Chat
 ) -> tuple[Steps, Sequence[int]]:
     """The likeliest tokens along the steered model's greedy continuation, and the tokens of the prompt.
 

@@ -8,6 +8,7 @@ import torch
 
 from steerfn._blocks import unwrapped
 from steerfn._capture import capture
+from steerfn._chat_template import Chat
 from steerfn._errors import SiteError
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites
@@ -54,7 +55,7 @@ def direction_of(model: Any, v: Any, site: Any) -> tuple[Site, torch.Tensor]:
 
 
 def projections(
-    model: Any, tokenizer: Any, text: Text, v: SteeringVector, site: Any = None, chat: bool | None = False
+    model: Any, tokenizer: Any, text: Text, v: SteeringVector, site: Any = None, chat: Chat = False
 ) -> Projections:
     """The states of a text's tokens along a direction, steered inside a context of the caller.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steerfn._activations import activations
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
 from steerfn._errors import SiteError
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites
@@ -51,7 +52,7 @@ def separated(
     site: Any,
     *,
     position: Position,
-    chat: bool | None,
+    chat: Chat,
     batch_size: int | str,
     progress: bool,
 ) -> Separated:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
 from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, legend, ready, tidy
@@ -24,7 +25,7 @@ def separation(
     *,
     site: Any = None,
     position: Position = "last",
-    chat: bool | None = False,
+    chat: Chat = False,
     batch_size: int | str = "auto",
     progress: bool = True,
     width: float = 8.0,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn.plot._figure import COLOURS, figure, finished, heading, legend, lines_of, ready, tidy
 from steerfn.plot._labels import prompt_text, shown, token_texts
 from steerfn.plot._next_token import counted, next_token, one_prompt
@@ -12,7 +13,7 @@ BEFORE = "#999999"
 
 
 def token_probabilities(
-    model: Any, tokenizer: Any, prompt: Any, op: Any, *, top: int = 10, chat: bool | None = None, width: float = 6.0
+    model: Any, tokenizer: Any, prompt: Any, op: Any, *, top: int = 10, chat: Chat = None, width: float = 6.0
 ) -> Any:
     """What the model would say next, without and with steering: a pair of bars for each token.
 

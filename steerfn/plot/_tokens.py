@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
@@ -27,7 +28,7 @@ def tokens(
     v: SteeringVector,
     site: Any = None,
     *,
-    chat: bool | None = False,
+    chat: Chat = False,
     width: float = 6.0,
 ) -> Any:
     """A text with each token coloured by `<h_i, v / |v|>`, `h_i` being the state at the site after that token.

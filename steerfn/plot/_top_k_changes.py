@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn.plot._figure import (
     COLOURS,
     GREY,
@@ -31,7 +32,7 @@ def top_k_changes(
     *,
     steps: int = 12,
     top: int = 5,
-    chat: bool | None = None,
+    chat: Chat = None,
     width: float | None = None,
 ) -> Any:
     """How steering changes what is likely at every step: the `top` tokens without it, with it, and their divergence.

@@ -8,4 +8,5 @@ from steerfn.reading._positions import Position as Position
 from steerfn.reading._positions import Read as Read
 from steerfn.reading._positions import explained as explained
 from steerfn.reading._positions import position_name as position_name
+from steerfn.reading._positions import position_named as position_named
 from steerfn.reading._positions import reads as reads

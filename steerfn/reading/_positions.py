@@ -1,15 +1,18 @@
 """Which tokens of a text are read, and showing them."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
 from steerfn._numbers import plain_number
 
-Position = str | int | Callable[[list[int]], int]
+Indices = int | slice | range | Sequence[int]
+Position = str | Indices | Callable[[list[int]], Indices]
 """Where to read: "last" (real token), "mean" (over real tokens), "answer" (the first token in which the two texts of a
-pair differ), an index, or a function of the token ids."""
+pair differ), an index, a slice, range or list of indices (the mean over those tokens, each counted once), or a function
+from the token ids to any of these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +44,41 @@ def reads(rows: Sequence[list[int]], position: Position, pairs: int | None = Non
     Raises:
         DataError: a position outside a text, of a wrong type, or "answer" without pairs that differ.
     """
-    if position == "answer":
+    if isinstance(position, str) and position == "answer":
         return _answers(rows, pairs)
     return [Read(tuple(ids), _where(ids, position)) for ids in rows]
 
 
 def _where(ids: list[int], position: Position) -> tuple[int, ...]:
-    if position == "mean":
-        return tuple(range(len(ids)))
-    where: Any = -1 if position == "last" else position(list(ids)) if callable(position) else position
-    where = plain_number(where)
-    if isinstance(where, bool) or not isinstance(where, int):
+    asked: Any = position(list(ids)) if callable(position) else position
+    if isinstance(asked, str) and asked in ("mean", "last"):
+        asked = slice(None) if asked == "mean" else -1
+    if isinstance(asked, slice):
+        try:
+            where = list(range(len(ids))[asked])
+        except TypeError:
+            raise DataError(f"position is {asked!r}, and the bounds of a slice are ints or None.") from None
+    else:
+        where = [_index(each, asked, len(ids)) for each in (asked if _is_several(asked) else [asked])]
+    if not where:
+        raise DataError(f"Position {asked!r} selects no token of a text of {len(ids)} tokens; select at least one.")
+    return tuple(sorted({each % len(ids) for each in where}))
+
+
+def _is_several(asked: Any) -> bool:
+    return hasattr(asked, "__iter__") and not isinstance(asked, (str, bytes, dict)) and getattr(asked, "ndim", 1) == 1
+
+
+def _index(each: Any, asked: Any, length: int) -> int:
+    each = plain_number(each)
+    if isinstance(each, bool) or not isinstance(each, int):
         raise DataError(
-            f"position is 'last', 'mean', 'answer' (for pairs), an index or a function of the token ids, not {where!r}."
+            "position is 'last', 'mean', 'answer' (for pairs), an index, a slice, range or list of indices, or a "
+            f"function of the token ids, not {asked!r:.80}."
         )
-    if not -len(ids) <= where < len(ids):
-        raise DataError(
-            f"Position {where} is outside a text of {len(ids)} tokens; use an index it has, 'last' or 'mean'."
-        )
-    return (where % len(ids),)
+    if not -length <= each < length:
+        raise DataError(f"Position {each} is outside a text of {length} tokens; use an index it has, 'last' or 'mean'.")
+    return each
 
 
 def _answers(rows: Sequence[list[int]], pairs: int | None) -> list[Read]:
@@ -88,9 +107,29 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     )
 
 
-def position_name(position: Position) -> str | int:
+def position_name(position: Position) -> str | int | list[int]:
     """A position as a JSON value, for metadata."""
-    return position if isinstance(position, (str, int)) else getattr(position, "__name__", "function")
+    if isinstance(position, (str, int)):
+        return position
+    if callable(position):
+        return getattr(position, "__name__", "function")
+    if isinstance(position, (slice, range)):
+        return str(position)
+    asked: Any = position
+    return [operator.index(each) for each in asked] if _is_several(asked) else operator.index(asked)
+
+
+def position_named(name: Any) -> Position | None:
+    """The position that `position_name` made a name of; None where the name does not say, as that of a function."""
+    if isinstance(name, str):
+        bounds = re.fullmatch(r"(slice|range)\(([-\dNone, ]+)\)", name)
+        if bounds is None:
+            return name if name in ("last", "mean", "answer") else None
+        numbers = [None if each.strip() == "None" else int(each) for each in bounds[2].split(",")]
+        return slice(*numbers) if bounds[1] == "slice" else range(*numbers)  # pyright: ignore
+    if isinstance(name, list):
+        return name if all(type(each) is int for each in name) else None
+    return name if type(name) is int else None
 
 
 def explained(tokenizer: Any, found: Sequence[Read], context: int = 6, limit: int = 6) -> str:
@@ -104,7 +143,7 @@ def explained(tokenizer: Any, found: Sequence[Read], context: int = 6, limit: in
     for i, read in enumerate(found[:limit]):
         first, last = read.where[0], read.where[-1]
         before = tokenizer.decode(read.ids[max(0, first - context) : first])
-        inside = tokenizer.decode(read.ids[first : last + 1])
+        inside = tokenizer.decode([read.ids[i] for i in read.where])
         after = tokenizer.decode(read.ids[last + 1 : last + 1 + context])
         which = f"token {last}" if len(read.where) == 1 else f"tokens {first} to {last}"
         dots = "..." if first > context else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from steerfn._text import Text
+from steerfn._text import Text, is_token_ids
 from steerfn.datasets import ContrastSet
 from steerfn.discover._lint import same_text
 from steerfn.evaluate._side_by_side import shown_prompt
@@ -20,7 +20,9 @@ def overlapping(prompts: Sequence[Text], data: ContrastSet) -> list[str]:
 
 
 def _parts(text: Text) -> Iterator[str]:
-    """A text; of a conversation all of it, and each message of a user."""
+    """A text; of a conversation all of it, and each message of a user; token ids have no words to compare."""
+    if is_token_ids(text):
+        return
     yield same_text(text)
     if not isinstance(text, str):
         yield from (same_text(str(message["content"])) for message in text if message["role"] == "user")

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
 from steerfn._errors import DataError, SteerWarning
 from steerfn._extra import import_extra
 from steerfn._fingerprint import check_match
+from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._records import as_json, write_text
 from steerfn._text import Text, as_texts, encode, input_device
@@ -26,7 +29,7 @@ from steerfn.evaluate._compare import METRICS
 from steerfn.evaluate._condition_texts import tried
 from steerfn.evaluate._conditions import checked_controls, strengths_of
 from steerfn.evaluate._pairs import UNSTEERED
-from steerfn.evaluate._seeds import checked_seeds, samples
+from steerfn.evaluate._seeds import checked_seeds
 from steerfn.evaluate._side_by_side import shown_prompt, visible
 from steerfn.evaluate._statistics import RESAMPLES, checked_options
 from steerfn.operators import Scope, add
@@ -112,8 +115,8 @@ def report(
     examples: int = 8,
     limit: int | None = None,
     seeds: Any = (0,),
-    max_new_tokens: int = 40,
-    chat: bool | None = None,
+    max_new_tokens: int | None = None,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     level: float = 0.95,
     resamples: int = RESAMPLES,
@@ -156,8 +159,8 @@ def report(
         position: where texts of the data are read; default where the vector says that it was read.
         examples: texts to show, taken at even distances.
         limit: texts a side, prompts, passages and questions at most, drawn with `seed`; None takes all.
-        seeds: of generation; several need `do_sample=True`.
-        max_new_tokens: tokens of a text at most.
+        seeds: of generation, which is greedy unless `do_sample=True`; several need that.
+        max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`, for the prompts.
         batch_size: rows at once; "auto" fits them to memory.
         level: of the intervals.
@@ -167,7 +170,7 @@ def report(
         title: of the document.
         call: how the report was asked for, to be written in it; default this call.
         progress: show bars on stderr.
-        hf: anything else that transformers' `generate` takes.
+        hf: anything else that transformers' `generate` takes, and switches of the chat template, as in `generate`.
 
     Returns:
         A `Report`: print it, `.save("report.html")`, `.to_json(path)`, `.findings`.
@@ -194,6 +197,9 @@ def report(
         >>> found.save("report.html")  # doctest: +SKIP
     """
     options = dict(locals())
+    chat, hf = hf_keywords(report, model, tokenizer, chat, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
+    most = decoding.max_new_tokens or decoding.max_length or 0
     _check("examples", examples, 0)
     if limit is not None:
         _check("limit", limit, 1)
@@ -201,7 +207,7 @@ def report(
     _ = figure(), import_extra("scipy", "evaluate")  # what is missing is better missed before anything runs
     given, origin = vector_of(v)
     checked_controls(controls)
-    checked_seeds(seeds, model, hf)
+    checked_seeds(seeds, hf)
     strengths_of(alpha, {NAME: given})
     texts = subset(contrast_of(data), limit, seed)
     asked = drawn(as_texts(PROMPTS if prompts is None else prompts, "prompts"), limit, seed)
@@ -232,8 +238,8 @@ def report(
     facts = Facts(
         effect=effect,
         alpha=effect.about["alpha"][name],
-        max_new_tokens=max_new_tokens,
-        sampled=samples(model, hf),
+        max_new_tokens=most,
+        sampled=decoding.sampled,
         draws=controls,
         own_prompts=prompts is None,
         overlap=shared,
@@ -262,7 +268,8 @@ def report(
         "controls": controls,
         "sampled": facts.sampled,
         "seed": seed,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": most,
+        "decoding": decoding.name,
         "limit": limit,
         "generation": json.dumps(hf, default=str) if hf else "",
     }
@@ -306,7 +313,7 @@ def _counts(vector: SteeringVector) -> tuple[Any, Any] | None:
     return (said.get("positive"), said.get("negative")) if isinstance(said, Mapping) else None
 
 
-def _logits(model: Any, tokenizer: Any, prompt: Text, chat: bool | None) -> Tensor:
+def _logits(model: Any, tokenizer: Any, prompt: Text, chat: Chat) -> Tensor:
     """What the model says of a prompt, to the bit."""
     ids = torch.tensor(encode(tokenizer, [prompt], chat), device=input_device(model))
     with torch.no_grad():

@@ -2,10 +2,12 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from steerfn._chat_template import Chat
 from steerfn._errors import SteerWarning
 from steerfn._site import Site, resid_post
 from steerfn._vector import SteeringVector, unit
@@ -13,10 +15,7 @@ from steerfn.datasets import ContrastSet
 from steerfn.discover import LintReport, Profile, layer_profile, lint_pairs
 from steerfn.discover.engine._contrast import contrast
 from steerfn.discover.engine._quality import auc
-from steerfn.reading import Position, plan, position_name, run
-
-POSITIONS = ("last", "mean", "answer")
-"""The last needs pairs."""
+from steerfn.reading import Position, plan, position_name, position_named, run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +31,8 @@ class Separation:
         lint: what `lint_pairs` found.
     """
 
-    position: str | int
-    chat: bool | None
+    position: str | int | list[int]
+    chat: Chat
     profile: Profile
     aucs: dict[Site, float]
     shares: dict[Site, float]
@@ -77,13 +76,13 @@ def separation(
     return Separation(position_name(position), chat, profile, aucs, shares, lint_pairs(data))
 
 
-def read_as(vector: SteeringVector, data: ContrastSet) -> tuple[Position, bool | None]:
+def read_as(vector: SteeringVector, data: ContrastSet) -> tuple[Position, Chat]:
     """Where the vector says its texts were read, as far as the data can be read so; else the last token."""
     said, chat = vector.metadata.get("position"), vector.metadata.get("chat", False)
-    position: Position = "last"
-    if said in POSITIONS[: None if data.paired else -1] or (isinstance(said, int) and not isinstance(said, bool)):
-        position = said
-    return position, chat if chat in (True, None) else False
+    position = position_named(said)
+    if position is None or (position == "answer" and not data.paired):
+        position = "last"
+    return position, chat if chat is None or isinstance(chat, (bool, Mapping)) else False
 
 
 def itself(
@@ -92,7 +91,7 @@ def itself(
     vector: SteeringVector,
     data: ContrastSet,
     position: Position,
-    chat: bool | None,
+    chat: Chat,
     batch_size: int | str,
     progress: bool,
 ) -> tuple[dict[Site, float], dict[Site, float]]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._continuation import continued
 from steerfn._errors import DataError
 from steerfn._text import as_texts
@@ -22,7 +23,7 @@ class Item:
     continuations: tuple[tuple[int, ...], ...]
 
 
-def items_of(tokenizer: Any, prompts: Any, continuations: Any, chat: bool | None) -> list[Item]:
+def items_of(tokenizer: Any, prompts: Any, continuations: Any, chat: Chat) -> list[Item]:
     """Items from texts.
 
     Args:
@@ -35,8 +36,7 @@ def items_of(tokenizer: Any, prompts: Any, continuations: Any, chat: bool | None
         DataError: no prompts or continuations, an empty one, another number of lists than prompts, or a
             continuation whose tokens cannot be told from the prompt's.
     """
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
     texts = as_texts(prompts, "prompts")
     return [
         _item([continued(tokenizer, text, each, chat, f"prompts[{i}]") for each in following])

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from steerfn._steer import as_steering, warn_of_empty
+from steerfn._chat_template import Chat
+from steerfn._keywords import only_switches
+from steerfn._steer import as_optional_steering, warn_of_empty
 from steerfn._text import Text, as_texts
 from steerfn.scoring._engine import Scorer
 from steerfn.scoring._item import by_prompt, items_of
@@ -70,9 +72,11 @@ def score(
     continuations: Any,
     op: Any = None,
     *,
-    chat: bool | None = None,
+    alpha: Any = None,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     progress: bool = True,
+    **switches: Any,
 ) -> Scores:
     """How likely a model finds given continuations of prompts, steered or not.
 
@@ -82,25 +86,28 @@ def score(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        prompts: a text, a conversation, or a list of either.
+        prompts: texts, conversations or token ids, one or several, as in `generate`.
         continuations: a list of texts for every prompt, or one such list for each prompt.
         op: an operator, or a vector, which means `add(vector)`. For scopes the prompt is what comes before the
             continuations, so `sf.generated` covers all that predicts them.
-        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        alpha: the strength of a vector (default 1); an operator has its own.
+        chat: as in `generate`.
         batch_size: texts at once; "auto" batches by tokens and halves where memory runs out.
         progress: show a progress bar on stderr.
+        switches: what the tokenizer's chat template reads, such as `enable_thinking=False`.
 
     Raises:
-        DataError: no prompts or continuations, an empty one, or counts that do not match.
+        DataError: no prompts or continuations, an empty one, counts that do not match, or an unknown keyword.
         SteerError: as `steer`.
 
     Example:
         >>> import steerfn as sf
         >>> sf.score(model, tokenizer, "The film was", [" good", " bad"], sf.add(v)).shares  # doctest: +SKIP
     """
+    chat = only_switches(score, tokenizer, chat, switches)
     texts = as_texts(prompts, "prompts")
     items = items_of(tokenizer, texts, continuations, chat)
-    scorer = Scorer(model, items, [None if op is None else as_steering(op)], batch_size=batch_size)
+    scorer = Scorer(model, items, [as_optional_steering(op, alpha)], batch_size=batch_size)
     found: dict[int, tuple[float, ...]] = {}
     from tqdm import tqdm
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfn._blocks import unwrapped
+from steerfn._decoding import stop_strings_of
 from steerfn._errors import SteerError
 from steerfn._layout import layout
 from steerfn._steer import prepared
@@ -46,6 +47,7 @@ class Reader:
         self.found = layout(self.root)
         self.tokenizer, self.shelf, self.limits = tokenizer, shelf, limits
         self.longest = getattr(self.root.config.get_text_config(), "max_position_embeddings", None)
+        self.stops = stop_strings_of(model)
         self._lock = threading.Lock()  # a fast tokenizer is no place for two threads
 
     def steering(self, asked: Steering | list[Steering] | None) -> Steered:
@@ -83,8 +85,6 @@ class Reader:
                 return encode(self.tokenizer, texts, chat)
         except SteerError as error:
             raise RequestError(str(error), param="messages" if chat else "prompt") from None
-        except Exception as error:  # a template's own complaint, of roles that do not alternate, say
-            raise RequestError(f"The chat template refuses these messages: {error!s:.300}", param="messages") from None
 
     def jobs(
         self,
@@ -132,7 +132,7 @@ class Reader:
                         temperature=1.0 if asked.temperature is None else asked.temperature,
                         top_p=1.0 if asked.top_p is None else asked.top_p,
                         seed=_seed(seed + copy),
-                        stops=stops,
+                        stops=(*stops, *self.stops),
                         heard=heard(len(out)),
                     )
                 )

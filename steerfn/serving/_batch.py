@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._decoding import GREEDY
 from steerfn._sampling import pick, uniforms
 from steerfn._steer import steer
 from steerfn._text import input_device, pad_id, padded, text_of
@@ -33,13 +34,11 @@ def run_batch(
         tokenizer: its tokenizer.
         jobs: a row each.
         ends: the tokens that end a text.
-        settings: of transformers' `GenerationConfig`, besides lengths, ends and sampling: a repetition penalty, say.
+        settings: of transformers' `generate`, besides lengths, ends and sampling: a repetition penalty, say.
 
     Raises:
         Exception: whatever the model raises; jobs that have not ended may be run again, and go on where they were.
     """
-    from transformers import GenerationConfig
-
     ids, mask = padded([job.prompt for job in jobs], pad_id(model, tokenizer), "left", input_device(model))
     ops = [job.op for job in jobs]
     steering = steer(model, rows(ops)) if any(op is not None for op in ops) else contextlib.nullcontext()
@@ -48,14 +47,15 @@ def run_batch(
         model.generate(
             input_ids=ids,
             attention_mask=mask,
-            # Not the model's own: its sampling defaults are no part of a request.
-            generation_config=GenerationConfig(
-                **(settings or {}),
-                max_new_tokens=max(job.max_tokens for job in jobs),
-                do_sample=False,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=pad_id(model, tokenizer),
-            ),
+            **(settings or {}),
+            # Keywords, which alone have precedence over the model's own config: how it samples and where it stops
+            # are no part of a request.
+            **GREEDY,
+            max_length=None,
+            stop_strings=None,
+            max_new_tokens=max(job.max_tokens for job in jobs),
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=pad_id(model, tokenizer),
             logits_processor=[_Sampling(jobs, ids)],
             stopping_criteria=[_HandOut(jobs, ids.shape[1], ends, functools.partial(text_of, tokenizer))],
         )

@@ -28,7 +28,7 @@ class Worker:
     def __init__(
         self, model: Any, tokenizer: Any, limits: Limits, ran: Callable[[int, float], Any] = lambda *_: None
     ) -> None:
-        from steerfn._generate import ends_of
+        from steerfn._decoding import ends_of
 
         self.model, self.tokenizer, self.limits, self.ran = model, tokenizer, limits, ran
         self.ends = frozenset(ends_of(model, tokenizer, {}))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._decoding import written_in
 from steerfn._forward import Entry, Selections
 from steerfn._generate import ASSISTED
 from steerfn._site import resid_post
@@ -86,10 +87,10 @@ def begun(
 
 def _takes_cache(model: Any, hf: dict[str, Any]) -> bool:
     """Whether a `generate` with these options decodes plainly, a token a step, with the usual cache."""
-    config = hf.get("generation_config") or getattr(model, "generation_config", None)
+    options, own = written_in(hf.get("generation_config")) | hf, getattr(model, "generation_config", None)
 
     def value(name: str) -> Any:
-        return hf.get(name, getattr(config, name, None))
+        return options.get(name, getattr(own, name, None))
 
     one = all(value(name) in (None, 1) for name in ("num_beams", "num_return_sequences", "num_beam_groups"))
     usual = value("use_cache") is not False and value("cache_implementation") in (None, "dynamic")

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
 from steerfn._generate import generate
 from steerfn._steer import Steering, refuse_open_rows
 from steerfn._text import Text, encode, input_device
@@ -31,9 +33,9 @@ def generated(
     todo: Sequence[tuple[int, int]],
     *,
     limit: int | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     seed: int | None,
-    chat: bool | None,
+    chat: Chat,
     hf: dict[str, Any],
 ) -> Iterator[dict[tuple[int, int], str]]:
     """The texts of (operator, prompt) pairs, batch by batch.
@@ -45,8 +47,8 @@ def generated(
         ops: the operators, None for the unsteered model.
         todo: the pairs.
         limit: rows of a batch; None fits them to memory, and halves them where it runs out.
-        max_new_tokens: tokens of a text at most.
-        seed: for sampling: prompt `p` is sampled with `seed + p` under every operator.
+        max_new_tokens: tokens of a text at most, as in `generate`.
+        seed: where `hf` asks for sampling: prompt `p` is sampled with `seed + p` under every operator.
         chat: as in `generate`.
         hf: anything else that `generate` takes.
     """
@@ -56,9 +58,14 @@ def generated(
     lengths = [len(ids) for ids in encoded]
     # Prompts of one length share batches: padding is computed, and a prompt's operators differ least in what they do.
     order = sorted(todo, key=lambda pair: (-lengths[pair[1]], pair[1], pair[0]))
-    start, most = 0, limit or rows_that_fit(model, max(lengths) + max_new_tokens)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
+    if not decoding.sampled:
+        seed = None
+    longest = max(lengths)
+    start, most = 0, limit or rows_that_fit(model, longest + decoding.new_tokens(longest))
     while start < len(order):
         some = order[start : start + most]
+        some = some[next(decoding.batches([lengths[p] for _, p in some], most))]
         options = {
             "seed": None if seed is None else [seed + p for _, p in some],
             "chat": chat,

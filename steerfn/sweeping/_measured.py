@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._text import Text
 from steerfn.metrics._metric import Metric, Setting, as_metrics, measure
@@ -47,7 +48,7 @@ def measured(
     *,
     model: Any,
     tokenizer: Any,
-    chat: bool | None,
+    chat: Chat,
 ) -> dict[str, np.ndarray]:
     """Every metric of every text, `[configs, prompts]`, each asked once for all texts.
 

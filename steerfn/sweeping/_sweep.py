@@ -7,7 +7,10 @@ import numpy as np
 
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat
+from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
+from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._steer import prepared, warn_of_empty
 from steerfn._text import as_texts
@@ -37,9 +40,9 @@ def sweep(
     continuations: Any = None,
     targets: Any = 0,
     metrics: Any = (),
-    max_new_tokens: int = 40,
-    seed: int | None = None,
-    chat: bool | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    chat: Chat = None,
     batch_size: int | str = "auto",
     checkpoint: Any = None,
     progress: bool = True,
@@ -53,10 +56,13 @@ def sweep(
     steered one elsewhere). Both give what a loop over the configurations gives: the same greedy tokens, and
     log-probabilities within rounding.
 
+    Decoding is greedy unless `do_sample=True` asks for sampling, whatever the model's own generation config says; then
+    all configurations of a prompt are sampled with the same random numbers. `about["decoding"]` records which.
+
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        prompts: a text, a conversation, or a list of either.
+        prompts: texts, conversations or token ids, one or several, as in `generate`.
         v: a vector, a list of vectors, or a mapping of names to vectors.
         alphas: strengths. 0 is the unsteered model, run once for all vectors and sites.
         sites: sites of which each is tried alone; an int means `resid_post`. None: each vector at all its sites.
@@ -68,14 +74,14 @@ def sweep(
             one number for each, or `Metric`s: one, a list, or a mapping of names to them. Those that want references
             compare with the unsteered model's texts, so they need alpha 0. What needs no model is tried on one text
             before anything runs. Default: the number of words.
-        max_new_tokens: tokens to generate at most.
+        max_new_tokens: tokens to generate at most; default 40, as in `generate`.
         seed: for sampling (`do_sample=True`): prompt `p` is sampled with `seed + p` under every configuration, so
             that configurations differ by their steering alone.
-        chat: True puts prompts into the chat template; None (default) does so where there is one.
+        chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to the device, and halves them where memory runs out.
         checkpoint: a file that keeps what has been found; the same call goes on from it, and deletes it at the end.
         progress: show a progress bar on stderr.
-        hf: anything else that transformers' `generate` takes.
+        hf: anything else that transformers' `generate` takes, and switches of the chat template, as in `generate`.
 
     Returns:
         A table: print it, `.best()`, `.mean()`, `.to_pandas()`, `.to_json()`. Of scores the metrics are `propensity`,
@@ -83,7 +89,7 @@ def sweep(
 
     Raises:
         DataError: nothing to sweep over, empty prompts, counts that do not match, a metric that fails or lacks what
-            it compares with.
+            it compares with, or keywords that `generate` refuses.
         SiteError: a site that the model or a vector lacks.
         FileError: a checkpoint of another sweep.
 
@@ -97,6 +103,8 @@ def sweep(
         ... )  # doctest: +SKIP
         >>> print(table, table.best(), sep="\\n\\n")  # doctest: +SKIP
     """
+    chat, hf = hf_keywords(sweep, model, tokenizer, chat, hf)
+    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     texts = as_texts(prompts, "prompts")
     root = unwrapped(model)
     found = layout(root)
@@ -106,11 +114,12 @@ def sweep(
         if op is not None:
             prepared(op, root, found, strict=False)
     limit = limit_of(batch_size, "rows")
-    if seed is not None:
-        checked_seed(seed)
+    checked_seed(seed)
     options = {"prompts": texts, "continuations": continuations, "scope": scope, "seed": seed, "chat": chat}
     options |= {"configs": [[config.vector, list(config.sites), config.alpha] for config in configs]}
-    about = about_of(root, distinct, options | {"max_new_tokens": max_new_tokens, "hf": hf})
+    if continuations is None:
+        options |= {"decoding": decoding.name, "max_new_tokens": decoding.max_new_tokens, "hf": hf}
+    about = about_of(root, distinct, options)
     with Partial(checkpoint, about) as partial:
         if continuations is None:
             named = tried(metrics, None in distinct)

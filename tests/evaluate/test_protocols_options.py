@@ -174,10 +174,10 @@ def test_options_that_are_none(options, message):
 
 def test_options_that_a_protocol_does_not_have():
     with pytest.raises(
-        TypeError, match=r"caa has no option 'limt' \(did you mean 'limit'\?\); beside its own it has batch"
+        sf.DataError, match=r"caa has no option 'limt' \(did you mean 'limit'\?\); beside its own it has batch"
     ):
         run(P.caa, limt=3)
-    with pytest.raises(TypeError, match="refusal has no option 'scope'"):
+    with pytest.raises(sf.DataError, match="refusal has no option 'scope'"):
         run(P.refusal, scope=sf.everywhere)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import copy
 import importlib
 import sys
 import threading
@@ -76,6 +77,22 @@ def test_invoke_is_the_librarys_generate_and_unsteered_the_models_own(model, tok
     assert chat.bind(steering=W).invoke(ASK).content == own(model, tokenizer, sf.add(W))
     assert chat.invoke(ASK, alpha=-1).content == own(model, tokenizer, sf.add(V, -1.0))
     assert chat.invoke(ASK, steering=sf.ablate(V)).content == own(model, tokenizer, sf.ablate(V))
+
+
+def test_a_begun_answer_is_continued(model, tokenizer, chat):
+    closed = copy.deepcopy(tokenizer)
+    closed.chat_template = closed.chat_template.replace("{{ m['content'] }} ", "{{ m['content'] }} z ")
+    begun = [HumanMessage(ASK), AIMessage("d e")]
+    answer = SteeredChatModel(model, closed, steering=V, alpha=2.0, max_new_tokens=8).invoke(begun)
+    want = own(model, tokenizer, sf.add(V, 2.0), "<bos> user a b c z assistant d e")
+    assert answer.content == want
+
+
+def test_what_the_models_own_config_says_of_sampling_and_stops(tokenizer, chat):
+    sampler, text = build("llama"), chat.invoke(ASK).content
+    sampler.generation_config.update(do_sample=True, temperature=5.0, stop_strings=[text.split()[3]])
+    answer = SteeredChatModel(sampler, tokenizer, steering=V, alpha=2.0, max_new_tokens=8).invoke(ASK)
+    assert answer.content.split() == text.split()[:3] and answer.response_metadata["finish_reason"] == "stop"
 
 
 def test_a_stream_is_the_answer_in_pieces(chat):

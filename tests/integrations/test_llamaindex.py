@@ -1,6 +1,7 @@
 """The LlamaIndex LLM, with the real package: an answer is the library's own, however it is asked for."""
 
 import asyncio
+import copy
 import importlib
 import sys
 
@@ -57,6 +58,15 @@ def test_complete_and_chat_are_the_librarys_generate(model, tokenizer, llm):
     assert llm.complete(ASK, steering=None).text == tokenizer.decode(plain, skip_special_tokens=True)
     assert llm.chat(MESSAGES, steering=W).message.content == own(model, tokenizer, sf.add(W), chat=True)
     assert llm.complete(ASK, alpha=-1.0).text == own(model, tokenizer, sf.add(V, -1.0))
+
+
+def test_a_begun_answer_is_continued(model, tokenizer):
+    closed = copy.deepcopy(tokenizer)
+    closed.chat_template = closed.chat_template.replace("{{ m['content'] }} ", "{{ m['content'] }} z ")
+    begun = [*MESSAGES, ChatMessage("d e", role="assistant")]
+    answer = SteeredLLM(model, closed, steering=V, max_new_tokens=8).chat(begun).message.content
+    rendered = "<bos> user a b c z assistant d e"
+    assert answer == sf.generate(model, tokenizer, rendered, V, chat=False, max_new_tokens=8).texts[0]
 
 
 def test_streams_are_the_answers_in_pieces(llm):

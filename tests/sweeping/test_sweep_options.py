@@ -85,6 +85,7 @@ CASES = {
         "checkpoint": (lambda: left(False), lambda: left(True)),
     },
     sf.score: {
+        "alpha": (lambda: scores(op=V), lambda: scores(op=V, alpha=3.0)),
         "op": (scores, lambda: scores(op=3 * V)),
         "chat": (scores, lambda: scores(chat=False)),
         "batch_size": (scored, lambda: scored(batch_size=1)),

@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._errors import DataError
 from steerfn._text import as_texts, encode
 from steerfn.reading import Position, Read, explained, position_name, reads
@@ -36,7 +38,7 @@ def contrast(
     negative: Any,
     *,
     position: Position,
-    chat: bool | None,
+    chat: Chat,
     paired: bool,
     explain: bool = False,
 ) -> Contrast:
@@ -46,8 +48,7 @@ def contrast(
         DataError: no texts on one side, an empty one, sides that are the same, unequal counts where pairs are needed,
             or a position outside a text.
     """
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
     sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
     if sides["positive"] == sides["negative"]:
         raise DataError("positive and negative are the same texts, so their difference is zero; pass opposites.")
@@ -65,7 +66,7 @@ def contrast(
     about = {
         "counts": counts,
         "position": position_name(position),
-        "chat": chat,
+        "chat": chat if isinstance(chat, bool | None) else json.loads(json.dumps(dict(chat), default=str)),
         "tokens_read": _tokens(tokenizer, found),
     }
     return Contrast(found, counts["positive"], about)

@@ -1,16 +1,16 @@
 """The one road from texts to a vector that every method takes."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn._fingerprint import fingerprint
+from steerfn._keywords import only_switches
 from steerfn._numbers import plain_number
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
@@ -27,10 +27,11 @@ class Options(TypedDict, total=False):
 
     Attributes:
         position: "last" real token (the default), "mean" over tokens, "answer" (the first token in which a pair
-            differs), an index, or a function of the token ids.
+            differs), an index, a slice, range or list of indices (their mean), or a function of the token ids.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False (the default) takes
-            them as they are.
+            them as they are; a mapping is True with switches of the template, which may also be keywords of their own
+            beside `chat=True`: `enable_thinking=False`, `tools=[...]`.
         progress: show a progress bar on stderr.
         explain: print which token is read of the first texts, by its text.
         checkpoint: a file in which the run keeps how far it has come, every few seconds and when it is interrupted.
@@ -43,7 +44,7 @@ class Options(TypedDict, total=False):
 
     position: Position
     batch_size: int | str
-    chat: bool | None
+    chat: Chat
     progress: bool
     explain: bool
     checkpoint: str | os.PathLike[str] | None
@@ -62,7 +63,7 @@ def discover(
     *,
     position: Position = "last",
     batch_size: int | str = "auto",
-    chat: bool | None = False,
+    chat: Chat = False,
     progress: bool = True,
     explain: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -72,8 +73,7 @@ def discover(
     **unknown: Any,
 ) -> SteeringVector:
     """The vector that a method makes of two sides of texts, with its history as metadata."""
-    if unknown:
-        raise TypeError(_unknown(method.name, unknown))
+    chat = only_switches(method.name, tokenizer, chat, unknown, sorted(Options.__annotations__))
     checked_seed(seed)
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
@@ -90,13 +90,6 @@ def discover(
         if quality:
             about["quality"] = qualities(method, found, directions, seed, progress)
         return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)
-
-
-def _unknown(method: str, given: Iterable[str]) -> str:
-    known = sorted(Options.__annotations__)
-    meant = [(name, difflib.get_close_matches(name, known, n=1)) for name in given]
-    named = ", ".join(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else "") for name, close in meant)
-    return f"{method} has no option {named}; those of every method are {', '.join(known)}."
 
 
 def checked_seed(seed: Any) -> int:

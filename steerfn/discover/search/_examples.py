@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from steerfn._chat_template import Chat, checked_chat
 from steerfn._continuation import continued
 from steerfn._errors import DataError
 from steerfn._text import Text
@@ -12,11 +13,10 @@ from steerfn.discover.search._objective import Continuation, Examples, Preferenc
 
 
 def examples_of(
-    tokenizer: Any, promote: Any, suppress: Any, pairs: Any, chat: bool | None
+    tokenizer: Any, promote: Any, suppress: Any, pairs: Any, chat: Chat
 ) -> tuple[Examples, dict[str, list[Text]]]:
     """The examples, and the prompt of each by kind."""
-    if chat not in (True, False, None):
-        raise DataError(f"chat is True, False or None, not {chat!r}.")
+    checked_chat(chat)
     found: dict[str, tuple[Any, ...]] = {}
     prompts: dict[str, list[Text]] = {}
     for name, given, size, shape in (

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from steerfn._chat_template import Chat
 from steerfn._errors import DataError
 from steerfn.evaluate.protocols._question import Question
 from steerfn.evaluate.protocols._run import Run
@@ -98,7 +99,7 @@ def choices(
     )
 
 
-def _items(tokenizer: Any, questions: Sequence[Question], chat: bool) -> list[Item]:
+def _items(tokenizer: Any, questions: Sequence[Question], chat: Chat) -> list[Item]:
     """Items of the two answers and, as a third continuation, of what both begin with, where that is anything."""
     texts = [question.text if chat else question.text.rstrip() for question in questions]
     found = []
@@ -116,7 +117,7 @@ def _items(tokenizer: Any, questions: Sequence[Question], chat: bool) -> list[It
     return found
 
 
-def _answers(question: Question, chat: bool) -> list[str]:
+def _answers(question: Question, chat: Chat) -> list[str]:
     """The answers as they follow their question: in chat form as an answer of their own, else after a space."""
     lead = "" if chat else " "
     if question.letters is not None:

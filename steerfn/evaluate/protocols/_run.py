@@ -11,7 +11,10 @@ import numpy as np
 
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
+from steerfn._chat_template import Chat, checked_chat
+from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
+from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._steer import warn_of_empty
 from steerfn._text import Text
@@ -48,7 +51,7 @@ class Options(TypedDict, total=False):
     controls: int | Mapping[str, SteeringVector]
     limit: int | None
     seed: int
-    chat: bool | None
+    chat: Chat
     batch_size: int | str
     level: float
     progress: bool
@@ -80,7 +83,7 @@ class Run:
     controls: int | Mapping[str, SteeringVector] = 1
     limit: int | None = None
     seed: int = 0
-    chat: bool | None = None
+    chat: Chat = None
     batch_size: int | str = "auto"
     level: float = 0.95
     progress: bool = True
@@ -90,14 +93,13 @@ class Run:
         """A run with a protocol's own defaults; with `scope` among them it takes the options of `Steering`.
 
         Raises:
-            TypeError: an option that the protocol does not have.
-            DataError: an option out of range.
+            DataError: an option that the protocol does not have, or one out of range.
         """
         known = (Steering if "scope" in defaults else Options).__annotations__
         if unknown := [name for name in options if name not in known]:
             near = difflib.get_close_matches(unknown[0], known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(
+            raise DataError(
                 f"{protocol} has no option {unknown[0]!r}{hint}; beside its own it has {', '.join(sorted(known))}."
             )
         return cls(protocol=protocol, **{**defaults, **options})
@@ -105,8 +107,7 @@ class Run:
     def __post_init__(self) -> None:
         checked_options(self.level, self.seed)
         limit_of(self.batch_size, "rows")
-        if self.chat not in (True, False, None):
-            raise DataError(f"chat is True, False or None, not {self.chat!r}.")
+        checked_chat(self.chat)
         if self.limit is not None and (
             isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1
         ):
@@ -179,7 +180,7 @@ class Run:
         """What is generated under each operator from each prompt, with common random numbers."""
         from tqdm import tqdm
 
-        hf = dict(generation or {})
+        chat, hf = hf_keywords(self.protocol, model, tokenizer, self.chat, generation or {})
         distinct = list(dict.fromkeys(ops))
         todo = [(c, p) for c in range(len(distinct)) for p in range(len(prompts))]
         found: dict[tuple[int, int], str] = {}
@@ -192,8 +193,8 @@ class Run:
                 todo,
                 limit=limit_of(self.batch_size, "rows"),
                 max_new_tokens=max_new_tokens,
-                seed=seed_of_rows(self.seed, model, hf),
-                chat=self.chat,
+                seed=seed_of_rows(self.seed),
+                chat=chat,
                 hf=hf,
             ):
                 found |= part
@@ -206,6 +207,8 @@ class Run:
             "controls": self.controls if isinstance(self.controls, int) else list(map(str, self.controls)),
             **{name: getattr(self, name) for name in ("limit", "seed", "chat", "level")},
         }
+        if "generation" in more:
+            more["decoding"] = decoding_of(model, None, more["generation"] or {}).name
         text = json.dumps(data, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         counts = {name: len(each) for name, each in data.items()} if isinstance(data, Mapping) else len(data)

@@ -82,10 +82,10 @@ def toxicity(
         raise DataError(f"threshold is a number, not {threshold!r}.")
     prompts = run.chosen(texts_of(data, "data"))
     ops = run.conditions(model, vec, alpha)
+    given = dict(generation or {})
+    sampling = given if given.get("do_sample") is False else {**SAMPLING, **given}
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    texts = run.texts(
-        model, tokenizer, repeated, list(ops.values()), max_new_tokens, {**SAMPLING, **(generation or {})}
-    )
+    texts = run.texts(model, tokenizer, repeated, list(ops.values()), max_new_tokens, sampling)
     setting = Setting(
         prompts=repeated * len(ops),
         references=texts[list(ops).index(UNSTEERED)] * len(ops),
@@ -116,7 +116,7 @@ def toxicity(
         ],
         about=run.about(
             model, list(ops.values()), prompts, alpha=alpha, samples=samples, threshold=threshold, metric=name,
-            max_new_tokens=max_new_tokens, generation={**SAMPLING, **(generation or {})},
+            max_new_tokens=max_new_tokens, generation=sampling,
         ),
         level=run.level,
         seed=run.seed,
