@@ -58,7 +58,7 @@ class Functional:
 
     def _eager(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
         # Where compiled code falls back to this, its blocks would be compiled apart, and see no context variables.
-        run = torch.compiler.disable(self._run)
+        run: Any = torch.compiler.disable(self._run)
         if params is None:
             return run(op, args, None, prompt_length, strict, kwargs)
         with self._lock:  # functional_call puts the parameters into one private copy, one call at a time

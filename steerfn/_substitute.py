@@ -169,8 +169,13 @@ def own_forward(module: nn.Module) -> Any:
     shadow = shadow_of(forward)
     if shadow is not None:
         forward = None if shadow.before is ABSENT else shadow.before
-    plain = type(forward) is types.MethodType and forward.__self__ is module
-    return None if plain and forward.__func__ is type(module).forward else forward
+    if (
+        isinstance(forward, types.MethodType)
+        and forward.__self__ is module
+        and forward.__func__ is type(module).forward
+    ):
+        return None
+    return forward
 
 
 def unshadowed(held: dict[str, Any]) -> dict[str, Any]:

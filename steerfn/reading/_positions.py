@@ -116,7 +116,7 @@ def position_name(position: Position) -> str | int | list[int]:
     if isinstance(position, (slice, range)):
         return str(position)
     asked: Any = position
-    return [operator.index(each) for each in asked] if _is_several(asked) else operator.index(asked)
+    return [plain_number(each) for each in asked] if _is_several(asked) else plain_number(asked)
 
 
 def position_named(name: Any) -> Position | None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfn._blocks import Layout
 from steerfn._decoding import written_in
 from steerfn._forward import Entry, Selections
 from steerfn._generate import ASSISTED

@@ -95,7 +95,9 @@ SEVERAL = [
 ]
 
 
-@pytest.mark.parametrize(("position", "where"), SEVERAL, ids=str)
+@pytest.mark.parametrize(
+    ("position", "where"), SEVERAL, ids=lambda value: "function" if callable(value) else str(value)
+)
 def test_several_tokens_are_read_as_their_mean(position, where):
     [read] = reads([IDS], position)
     assert list(read.where) == where
