@@ -31,7 +31,13 @@ class Functional:
         return f"functional({type(self._root).__name__})"
 
     def __call__(
-        self, op: Any, *args: Any, params: Any = None, prompt_length: Any = None, strict: bool = False, **kwargs: Any
+        self,
+        op: Any,
+        *args: Any,
+        params: Any = None,
+        prompt_length: Any = None,
+        strict: bool | str = False,
+        **kwargs: Any,
     ) -> Any:
         """The model's own output under `op`.
 
@@ -40,7 +46,8 @@ class Functional:
             args: as the model's forward takes them.
             params: parameters (and buffers) by name, used in place of the model's own.
             prompt_length: how many real tokens of each row are prompt (default: all).
-            strict: raise where a vector was made for another model.
+            strict: True refuses vectors unless they were made from these very weights, "architecture" unless from a
+                model of this architecture; see `check_match`.
             kwargs: as the model's forward takes them.
         """
         if torch.compiler.is_compiling():

@@ -38,7 +38,7 @@ class Steering:
         operator: Operator,
         on_error: str = "raise",
         prompt_length: Any = None,
-        strict: bool = False,
+        strict: bool | str = False,
         selections: Selections | None = None,
     ) -> None:
         self.model, self.operator, self.fallbacks = model, operator, 0
@@ -97,7 +97,7 @@ class Steering:
             warn_of_empty(entry.selections)
 
 
-def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
+def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool | str) -> Operator:
     """An operator with its sites resolved against a model, and checked against it.
 
     Raises:
@@ -105,7 +105,7 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     """
     vectors = operator.vectors
     for vector in vectors:
-        if "model" in vector.metadata:
+        if strict or "model" in vector.metadata:
             check_match(vector, root, strict=strict)
     if any(site.block < 0 for vector in vectors for site in vector.sites):
         operator = operator.resolve(found.n_layers)
@@ -209,7 +209,7 @@ def steer(
     *,
     scope: Scope | None = None,
     prompt_length: Any = None,
-    strict: bool = False,
+    strict: bool | str = False,
     on_error: str = "raise",
 ) -> Steering:
     """Steer a model inside a `with` block, and give it back bit for bit.
@@ -225,7 +225,8 @@ def steer(
         scope: the tokens to act on, as `at(scope, op)` (default: all).
         prompt_length: in plain forward passes, how many real tokens of each row are prompt (int or
             `[batch]`); by default all. `generate` knows by itself.
-        strict: raise, rather than warn, where a vector was made for another model.
+        strict: True refuses vectors unless they were made from these very weights, "architecture" unless from a
+            model of this architecture; by default another architecture warns. See `check_match`.
         on_error: "raise", or "baseline": where steering fails, log an error, count it in `.fallbacks`, and
             go on unsteered.
 

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # layer may import each other.
 LAYERS = [
     ("_errors", "_struct", "_types", "_later", "_groups"),
-    ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
+    ("_site", "_metadata", "_vector", "_io*", "_fingerprint", "_weights"),
     ("operators*",),
     ("_forward", "_interpose", "_shards", "_blocks", "_find_blocks", "_substitute", "_layout_check", "_layout"),
     ("_steer", "_functional", "_capture"),

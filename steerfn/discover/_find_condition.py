@@ -167,7 +167,7 @@ def find_condition(
     direction = best.sign * _direction(best.site, states[best.site][~out].double(), label[~out], v)
     judged = hits(cosines(states[best.site][out].double(), direction) > best.threshold, label[out])
     about = {
-        "model": fingerprint(model),
+        "model": fingerprint(model, weights=True),
         "method": "find_condition",
         "by": by,
         "chat": chat,

@@ -82,7 +82,7 @@ def discover(
         found = states_by_site(work, run)
         outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}
         directions = {site: direction for site, (direction, _) in outcomes.items()}
-        about = {"model": fingerprint(model), "method": method.name, **texts.about, **method.about()}
+        about = {"model": fingerprint(model, weights=True), "method": method.name, **texts.about, **method.about()}
         for site, (_, known) in outcomes.items():
             for name, value in known.items():
                 about.setdefault(name, {})[site.name] = value
