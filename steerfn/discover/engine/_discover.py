@@ -15,6 +15,7 @@ from steerfn._site import Site
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._collect import job, states_by_site
 from steerfn.discover.engine._contrast import contrast
+from steerfn.discover.engine._folds import deciding_tokens, describe_texts
 from steerfn.discover.engine._keeping import Keeping, qualities
 from steerfn.discover.engine._method import Method
 from steerfn.discover.engine._workers import Workers, finished
@@ -37,6 +38,9 @@ class Options(TypedDict, total=False):
         workers: who reads the texts: `sf.torchrun()`, `sf.ray_workers(...)`, or None for this process alone.
         quality: also measure how good the direction is at each site, cross-validated, and put it into the metadata
             (`sf.quality(v)` reads it back). All activations are kept for it: memory grows with texts times sites.
+        groups: which texts are of one kind (the answers of one question), for `quality` and for methods that choose by
+            held-out texts: one label for each pair, or for each text, the positives first. A group is never on both
+            sides of a division. Without it pairs stay together, where there are as many texts on either side.
         seed: another seed divides the texts into other folds for `quality`; `lat` draws with it, too.
     """
 
@@ -48,6 +52,7 @@ class Options(TypedDict, total=False):
     checkpoint: str | os.PathLike[str] | None
     workers: Workers | None
     quality: bool
+    groups: Any
     seed: int
 
 
@@ -67,6 +72,7 @@ def discover(
     checkpoint: str | os.PathLike[str] | None = None,
     workers: Workers | None = None,
     quality: bool = False,
+    groups: Any = None,
     seed: int = 0,
     **unknown: Any,
 ) -> SteeringVector:
@@ -77,17 +83,22 @@ def discover(
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
     texts = contrast(tokenizer, positive, negative, position=position, chat=chat, paired=method.paired, explain=explain)
+    pairs = texts.positive if texts.positive == texts.negative else None
+    known = describe_texts((texts.positive, texts.negative), deciding_tokens(texts.reads, pairs), groups)
+    method = method.with_texts(known)
     work = job(model, texts, Keeping(method) if quality else method, sites, batch_size)
     with finished(work, model, progress=progress, checkpoint=checkpoint, workers=workers) as run:
         found = states_by_site(work, run)
         outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}
         directions = {site: direction for site, (direction, _) in outcomes.items()}
         about = {"model": fingerprint(model, weights=True), "method": method.name, **texts.about, **method.about()}
-        for site, (_, known) in outcomes.items():
-            for name, value in known.items():
+        if groups is not None:
+            about["groups"] = max(known.units) + 1
+        for site, (_, found_of_it) in outcomes.items():
+            for name, value in found_of_it.items():
                 about.setdefault(name, {})[site.name] = value
         if quality:
-            about["quality"] = qualities(method, found, directions, seed, progress)
+            about |= qualities(method, found, directions, known, seed, progress)
         return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)
 
 
