@@ -35,8 +35,9 @@ def activations(
         tokenizer: its tokenizer. Unchanged.
         texts: a list of texts or of conversations (`[{"role": ..., "content": ...}]`).
         sites: one or several; an int means `resid_post`.
-        position: "last" real token, "mean" over all tokens (special ones included), an index into the tokens, or
-            a function from the list of token ids to an index.
+        position: "last" real token, "mean" over the tokens but the model's attention sinks (tokens whose norm is far
+            above the median, such as the first: measured on some of the texts), "mean_all" over every token, an
+            index into the tokens, or a function from the list of token ids to an index.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False takes them as they are.
         progress: show a progress bar on stderr.

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
     )
     command.add_argument(
         "--position",
-        help="'last' token, 'mean' over tokens, 'answer' (where a pair differs), or an index (default: 'last', for "
+        help="'last' token, 'mean' over tokens but attention sinks, 'mean_all', 'answer' (where a pair differs), or an index (default: 'last', for "
         "caa 'answer')",
     )
     command.add_argument("--batch-size", default="auto", help="texts at once (default: %(default)s)")

@@ -13,13 +13,14 @@ from steerfn._errors import DataError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites, resid_post
-from steerfn._text import Text, as_texts
+from steerfn._text import Text, as_texts, encode
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._discover import checked_seed
 from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.discover.search._threshold import Candidate, Hits, candidate, cosines, hits, left_out_cosines, rank
 from steerfn.operators import Condition, cosine_above, on_prompt
 from steerfn.operators._base import as_vector, check_width
+from steerfn.reading import reads, sinks_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +129,8 @@ def find_condition(
         sites: one or several; an int means `resid_post`. Default: those of `v`, or `resid_post` of every layer. What
             the condition is to gate must not come before it, so leave later sites out.
         v: a vector to use instead of the difference of means.
-        by: "last" reads the prompt's last token, "mean" the mean over its tokens, as in `on_prompt`.
+        by: "last" reads the prompt's last token, "mean" the mean over all its tokens, as in `on_prompt`. Where the
+            model has an attention sink the mean follows the length of the prompts, and a warning says so.
         held_out: the share of either side that only reports. Texts that are the same stay together.
         chat: None puts prompts into the chat template where there is one, as `generate` does; True always; False
             takes them as they are.
@@ -159,12 +161,17 @@ def find_condition(
     out = _split(sides, held_out, checked_seed(seed))
     where, v = _where(model, sites, v)
     texts = [*sides["positive"], *sides["negative"]]
-    options: dict[str, Any] = {"position": by, "batch_size": batch_size, "chat": chat, "progress": progress}
+    # Every token of the prompt counts for `on_prompt`, which knows no model; attention sinks too.
+    position = "mean_all" if by == "mean" else by
+    options: dict[str, Any] = {"position": position, "batch_size": batch_size, "chat": chat, "progress": progress}
     states = activations(model, tokenizer, texts, where, **options)
     label = torch.tensor([i < len(sides["positive"]) for i in range(len(texts))])
     table = tuple(_candidates(site, states[site][~out].double(), label[~out], v) for site in where)
     best = max(table, key=rank)
     direction = best.sign * _direction(best.site, states[best.site][~out].double(), label[~out], v)
+    if by == "mean":
+        sinks = sinks_of(model, reads(encode(tokenizer, texts, chat), position), (best.site,))
+        sinks.warn_along({best.site: direction})
     judged = hits(cosines(states[best.site][out].double(), direction) > best.threshold, label[out])
     about = {
         "model": fingerprint(model, weights=True),

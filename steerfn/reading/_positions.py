@@ -7,8 +7,8 @@ from typing import Any
 from steerfn._errors import DataError
 
 Position = str | int | Callable[[list[int]], int]
-"""Where to read: "last" (real token), "mean" (over real tokens), "answer" (the first token in which the two texts of a
-pair differ), an index, or a function of the token ids."""
+"""Where to read: "last" (real token), "mean" (over real tokens but the model's attention sinks), "mean_all" (over every
+token), "answer" (the first token in which the two texts of a pair differ), an index, or a function of the token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Read:
     Attributes:
         ids: the token ids of the text.
         where: the indices of the tokens that are read, ascending.
+        mean: whether attention sinks among them are to be left out, once it is known which these are.
     """
 
     ids: tuple[int, ...]
     where: tuple[int, ...]
+    mean: bool = False
 
     @property
     def needed(self) -> tuple[int, ...]:
@@ -42,16 +44,17 @@ def reads(rows: Sequence[list[int]], position: Position, pairs: int | None = Non
     """
     if position == "answer":
         return _answers(rows, pairs)
-    return [Read(tuple(ids), _where(ids, position)) for ids in rows]
+    return [Read(tuple(ids), _where(ids, position), position == "mean") for ids in rows]
 
 
 def _where(ids: list[int], position: Position) -> tuple[int, ...]:
-    if position == "mean":
+    if position in ("mean", "mean_all"):
         return tuple(range(len(ids)))
     where: Any = -1 if position == "last" else position(list(ids)) if callable(position) else position
     if isinstance(where, bool) or not isinstance(where, int):
         raise DataError(
-            f"position is 'last', 'mean', 'answer' (for pairs), an index or a function of the token ids, not {where!r}."
+            "position is 'last', 'mean', 'mean_all', 'answer' (for pairs), an index or a function of the token ids, "
+            f"not {where!r}."
         )
     if not -len(ids) <= where < len(ids):
         raise DataError(

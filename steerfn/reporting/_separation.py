@@ -15,7 +15,7 @@ from steerfn.discover.engine._contrast import contrast
 from steerfn.discover.engine._quality import auc
 from steerfn.reading import Position, plan, position_name, run
 
-POSITIONS = ("last", "mean", "answer")
+POSITIONS = ("last", "mean", "mean_all", "answer")
 """The last needs pairs."""
 
 

@@ -19,15 +19,16 @@ from steerfn.discover.engine._folds import deciding_tokens, describe_texts
 from steerfn.discover.engine._keeping import Keeping, qualities
 from steerfn.discover.engine._method import Method
 from steerfn.discover.engine._workers import Workers, finished
-from steerfn.reading import Position
+from steerfn.reading import Position, sinks_of
 
 
 class Options(TypedDict, total=False):
     """What every method takes.
 
     Attributes:
-        position: "last" real token (the default), "mean" over tokens, "answer" (the first token in which a pair
-            differs), an index, or a function of the token ids.
+        position: "last" real token (the default), "mean" over tokens without the model's attention sinks (such as the
+            first token; the metadata says which), "mean_all" over every token, "answer" (the first token in which a
+            pair differs), an index, or a function of the token ids.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False (the default) takes
             them as they are.
@@ -92,6 +93,13 @@ def discover(
         outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}
         directions = {site: direction for site, (direction, _) in outcomes.items()}
         about = {"model": fingerprint(model, weights=True), "method": method.name, **texts.about, **method.about()}
+        sinks = work.planned.sinks
+        if sinks is not None:
+            about["sinks"] = sinks.describe(tokenizer)
+        elif any(read.where[0] == 0 for read in texts.reads):
+            sinks = sinks_of(model, texts.reads, work.planned.sites)
+        if sinks is not None:
+            sinks.warn_along(directions)
         if groups is not None:
             about["groups"] = max(known.units) + 1
         for site, (_, found_of_it) in outcomes.items():

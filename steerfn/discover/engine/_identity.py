@@ -30,7 +30,7 @@ def identity(job: Job, model: Any) -> dict[str, str]:
     steering = [entry.operator for entry in _forward.entries_of(substitutions_of(root, layout(root)).host)]
     about = fingerprint(root, weights=True)
     weights = [about["fingerprint"], about["weights"], str(getattr(root, "dtype", None))]
-    named = {"sites", "reads", "budget", "limit"}
+    named = {"sites", "reads", "budget", "limit", "sinks"}  # what sinks there are shows in what is read
     layout_of_rows = [getattr(planned, f.name) for f in dataclasses.fields(planned) if f.name not in named]
     return {
         "model": f"{about['architecture']} {digest(weights)}",
