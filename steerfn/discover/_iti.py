@@ -12,7 +12,6 @@ from steerfn._errors import DataError
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites
 from steerfn._struct import replace, static, struct
-from steerfn._text import as_texts
 from steerfn._vector import SteeringVector, unit
 from steerfn.discover.engine._discover import Options, discover
 from steerfn.discover.engine._folds import Texts, describe_texts, divide, reason_against
@@ -31,6 +30,11 @@ class Heads(Kept):
     name: ClassVar[str] = "iti"
 
     def with_texts(self, texts: Texts) -> "Heads":
+        for side, count in (("positive", texts.positive), ("negative", len(texts.units) - texts.positive)):
+            if count < 2:
+                raise DataError(
+                    f"{side} has one text; a probe's accuracy on held-out texts takes at least two on a side."
+                )
         return replace(self, texts=texts)
 
     def finalize(self, state: Pair) -> Tensor:
@@ -80,7 +84,7 @@ def iti(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
+    negative: Any = None,
     *,
     layers: Any = None,
     k: int = 48,
@@ -99,7 +103,7 @@ def iti(
     Args:
         model: any transformers causal LM with attention heads. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite. As many as the positives, they are taken for pairs in making folds.
         layers: an int, a slice, a range or a list of ints; default every block that has attention heads.
         k: how many heads.
@@ -129,12 +133,8 @@ def iti(
     found = _heads(layout(unwrapped(model)), layers)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(found):
         raise DataError(f"k is a number of heads from 1 to {len(found)}, as many as there are, not {k!r}.")
-    sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
-    for name, side in sides.items():
-        if len(side) < 2:
-            raise DataError(f"{name} has one text; a probe's accuracy on held-out texts takes at least two on a side.")
     method = Heads(l2=l2, seed=options.get("seed", 0))
-    v = discover(method, model, tokenizer, *sides.values(), sites=found, **options)
+    v = discover(method, model, tokenizer, positive, negative, found, **options)
     accuracy, loss = v.metadata["accuracy"], v.metadata["log_loss"]
     ranked = sorted(v.sites, key=lambda site: (-accuracy[site.name], loss[site.name]))
     return v.select(sorted(ranked[:k], key=v.sites.index)).with_metadata(k=k, heads=len(found))

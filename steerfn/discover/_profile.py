@@ -153,7 +153,7 @@ def layer_profile(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
+    negative: Any = None,
     *,
     sites: Any = None,
     method: str | Method = "mean_difference",
@@ -169,7 +169,7 @@ def layer_profile(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite.
         sites: one or several; an int means `resid_post`. Default: `resid_post` of every layer.
         method: makes the directions: "mean_difference", "pca", "lat", "linear_probe" or "lda" with its defaults, or

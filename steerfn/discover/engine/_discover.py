@@ -18,6 +18,7 @@ from steerfn.discover.engine._contrast import contrast
 from steerfn.discover.engine._folds import deciding_tokens, describe_texts
 from steerfn.discover.engine._keeping import Keeping, qualities
 from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._sides import two_sides
 from steerfn.discover.engine._workers import Workers, finished
 from steerfn.reading import Position, sinks_of
 
@@ -62,8 +63,8 @@ def discover(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
-    sites: Any,
+    negative: Any = None,
+    sites: Any = None,
     *,
     position: Position = "last",
     batch_size: int | str = "auto",
@@ -83,11 +84,17 @@ def discover(
     checked_seed(seed)
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
-    texts = contrast(tokenizer, positive, negative, position=position, chat=chat, paired=method.paired, explain=explain)
-    pairs = texts.positive if texts.positive == texts.negative else None
-    known = describe_texts((texts.positive, texts.negative), deciding_tokens(texts.reads, pairs), groups)
+    given = two_sides(positive, negative, sites)
+    if given.sites is None:
+        raise DataError("sites is missing: pass the layer to read at, such as sites=14, or several.")
+    texts = contrast(
+        tokenizer, given.positive, given.negative, position=position, chat=chat, paired=method.paired,
+        pairs=given.paired, explain=explain,
+    )  # fmt: skip
+    tokens = deciding_tokens(texts.reads, texts.positive if texts.paired else None)
+    known = describe_texts((texts.positive, texts.negative), tokens, groups, texts.paired)
     method = method.with_texts(known)
-    work = job(model, texts, Keeping(method) if quality else method, sites, batch_size)
+    work = job(model, texts, Keeping(method) if quality else method, given.sites, batch_size)
     with finished(work, model, progress=progress, checkpoint=checkpoint, workers=workers) as run:
         found = states_by_site(work, run)
         outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}

@@ -76,19 +76,22 @@ def deciding_tokens(reads: Sequence[Read], pairs: int | None) -> tuple[tuple[int
     return tuple((*known, token) for known, token in zip(found, differing, strict=True))
 
 
-def describe_texts(counts: tuple[int, int], tokens: Any = None, groups: Any = None) -> Texts:
+def describe_texts(
+    counts: tuple[int, int], tokens: Any = None, groups: Any = None, paired: bool | None = None
+) -> Texts:
     """The units of two sides of texts: pairs where there are as many on either side, else texts, or else the groups.
 
     Args:
         counts: positive and negative texts.
         tokens: the token that is read of each text, the positives first, or None.
         groups: one label for each pair, or for each text, the positives first.
+        paired: whether text `i` of either side belong together; by default where the counts are equal.
 
     Raises:
         DataError: groups of another length, or with a missing label.
     """
     total = sum(counts)
-    equal = counts[0] == counts[1]
+    equal = counts[0] == counts[1] if paired is None else paired
     tokens = tuple(each if isinstance(each, tuple) else (each,) for each in tokens or [()] * total)
     if groups is None:
         units = [*range(counts[0])] * 2 if equal else [*range(total)]

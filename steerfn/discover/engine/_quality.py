@@ -199,7 +199,7 @@ def measure(
     return Quality(
         auc=area,
         cohens_d=None if scores is None else cohens_d(*scores),
-        pair_cosine=pair_cosine(sides[0].values - sides[1].values) if counts[0] == counts[1] else None,
+        pair_cosine=pair_cosine(sides[0].values - sides[1].values) if texts.paired else None,
         relative_norm=float(direction.norm()) / typical if typical else 0.0,
         n=counts,
         folds=0 if scores is None else folds,
