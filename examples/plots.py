@@ -14,7 +14,7 @@ model, tokenizer = sf.demo_model()
 texts = sf.datasets.load("sentiment")
 train, test = texts.split(0.5)
 profile = sf.layer_profile(model, tokenizer, train.positive, train.negative)
-happy = sf.mean_difference(model, tokenizer, train.positive, train.negative, sites=14)
+happy = sf.mean_difference(model, tokenizer, train, sites=18, position="mean")
 steering = sf.add(happy, 2.0)
 
 

@@ -20,8 +20,8 @@ from steerfn._site import Site
 from steerfn._vector import unit
 from steerfn.reading._positions import Read
 
-PROBES, LENGTH, DEPTHS = 4, 32, 8
-"""Stretches of text that are looked at, their tokens, and the blocks at which this is done."""
+PROBES, SHORT, LONG, DEPTHS = 4, 8, 32, 8
+"""Stretches of text that are looked at, their tokens at least and at most, and the blocks at which this is done."""
 FACTOR = 5.0
 """A token whose norm is this many times the median of its text is a sink; others differ by two or three."""
 ALONG = 0.5
@@ -94,7 +94,8 @@ def measure_sinks(reads: Sequence[Read], blocks: Sequence[Site], sites: tuple[Si
     """
     rows = [_stretch(reads, len(reads) * i // PROBES) for i in range(min(PROBES, len(reads)))]
     rows = [row for row in dict.fromkeys(rows) if len(row) > 2]
-    at = tuple(dict.fromkeys(blocks[i * (len(blocks) - 1) // (DEPTHS - 1)] for i in range(DEPTHS))) if blocks else ()
+    inner = blocks[:-1] or blocks  # the last one writes what the vocabulary reads, with norms of their own
+    at = tuple(dict.fromkeys(inner[i * (len(inner) - 1) // (DEPTHS - 1)] for i in range(DEPTHS))) if inner else ()
     if not rows or not at:
         return Sinks(False, frozenset(), 0.0, None, {})
     read = [Read(row, (i,)) for row in rows for i in range(len(row))]
@@ -117,13 +118,13 @@ def measure_sinks(reads: Sequence[Read], blocks: Sequence[Site], sites: tuple[Si
 
 
 def _stretch(reads: Sequence[Read], start: int) -> tuple[int, ...]:
-    """The tokens from the beginning of a text on; of short texts those of the next, too."""
+    """The tokens from the beginning of a text on; of very short texts those of the next, too."""
     ids: tuple[int, ...] = ()
     for read in reads[start:]:
         ids += read.ids
-        if len(ids) >= LENGTH:
+        if len(ids) >= SHORT:
             break
-    return ids[:LENGTH]
+    return ids[:LONG]
 
 
 def _over_median(norms: Tensor, lengths: list[int]) -> Tensor:

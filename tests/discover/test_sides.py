@@ -82,7 +82,7 @@ def test_a_whole_table_is_no_side(tiny):
     assert sf.mean_difference(tiny, words(), table["a"], table["b"], 1, **QUIET).identical(expected)
 
 
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")
+@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")
 def test_a_column_of_a_dataset(tiny):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     if not hasattr(datasets, "Dataset"):

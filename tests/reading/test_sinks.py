@@ -116,7 +116,8 @@ def test_on_the_real_model_the_sink_is_found_and_the_vector_says_what_texts_say(
     texts = sf.datasets.load("sentiment")
     options = {"sites": 14, "quality": True, "progress": False}
     v = sf.mean_difference(model, tokenizer, texts.positive, texts.negative, position="mean", **options)
-    assert v.metadata["sinks"]["first_token"] and v.metadata["sinks"]["norm_over_median"] > 50
+    sinks = v.metadata["sinks"]
+    assert sinks["first_token"] and sinks["tokens"] == [] and sinks["norm_over_median"] > 50
     with pytest.warns(sf.SteerWarning, match="lies along"):
         every = sf.mean_difference(model, tokenizer, texts.positive, texts.negative, position="mean_all", **options)
     found, with_sink = (sf.quality(each)[sf.resid_post[14]].auc for each in (v, every))
