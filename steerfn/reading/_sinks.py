@@ -22,8 +22,9 @@ from steerfn.reading._positions import Read
 
 PROBES, SHORT, LONG, DEPTHS = 4, 8, 32, 8
 """Stretches of text that are looked at, their tokens at least and at most, and the blocks at which this is done."""
-FACTOR = 5.0
-"""A token whose norm is this many times the median of its text is a sink; others differ by two or three."""
+FIRST, LATER = 5.0, 10.0
+"""A first token whose norm is this many times the median of its text is a sink, and a later one; ordinary ones differ by
+two or three, and a frequent word ("the", in early blocks of SmolLM2) by up to eight."""
 ALONG = 0.5
 """A direction whose cosine with the sink's state is larger lies along it; chance gives `1 / sqrt(d_model)`."""
 
@@ -102,8 +103,9 @@ def measure_sinks(reads: Sequence[Read], blocks: Sequence[Site], sites: tuple[Si
     found = states(read, tuple(dict.fromkeys((*at, *sites))))
     lengths = [len(row) for row in rows]
     ratios = torch.stack([_over_median(found[site].double().norm(dim=-1), lengths) for site in at])
-    is_sink = (ratios > FACTOR).any(0).tolist()
     first = [each.where[0] == 0 for each in read]
+    least = torch.tensor([FIRST if start else LATER for start in first], dtype=ratios.dtype)
+    is_sink = (ratios > least).any(0).tolist()
     ids = [each.ids[each.where[0]] for each in read]
     later = Counter(token for token, start in zip(ids, first, strict=True) if not start)
     sunk = Counter(token for token, start, sink in zip(ids, first, is_sink, strict=True) if sink and not start)

@@ -98,7 +98,7 @@ def test_rows_are_as_few_as_without_it(model, tiny):
 
 def test_a_plan_measures_once_and_only_for_means(model):
     passes = []
-    handle = model.model.layers[2].register_forward_pre_hook(lambda *_: passes.append(1))
+    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: passes.append(1))
     rows = words()(TEXTS)["input_ids"]
     plan(model, reads(rows, "mean"), 0)
     passes.clear()
