@@ -22,4 +22,5 @@ def optional(function):
         "steerfn.discover"
     ):
         names |= set(Options.__annotations__)
+        names -= {"negative", "sites"}  # arguments, which a contrast set stands for
     return names

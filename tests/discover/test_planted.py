@@ -163,4 +163,4 @@ def test_quality_is_measured_of_the_same_vector(name, tiny):
         for quality in (False, True)
     )
     assert plain.allclose(judged, rtol=1e-4, atol=1e-5)
-    assert dict(judged.metadata).keys() - dict(plain.metadata).keys() == {"quality"}
+    assert dict(judged.metadata).keys() - dict(plain.metadata).keys() == {"quality", "chance"}
