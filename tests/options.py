@@ -22,5 +22,5 @@ def optional(function):
         "steerfn.discover"
     ):
         names |= set(Options.__annotations__)
-        names -= {"negative", "sites"}  # arguments, which a contrast set stands for
-    return names
+        names -= {"sites"}
+    return names - {"negative"}  # with the sites an argument: it may be left out where a contrast set stands for it

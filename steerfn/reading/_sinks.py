@@ -23,8 +23,8 @@ from steerfn.reading._positions import Read
 PROBES, SHORT, LONG, DEPTHS = 4, 8, 32, 8
 """Stretches of text that are looked at, their tokens at least and at most, and the blocks at which this is done."""
 FIRST, LATER = 5.0, 10.0
-"""A first token whose norm is this many times the median of its text is a sink, and a later one; ordinary ones differ by
-two or three, and a frequent word ("the", in early blocks of SmolLM2) by up to eight."""
+"""A token whose norm is this many times the median of its text is a sink: the first one, and a later one. Others
+differ by two or three, and a frequent word ("the", in early blocks of SmolLM2) by up to eight."""
 ALONG = 0.5
 """A direction whose cosine with the sink's state is larger lies along it; chance gives `1 / sqrt(d_model)`."""
 

@@ -96,7 +96,7 @@ def describe_texts(
     if groups is None:
         units = [*range(counts[0])] * 2 if equal else [*range(total)]
         return Texts(tuple(units), tokens, equal, counts[0])
-    size = _length(groups)
+    size = len(groups) if hasattr(groups, "__len__") else -1
     if equal and size == counts[0]:
         return Texts(tuple(number_groups(groups, size, "pairs") * 2), tokens, True, counts[0])
     rows = f"texts ({counts[0]} positive, then {counts[1]} negative)"
@@ -106,13 +106,6 @@ def describe_texts(
             "texts, the positives first."
         )
     return Texts(tuple(number_groups(groups, total, rows)), tokens, False, counts[0])
-
-
-def _length(groups: Any) -> int | None:
-    try:
-        return len(groups)
-    except TypeError:
-        return None
 
 
 def divide(texts: Texts, folds: int, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
