@@ -144,7 +144,7 @@ def _table(text: str, must: str | None, separator: str) -> list[Row] | None:
         known = must is not None or len(COLUMNS & set(header)) >= 2
         if not known:
             return None
-        if len(set(header)) < len(header) or len(header) < 2:
+        if len(set(header)) < len(header) or (len(header) < 2 and header[0] not in COLUMNS):
             raise Refused(
                 f"its columns are {brief(', '.join(header))}",
                 "a table has columns such as positive,negative or text,label, each once, separated by commas (.csv) or "

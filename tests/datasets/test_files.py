@@ -121,6 +121,7 @@ def test_two_files(file):
     assert d == ContrastSet("happy vs sad", ("a", "c", TALK), ("[b]", "d d"), source="happy.json, sad.txt")
     assert from_file(right, left).positive == ("[b]", "d d")
     assert from_file(file("rows.jsonl", '"a"\n"c"\n'), negative=left).positive == ("a", "c")
+    assert from_file(file("one.csv", 'prompt\n"a, b"\n'), negative=left).positive == ("a, b",)
 
 
 def test_separators_inside_strings_are_kept(file):
