@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from steerfn._extra import missing
 from steerfn._io_document import Refused, brief
 
 MAX_BYTES = 128 * 2**20
@@ -173,11 +174,8 @@ def _parquet(path: Path) -> list[Row]:
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise Refused(
-            "reading parquet needs pyarrow, which is not installed",
-            "install it with pip install 'steerfn[parquet]', or save the table as JSONL or CSV",
-        ) from None
+    except ImportError as error:
+        raise Refused(missing("pyarrow", "parquet", error), "or save the table as JSONL or CSV") from None
     rows: list[Row] = []
     size = 0
     try:
