@@ -76,7 +76,7 @@ def test_errors_by_their_text(tiny, given, message):
 def test_a_whole_table_is_no_side(tiny):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table = pandas.DataFrame({"a": POSITIVE, "b": NEGATIVE})
-    with pytest.raises(sf.DataError, match=r"positive is a whole table; pass two of its columns"):
+    with pytest.raises(sf.DataError, match=r"positive is a table \(DataFrame\); pass two of its columns"):
         sf.mean_difference(tiny, words(), table, 1, **QUIET)
     expected = sf.mean_difference(tiny, words(), POSITIVE, NEGATIVE, 1, **QUIET)
     assert sf.mean_difference(tiny, words(), table["a"], table["b"], 1, **QUIET).identical(expected)
@@ -91,5 +91,5 @@ def test_a_column_of_a_dataset(tiny):
     expected = sf.mean_difference(tiny, words(), POSITIVE, NEGATIVE, 1, **QUIET)
     assert sf.mean_difference(tiny, words(), table["chosen"], table["rejected"], 1, **QUIET).identical(expected)
     assert sf.mean_difference(tiny, words(), sf.datasets.from_rows(table), 1, **QUIET).identical(expected)
-    with pytest.raises(sf.DataError, match="positive is a whole table"):
+    with pytest.raises(sf.DataError, match="positive is a table"):
         sf.mean_difference(tiny, words(), table, 1, **QUIET)

@@ -37,8 +37,8 @@ def two_sides(positive: Any, negative: Any = None, sites: Any = None) -> Sides:
         both = [pair[0] for pair in positive], [pair[1] for pair in positive]
     elif hasattr(positive, "columns") or hasattr(positive, "column_names"):
         raise DataError(
-            "positive is a whole table; pass two of its columns, as positive=table['a'] and negative=table['b'], or "
-            "sf.datasets.from_rows(table)."
+            f"positive is a table ({type(positive).__name__}); pass two of its columns, as positive=table['a'] and "
+            "negative=table['b'], or sf.datasets.from_rows(table)."
         )
     elif negative is None:
         raise DataError(
