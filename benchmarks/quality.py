@@ -3,17 +3,23 @@
     python benchmarks/quality.py [--texts 60]
 
 For each contrast the layer is chosen by cross-validation on the first texts of each side; the direction made of them is
-then judged on as many other texts, which chose nothing.
+then judged on as many other texts, which chose nothing. Then the four figures that docs/discovery.md quotes: folds that
+share out the answers, means without attention sinks, groups, and the best of thirty layers of noise.
 """
 
 import argparse
 import json
+import random
+import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
 import steerfn as sf
+from steerfn.discover._mean import MeanDifference
+from steerfn.discover.engine._quality import measure
+from steerfn.discover.engine._rows import Rows
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -42,7 +48,14 @@ def contrasts() -> dict[str, tuple[list[str], list[str], bool]]:
         found["movie reviews (Pang & Lee)"] = (*reviews(), False)
         found["movie reviews, in the chat template"] = (*reviews(), True)
         found["true and false facts (RepE)"] = (*facts(), False)
+        for name in ("extraversion", "agreeableness"):
+            found[f"{name} (Anthropic evals, Yes or No)"] = (*persona(name), False)
     return found
+
+
+def persona(name: str) -> tuple[list[str], list[str]]:
+    texts = sf.datasets.from_file(DATA / "anthropic_evals" / "persona" / f"{name}.jsonl")
+    return _sides(texts.subset(random.Random(0).sample(range(len(texts)), len(texts))))
 
 
 def _sides(texts: sf.datasets.ContrastSet) -> tuple[list[str], list[str]]:
@@ -64,8 +77,55 @@ def judge(model, tokenizer, positive, negative, chat, count) -> str:
         sf.activations(model, tokenizer, side[count : 2 * count], site, **options)[site] @ v[site]
         for side in (positive, negative)
     )
-    chosen = sf.quality(v)[site]
-    return f"{count:>4}   {site!s:<15}{chosen.auc:>9.3f}{auc(high, low):>12.3f}"
+    chosen, chance = sf.quality(v)[site], profile.chance
+    interval = "{:.2f} to {:.2f}".format(*chosen.interval)
+    by_chance = "-" if chance is None else f"{chance.high:.3f}"
+    return (
+        f"{count:>4}   {site!s:<15}{chosen.auc:>9.3f} {interval:>14}{by_chance:>9}{chosen.pair_accuracy:>7.2f}"
+        f"{auc(high, low):>12.3f}"
+    )
+
+
+def sinks(model, tokenizer) -> None:
+    """A mean over tokens with and without the first one."""
+    texts = sf.datasets.load("sentiment")
+    for position in ("mean_all", "mean"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sf.SteerWarning)  # what it warns of is what is measured
+            v = sf.mean_difference(
+                model, tokenizer, texts, 14, position=position, quality=True, progress=False
+            )  # fmt: skip
+        print(f"sentiment, block 14, position={position!r}: {sf.quality(v)[sf.resid_post[14]]}")
+
+
+def groups(model, tokenizer, questions: int = 60) -> None:
+    """A probe on TruthfulQA's answers, divided by answer and by question, and on other questions."""
+    rows = json.loads((DATA / "truthfulqa" / "mc_task.json").read_text(encoding="utf8"))[: 2 * questions]
+    sides = [], []
+    for number, row in enumerate(rows):
+        for answer, right in row["mc2_targets"].items():
+            sides[1 - right].append((number, f"Q: {row['question']}\nA: {answer}"))
+    first = [[each for each in side if each[0] < questions] for side in sides]
+    texts = [[text for _, text in side] for side in first]
+    labels = [number for side in first for number, _ in side]
+    for said, which in (("by answer", None), ("by question", labels)):
+        v = sf.linear_probe(model, tokenizer, *texts, 14, quality=True, groups=which, progress=False)
+        print(f"TruthfulQA, probe, folds {said}: {sf.quality(v)[sf.resid_post[14]]}")
+    site = v.sites[0]
+    others = [[text for number, text in side if number >= questions] for side in sides]
+    high, low = (sf.activations(model, tokenizer, side, site, progress=False)[site] @ v[site] for side in others)
+    print(f"TruthfulQA, probe, on other questions: AUC {auc(high, low):.3f}")
+
+
+def noise(layers: int = 30, runs: int = 20) -> None:
+    """The best of many layers of nothing."""
+    for pairs in (24, 6):
+        best = []
+        for seed in range(runs):
+            draw = torch.randn(layers, 2, pairs, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            index = torch.arange(pairs)
+            best.append(max(measure(MeanDifference(), Rows(index, p), Rows(index, n)).auc for p, n in draw))
+        print(f"the best of {layers} layers of independent noise, {pairs} pairs: AUC {sum(best) / runs:.2f}")
 
 
 if __name__ == "__main__":
@@ -73,6 +133,12 @@ if __name__ == "__main__":
     arguments.add_argument("--texts", type=int, default=60, help="of each side, to make the direction and to judge it")
     count = arguments.parse_args().texts
     model, tokenizer = sf.demo_model(progress=False)
-    print(f"{'contrast':<38}{'texts':>5}   {'best layer':<15}{'AUC there':>9}{'AUC on others':>14}")
+    print(
+        f"{'contrast':<38}{'texts':>5}   {'best layer':<15}{'AUC there':>9}{'95 %':>15}{'chance':>9}{'pairs':>7}{'AUC on others':>14}"
+    )
     for name, (positive, negative, chat) in contrasts().items():
         print(f"{name:<38} {judge(model, tokenizer, positive, negative, chat, count)}", flush=True)
+    sinks(model, tokenizer)
+    noise()
+    if DATA.exists():
+        groups(model, tokenizer)

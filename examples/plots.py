@@ -14,7 +14,7 @@ model, tokenizer = sf.demo_model()
 texts = sf.datasets.load("sentiment")
 train, test = texts.split(0.5)
 profile = sf.layer_profile(model, tokenizer, train.positive, train.negative)
-happy = sf.mean_difference(model, tokenizer, train.positive, train.negative, sites=14)
+happy = sf.mean_difference(model, tokenizer, train, sites=18, position="mean")
 steering = sf.add(happy, 2.0)
 
 
@@ -40,13 +40,11 @@ save("heat_map", sf.plot.heat_map(table, "propensity"))
 table = sf.sweep(model, tokenizer, prompts, several, [-4, -2, 0, 2, 4], sites=[6, 14, 22], **words)
 save("sweep", sf.plot.sweep(table, "share"))
 
-# Is it the vector, or would any push of that size do?
-prompts = [
-    f"Tell me about {thing}." for thing in "your day,rain,Mondays,the sea,work,my neighbour,winter,music".split(",")
-]
-result = sf.compare_vectors(
-    model, tokenizer, {"happy": happy}, prompts, ["sentiment", "length"], alpha=3.0, max_new_tokens=16
-)
+# Is it the vector, or would any push of that size do? Away from happy, it lowers sentiment; random vectors do not.
+things = "your day,rain,Mondays,the sea,work,my neighbour,winter,music,the town,school,dinner,my garden".split(",")
+prompts = [f"Tell me about {thing}." for thing in things]
+result = sf.compare_vectors(model, tokenizer, {"happy": happy}, prompts, ["sentiment"], alpha=-3.0, max_new_tokens=16)
+print(result.summary())
 save("comparison", sf.plot.comparison(result))
 outcome = sf.protocols.side_effects(model, tokenizer, happy, list(test.positive[:8]), alpha=3.0)
 save("outcome", sf.plot.outcome(outcome))

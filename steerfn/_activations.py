@@ -40,9 +40,10 @@ def activations(
             whose last message is the assistant's is read up to the end of that message; with
             `chat={"continue_final_message": False}` up to the template's closing of it.
         sites: one or several; an int means `resid_post`.
-        position: "last" real token, "mean" over all tokens (special ones included), an index into the tokens, a
-            slice, range or list of indices (the mean over those tokens, each once), or a function from the list of
-            token ids to any of these.
+        position: "last" real token, "mean" over the tokens but the model's attention sinks (tokens whose norm is far
+            above the median, such as the first: measured on some of the texts), "mean_all" over every token, an
+            index into the tokens, a slice, range or list of indices (the mean over those tokens, each once), or a
+            function from the list of token ids to any of these.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False takes them as they are;
             a mapping is True with switches of the template. Conversations go through it in any case.

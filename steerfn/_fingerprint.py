@@ -2,8 +2,8 @@
 
 The fingerprint is a hash of the sizes that define an architecture, so it does not depend on dtype,
 device, quantization, or the transformers version. It tells shapes apart, not weights: a base model and its
-fine-tunes share it, and vectors are often moved between those on purpose. `name` and `revision` say
-which one it was.
+fine-tunes share it, and vectors are often moved between those on purpose. Vectors carry a hash of the weights
+beside it, which `strict=True` asks for.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 from steerfn._errors import ModelError, SteerWarning
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
+from steerfn._weights import weights_hash
 
 # What each family calls its sizes; the first name that is set counts (num_layers before num_hidden_layers
 # because longcat_flash has both and transformers changed the latter). Only what the releases of transformers agree
@@ -33,15 +34,18 @@ _NAMES = {
 }
 
 
-def fingerprint(model: Any) -> dict[str, Any]:
+def fingerprint(model: Any, *, weights: bool = False) -> dict[str, Any]:
     """The identity of a model, as it is kept in `metadata["model"]` of the vectors made from it.
 
     Args:
         model: a transformers model (compiled or wrapped by PEFT too), or anything with a `config`.
+        weights: also say which weights it has, as vectors do. That reads a few elements of every tensor.
 
     Returns:
         `name` (never a path on this machine: of a folder only its last part), `revision` (commit, or
-        None), `architecture` (class name), `d_model`, `n_layers`, and `fingerprint`: 16 hex digits.
+        None), `architecture` (class name), `d_model`, `n_layers`, and `fingerprint`: 16 hex digits, of the sizes.
+        With `weights`, also `weights`: 16 hex digits of their values, rounded to bfloat16, or None where this process
+        does not hold them (a model that is split over processes).
 
     Raises:
         ModelError: something without a `config`.
@@ -49,7 +53,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
     Example:
         >>> import steerfn as sf
         >>> model, tokenizer = sf.demo_model()
-        >>> sf.fingerprint(model) == sf.fingerprint(model.bfloat16())
+        >>> sf.fingerprint(model, weights=True) == sf.fingerprint(model.bfloat16(), weights=True)
         True
     """
     model = _unwrapped(model)
@@ -57,7 +61,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
     sizes = _sizes(config)
     text = json.dumps({"model_type": getattr(_text(config), "model_type", None), **sizes}, sort_keys=True, default=str)
     name, revision = _name(config)
-    return {
+    found = {
         "name": name or type(model).__name__,
         "revision": revision,
         "architecture": type(model).__name__,
@@ -65,31 +69,41 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "n_layers": sizes["n_layers"],
         "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
     }
+    return {**found, "weights": weights_hash(model)} if weights else found
 
 
-def check_match(vector: SteeringVector, model: Any, strict: bool = False) -> None:
-    """Refuse a vector that cannot fit a model, and warn of one that was made from another.
+def check_match(vector: SteeringVector, model: Any, strict: bool | str = False) -> None:
+    """Refuse a vector that cannot fit a model, and warn of one that was made from another architecture.
 
-    A vector that does not say what it was made from is checked for its width and layers only.
+    Args:
+        vector: a vector. One that does not say what it was made from is checked for its width and layers only,
+            unless `strict` asks for more.
+        model: the model that it is to steer.
+        strict: True refuses a vector unless it was made from these very weights (a base model's vector on its
+            instruct version is refused); "architecture" refuses one unless the architecture is the same.
 
     Raises:
-        ModelError: another width than the model's, a layer that it does not have, or with `strict`
-            another fingerprint.
+        ModelError: another width than the model's, a layer that it does not have, or, with `strict`, a vector that
+            was made from another model or does not say from which.
 
     Warns:
-        SteerWarning: another fingerprint.
+        SteerWarning: another architecture, without `strict`.
 
     Example:
         >>> import torch, steerfn as sf
         >>> model, tokenizer = sf.demo_model()
         >>> sf.check_match(sf.SteeringVector({sf.resid_post[-1]: torch.ones(model.config.hidden_size)}), model)
     """
-    widths = [(site, len(direction)) for site, direction in zip(vector.sites, vector.directions, strict=True)]
+    widths = [(site, len(direction)) for site, direction in zip(vector.sites, vector._directions, strict=True)]
     check_origin(vector.metadata.get("model"), widths, model, strict=strict)
 
 
-def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: Any, *, strict: bool) -> None:
+def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: Any, *, strict: bool | str) -> None:
     """`check_match` of a vector that says it was made from a model, and has directions of some widths."""
+    if strict not in (False, True, "architecture"):
+        raise ModelError(
+            f"`strict` must be True (the same weights), 'architecture' (the same sizes) or False, got {strict!r:.80}."
+        )
     here = fingerprint(model)
     made = made if isinstance(made, dict) else {}
     d_model, layers = here["d_model"], here["n_layers"]
@@ -105,15 +119,48 @@ def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: An
                 f"The vector has a direction at {site}{origin}, but {_told(here)} has {layers} blocks "
                 f"(0 to {layers - 1}); use a vector that was made from this model."
             )
-    if made.get("fingerprint") in (None, here["fingerprint"]):
+    if made.get("fingerprint") is None:
+        if strict:
+            raise ModelError(
+                f"The vector does not say which model it was made from, so strict={strict!r} cannot tell whether it "
+                f"belongs to {_told(here)}; discover it with steerfn, or pass strict=False to check its width and "
+                "layers only."
+            )
         return
-    message = f"The vector was made from {_told(made)}, and this model is {_told(here)}: their architectures differ"
-    if strict:
-        raise ModelError(f"{message}; use a vector that was made from this model, or pass strict=False.")
-    fix = (
-        "its effect here is unknown; use a vector that was made from this model, or strict=True to refuse such vectors."
-    )
-    warnings.warn(f"{message}, so {fix}", SteerWarning, stacklevel=3)  # the caller of the verb that checks
+    if made["fingerprint"] != here["fingerprint"]:
+        message = f"The vector was made from {_told(made)}, and this model is {_told(here)}: their architectures differ"
+        if strict:
+            raise ModelError(f"{message}; use a vector that was made from this model, or pass strict=False.")
+        fix = (
+            "its effect here is unknown; use a vector that was made from this model, or strict=True to refuse such "
+            "vectors."
+        )
+        warnings.warn(f"{message}, so {fix}", SteerWarning, stacklevel=3)  # the caller of the verb that checks
+    elif strict is True:
+        _check_weights(made, here, weights_hash(_unwrapped(model)))
+
+
+def _check_weights(made: dict[str, Any], here: dict[str, Any], weights: str | None) -> None:
+    """Refuse a vector of the same architecture unless it was made from these weights."""
+    looser = "pass strict='architecture' to compare the architecture only"
+    if weights is None:
+        raise ModelError(
+            f"strict=True compares weights, and this process does not hold those of {_told(here)} (it is split over "
+            f"processes, or on the meta device); {looser}."
+        )
+    if made.get("weights") is None:
+        raise ModelError(
+            f"The vector names {_told(made)}, of this architecture, but not which weights it was made from: it comes "
+            "from a version of steerfn that did not record them, or from a model that was split over processes. "
+            f"Discover it again for strict=True, or {looser}."
+        )
+    if made["weights"] != weights:
+        raise ModelError(
+            f"The vector was made from {_told(made)} with the weights {str(made['weights'])[:16]}, and "
+            f"{_told(here)} has the same architecture but the weights {weights} (a base model and its instruct "
+            "version, a fine-tune, an adapter or a quantized copy differ so); use a vector that was made from these "
+            f"weights, or {looser}."
+        )
 
 
 def _told(identity: dict[str, Any]) -> str:

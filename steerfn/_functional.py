@@ -32,7 +32,13 @@ class Functional:
         return f"functional({type(self._root).__name__})"
 
     def __call__(
-        self, op: Any, *args: Any, params: Any = None, prompt_length: Any = None, strict: bool = False, **kwargs: Any
+        self,
+        op: Any,
+        *args: Any,
+        params: Any = None,
+        prompt_length: Any = None,
+        strict: bool | str = False,
+        **kwargs: Any,
     ) -> Any:
         """The model's own output under `op`.
 
@@ -41,7 +47,8 @@ class Functional:
             args: as the model's forward takes them.
             params: parameters (and buffers) by name, used in place of the model's own.
             prompt_length: how many real tokens of each row are prompt (default: all).
-            strict: raise where a vector was made for another model.
+            strict: True refuses vectors unless they were made from these very weights, "architecture" unless from a
+                model of this architecture; see `check_match`.
             kwargs: as the model's forward takes them.
         """
         if torch.compiler.is_compiling():
@@ -56,7 +63,7 @@ class Functional:
             spine = self._spines[whole, traced] = Spine(self._root, self._layout, plan(self._layout), whole=whole)
         return spine
 
-    def _eager(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+    def _eager(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool | str, kwargs: Any) -> Any:
         # Where compiled code falls back to this, its blocks would be compiled apart, and see no context variables.
         run: Any = torch.compiler.disable(self._run)
         if params is None:
@@ -64,7 +71,7 @@ class Functional:
         with self._lock:  # functional_call puts the parameters into one private copy, one call at a time
             return run(op, args, params, prompt_length, strict, kwargs)
 
-    def _run(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+    def _run(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool | str, kwargs: Any) -> Any:
         spine = self._renew(whole=params is not None)
         operator = prepared(as_steering(op), self._root, self._layout, strict=strict)
         if params is not None:
@@ -79,7 +86,7 @@ class Functional:
         entry.overflow.close()
         return out
 
-    def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool, kwargs: Any) -> Any:
+    def _traced(self, op: Any, args: Any, params: Any, prompt_length: Any, strict: bool | str, kwargs: Any) -> Any:
         """The same in one graph of `torch.compile`, where the operator reaches the blocks by plain slots."""
         if not torch.compiler.is_compiling():  # the graph broke before it began
             return self._eager(op, args, params, prompt_length, strict, kwargs)
@@ -124,7 +131,7 @@ class Functional:
     def _renew_traced(self, whole: bool) -> None:
         self._renew(whole=whole, traced=True)
 
-    def _refusal(self, strict: bool, needs: Needs, params: tuple[str, ...]) -> str | None:
+    def _refusal(self, strict: bool | str, needs: Needs, params: tuple[str, ...]) -> str | None:
         """Why an operator or the names of parameters do not fit the model."""
         try:
             check_needs(needs, self._root, self._layout, strict=strict)

@@ -105,17 +105,18 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float =
     return path
 
 
-def load(path: str | os.PathLike[str], *, model: Any = None, strict: bool = False) -> SteeringVector:
+def load(path: str | os.PathLike[str], *, model: Any = None, strict: bool | str = False) -> SteeringVector:
     """Read a vector from a file, on the CPU; bit for bit what was saved.
 
     Args:
         path: a file that `save` wrote. It may come from anyone: nothing in it is executed.
         model: the model it is meant for, to be checked against the one it was made from.
-        strict: raise where the model is another one, instead of warning.
+        strict: with `model`, True refuses a vector unless it was made from these very weights, "architecture" unless
+            from a model of this architecture; by default another architecture warns. See `check_match`.
 
     Raises:
         FileError: a file that is missing, damaged, hostile, or of an unknown format.
-        ModelError: a vector that does not fit `model`, or with `strict` one made from another.
+        ModelError: a vector that does not fit `model`, or with `strict` one that is not known to be of it.
 
     Example:
         >>> import tempfile, torch, steerfn as sf

@@ -43,7 +43,7 @@ class Steering:
         operator: Operator,
         on_error: str = "raise",
         prompt_length: Any = None,
-        strict: bool = False,
+        strict: bool | str = False,
         selections: Selections | None = None,
     ) -> None:
         self.model, self.operator, self.fallbacks = model, operator, 0
@@ -133,13 +133,13 @@ def needs_of(operator: Operator, *, widths: bool = True) -> Needs:
     return vectors, tuple(site.name for site in operator.sites)
 
 
-def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -> None:
+def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool | str) -> None:
     """Refuse an operator that does not fit a model; see `prepared`."""
     vectors, acts = needs
     for origin, widths in vectors:
         sites = [(Site.parse(name), width) for name, width in widths]
-        if origin is not None:
-            check_origin(json.loads(origin), sites, root, strict=strict)
+        if strict or origin is not None:
+            check_origin(json.loads(origin or "null"), sites, root, strict=strict)
         for given, width in sites:
             [site] = found.resolve((given,))
             if width not in (None, found.width(site)):
@@ -151,7 +151,7 @@ def check_needs(needs: Needs, root: nn.Module, found: Layout, *, strict: bool) -
         found.resolve(tuple(map(Site.parse, acts)))
 
 
-def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
+def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool | str) -> Operator:
     """An operator with its sites resolved against a model, and checked against it.
 
     Raises:
@@ -331,7 +331,7 @@ def steer(
     *,
     scope: Scope | None = None,
     prompt_length: Any = None,
-    strict: bool = False,
+    strict: bool | str = False,
     on_error: str = "raise",
 ) -> Steering:
     """Steer a model inside a `with` block, and give it back bit for bit.
@@ -347,7 +347,8 @@ def steer(
         scope: the tokens to act on, as `at(scope, op)` (default: all).
         prompt_length: in plain forward passes, how many real tokens of each row are prompt (int or
             `[batch]`); by default all. `generate` knows by itself.
-        strict: raise, rather than warn, where a vector was made for another model.
+        strict: True refuses vectors unless they were made from these very weights, "architecture" unless from a
+            model of this architecture; by default another architecture warns. See `check_match`.
         on_error: "raise", or "baseline": where steering fails, log an error, count it in `.fallbacks`, and
             go on unsteered.
 

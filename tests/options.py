@@ -22,4 +22,5 @@ def optional(function):
         "steerfn.discover"
     ):
         names |= set(Options.__annotations__)
-    return names
+        names -= {"sites"}
+    return names - {"negative"}  # with the sites an argument: it may be left out where a contrast set stands for it

@@ -14,11 +14,16 @@ from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, LlamaConfi
 
 from steerfn._errors import ModelError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
+from steerfn._functional import functional
 from steerfn._io import load, save
 from steerfn._site import attn_out, head_out, resid_post
+from steerfn._steer import steer
 from steerfn._vector import SteeringVector
+from steerfn._weights import weights_hash
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+
+IDS = torch.tensor([[5, 6, 7]])
 
 # Virtual environments beside this one, which may hold another release of transformers.
 OTHERS = [p for p in sorted(Path(sys.prefix).parent.glob("*/bin/python")) if p.parents[1] != Path(sys.prefix)]
@@ -30,8 +35,9 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
 
 
-def made_from(model, sites=(resid_post[1],), width=32) -> SteeringVector:
-    return SteeringVector({site: torch.ones(width) for site in sites}, {"model": fingerprint(model)})
+def made_from(model, sites=(resid_post[1],), width=32, weights=True) -> SteeringVector:
+    about = fingerprint(model, weights=weights)
+    return SteeringVector({site: torch.ones(width) for site in sites}, {"model": about})
 
 
 def with_config(model, **changes):
@@ -187,13 +193,16 @@ def test_reading_leaves_the_config_alone(llama):
 
 def test_a_match_is_silent(llama):
     check_match(made_from(llama, [resid_post[-3], resid_post[2], attn_out[0]]), llama, strict=True)
-    heads = SteeringVector({head_out[1, 2]: torch.ones(8)}, {"model": fingerprint(llama)})
+    heads = SteeringVector({head_out[1, 2]: torch.ones(8)}, {"model": fingerprint(llama, weights=True)})
     check_match(heads, llama, strict=True)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"model": None}, {"model": "llama"}, {"model": {}}, {"model": [1]}])
 def test_without_an_identity_only_shapes_are_checked(llama, metadata):
-    check_match(SteeringVector({1: torch.ones(32)}, metadata), llama, strict=True)
+    check_match(SteeringVector({1: torch.ones(32)}, metadata), llama)
+    for strict in (True, "architecture"):
+        with pytest.raises(ModelError, match=rf"does not say which model it was made from, so strict={strict!r}"):
+            check_match(SteeringVector({1: torch.ones(32)}, metadata), llama, strict=strict)
     with pytest.raises(ModelError, match=r"^The vector has width 16, but 'LlamaForCausalLM' .* has width 32; use"):
         check_match(SteeringVector({1: torch.ones(16)}, metadata), llama)
 
@@ -219,8 +228,96 @@ def test_another_architecture_warns_and_strict_raises(llama):
         check_match(vector, llama, strict=True)
 
 
-def test_a_fine_tune_of_the_same_architecture_is_silent(llama):
-    check_match(made_from(with_config(llama, _name_or_path="org/instruct")), llama, strict=True)
+# -- pitfall 56: strict means these weights ----------------------------------------------------------
+
+
+def changed(model, name="model.layers.2.mlp.down_proj.weight", by=0.01):
+    """A fine-tune of one matrix, as training leaves it."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = other.get_parameter(name)
+        weight += by * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    return other
+
+
+def test_pitfall_56_strict_asks_for_the_weights_and_architecture_for_the_sizes(llama):
+    vector, tuned = made_from(llama), changed(llama)
+    check_match(vector, llama, strict=True)
+    with pytest.raises(ModelError, match=r"same architecture but the weights .*or pass strict='architecture' to"):
+        check_match(vector, tuned, strict=True)
+    check_match(vector, tuned, strict="architecture")
+    check_match(vector, tuned)  # moved between a model and its fine-tune on purpose
+    with pytest.raises(ModelError, match="same architecture but the weights"), steer(tuned, vector, strict=True):
+        pass  # pragma: no cover
+    with pytest.raises(ModelError, match="same architecture but the weights"):
+        functional(tuned)(vector, IDS, strict=True)
+    with steer(tuned, vector, strict="architecture"):
+        functional(tuned)(vector, IDS, strict="architecture")
+
+
+def test_strict_refuses_a_vector_that_says_nothing_of_its_model(llama):
+    nameless = SteeringVector({1: torch.ones(32)})
+    functional(llama)(nameless, IDS)
+    for strict in (True, "architecture"):
+        with pytest.raises(ModelError, match="does not say which model"):
+            functional(llama)(nameless, IDS, strict=strict)
+
+
+def test_pitfall_56_a_vector_without_the_hash_says_so(llama):
+    old = made_from(llama, weights=False)
+    check_match(old, llama, strict="architecture")
+    with pytest.raises(ModelError, match=r"not which weights it was made from: .*version of steerfn that did not"):
+        check_match(old, llama, strict=True)
+
+
+@pytest.mark.parametrize("strict", ["weights", "Architecture", 2, None, [True]])
+def test_another_strict_is_one_sentence(llama, strict):
+    with pytest.raises(ModelError, match=r"^`strict` must be True .*, 'architecture' .* or False, got "):
+        check_match(made_from(llama), llama, strict=strict)
+
+
+def test_the_hash_of_weights_is_of_the_values_whatever_holds_them(llama, tmp_path):
+    here = weights_hash(llama)
+    llama.save_pretrained(tmp_path)
+    same = (
+        copy.deepcopy(llama).bfloat16(),
+        LlamaForCausalLM.from_pretrained(tmp_path),
+        copy.deepcopy(llama).requires_grad_(False),
+    )
+    assert {weights_hash(model) for model in same} == {here}
+    assert fingerprint(torch.compile(llama, backend="eager"), weights=True)["weights"] == here
+    with steer(llama, made_from(llama), strict=True):
+        assert weights_hash(llama) == here
+
+
+def test_the_hash_of_weights_sees_each_tensor(llama):
+    hashes = {weights_hash(changed(llama, name)) for name, _ in llama.named_parameters()}
+    assert len(hashes) == len(list(llama.parameters())) and weights_hash(llama) not in hashes
+    zero = copy.deepcopy(llama)
+    with torch.no_grad():
+        zero.model.embed_tokens.weight[:, 0] += 1.0  # not only the first column is looked at
+        other = changed(zero, "model.embed_tokens.weight")
+        other.model.embed_tokens.weight[:, 0] = zero.model.embed_tokens.weight[:, 0]
+    assert weights_hash(zero) != weights_hash(other)
+
+
+def test_weights_that_are_not_here_have_no_hash_and_strict_says_so(llama):
+    empty = copy.deepcopy(llama).to("meta")
+    assert weights_hash(empty) is None and weights_hash(Holder(llama.config)) is None
+    with pytest.raises(ModelError, match="does not hold those of"):
+        check_match(made_from(llama), empty, strict=True)
+    with pytest.raises(ModelError, match="not which weights it was made from"):
+        check_match(made_from(empty), llama, strict=True)
+
+
+@pytest.mark.parametrize("way", ["cpu_offload", "disk_offload"])
+@pytest.mark.filterwarnings("ignore:.*_check_is_size:FutureWarning")
+def test_weights_that_accelerate_keeps_elsewhere_are_read_there(llama, way, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    options = {"offload_dir": tmp_path} if way == "disk_offload" else {}
+    moved = getattr(accelerate, way)(copy.deepcopy(llama), execution_device=torch.device("cpu"), **options)
+    assert all(p.device.type == "meta" for p in moved.parameters())
+    check_match(made_from(llama), moved, strict=True)
 
 
 def test_hostile_identity(llama):

@@ -174,6 +174,7 @@ CASES = {
         "workers": (asked, lambda: asked(workers=Asked())),
         "quality": (qualities, lambda: qualities(quality=True)),
         "seed": (lambda: qualities(quality=True), lambda: qualities(quality=True, seed=1)),
+        "groups": (lambda: qualities(quality=True), lambda: qualities(quality=True, groups=[0, 0, 1, 1, 2, 2, 2, 2])),
     },
     sf.generate: {
         "alpha": (lambda: texts(op=V), lambda: texts(op=V, alpha=9.0)),

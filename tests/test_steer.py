@@ -113,8 +113,8 @@ def test_a_steering_that_was_never_opened_does_nothing(tiny):
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_vector_of_another_model(strict):
     model, other = build("llama"), build("mistral")
-    v = vector_at(other, sf.resid_post[1]).with_metadata(model=fingerprint(other))
-    own = v.with_metadata(model=fingerprint(model))
+    v = vector_at(other, sf.resid_post[1]).with_metadata(model=fingerprint(other, weights=True))
+    own = v.with_metadata(model=fingerprint(model, weights=True))
     with sf.steer(model, own, strict=strict):
         expected = logits(model)
     sf.functional(model)(sf.add(own), token_ids(), strict=strict)

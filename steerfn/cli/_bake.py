@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from steerfn.cli._generation import add_strict
 from steerfn.cli._model import add_model_options, load_model
 
 
@@ -16,7 +17,7 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--ablate", action="store_true", help="remove the vector's one direction from the whole stream instead"
     )
-    command.add_argument("--strict", action="store_true", help="refuse a vector made for another model")
+    add_strict(command)
     add_model_options(command)
     command.set_defaults(run=run)
 

@@ -17,6 +17,12 @@ def add_to(commands: Any) -> None:
     texts.add_argument("--negative", metavar="FILE", help="texts that show its opposite")
     texts.add_argument("--pairs", metavar="FILE", help="pairs or items in any format of steerfn.datasets.from_file")
     texts.add_argument("--dataset", metavar="NAME", help="a set that ships with steerfn, such as 'sentiment'")
+    texts.add_argument(
+        "--sides",
+        nargs=2,
+        metavar=("POSITIVE", "NEGATIVE"),
+        help="with --pairs: the names of its positive and its negative column, list or label, where they are not known",
+    )
     command.add_argument("--method", choices=METHODS, default="mean_difference", help="(default: %(default)s)")
     command.add_argument(
         "--layer", type=int, action="append", help="block to read at, resid_post; may be repeated (default: the middle)"
@@ -29,8 +35,8 @@ def add_to(commands: Any) -> None:
     )
     command.add_argument(
         "--position",
-        help="'last' token, 'mean' over tokens, 'answer' (where a pair differs), or an index (default: 'last', for "
-        "caa 'answer')",
+        help="'last' token, 'mean' over tokens but attention sinks, 'mean_all', 'answer' (where a pair differs), or an "
+        "index (default: 'last', for caa 'answer')",
     )
     command.add_argument("--batch-size", default="auto", help="texts at once (default: %(default)s)")
     command.add_argument("--chat", action="store_true", help="put the texts into the chat template")
@@ -111,5 +117,5 @@ def contrast_set(options: argparse.Namespace) -> Any:
     if options.dataset:
         return sf.datasets.load(options.dataset)
     if options.pairs:
-        return sf.datasets.from_file(options.pairs)
+        return sf.datasets.from_file(options.pairs, sides=options.sides)
     return sf.datasets.from_file(options.positive, negative=options.negative)

@@ -21,7 +21,21 @@ def add_generation_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
     command.add_argument("--raw", action="store_true", help="no chat template")
-    command.add_argument("--strict", action="store_true", help="refuse a vector made for another model")
+    add_strict(command)
+
+
+def add_strict(command: argparse.ArgumentParser) -> None:
+    """How a vector has to fit the model."""
+    command.add_argument(
+        "--strict", action="store_true", help="refuse a vector that was not made from these very weights"
+    )
+    command.add_argument(
+        "--strict-architecture",
+        dest="strict",
+        action="store_const",
+        const="architecture",
+        help="refuse a vector that was not made from a model of this architecture",
+    )
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:

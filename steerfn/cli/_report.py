@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn.cli._generation import SCOPES, scope_of
+from steerfn.cli._generation import SCOPES, add_strict, scope_of
 from steerfn.cli._lines import lines
 from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
@@ -52,7 +52,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
     add_list(command, "--seeds", kind=int, metavar="N", help="with --sample (default: 0)")
     command.add_argument("--raw", action="store_true", help="no chat template")
-    command.add_argument("--strict", action="store_true", help="refuse a vector made for another model")
+    add_strict(command)
     command.add_argument("--title", help="of the page")
     command.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: %(default)s)")
     command.add_argument("--json", metavar="FILE", help="also write everything that was measured")

@@ -8,6 +8,7 @@ v = sf.mean_difference(model, tokenizer, positive=train.positive, negative=train
 """
 
 from steerfn.datasets._files import from_file as from_file
+from steerfn.datasets._files import from_rows as from_rows
 from steerfn.datasets._set import ContrastSet as ContrastSet
 from steerfn.datasets._shipped import load as load
 from steerfn.datasets._shipped import names as names

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from steerfn._extra import missing
 from steerfn._io_document import Refused, brief
 
 MAX_BYTES = 128 * 2**20
 """Largest file read: a hundred times the published sets of a thousand questions."""
 
 
-JSON, JSON_LINES, PLAIN = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson"), (".txt", ".csv")
+JSON, JSON_LINES, PLAIN = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson"), (".txt", ".csv", ".tsv")
+TABLES = {".csv": ",", ".tsv": "\t"}
+"""Suffixes that promise a table with a header, and what separates its columns."""
 
 
 class Row(NamedTuple):
@@ -26,35 +29,41 @@ class Row(NamedTuple):
 
 
 def content(path: Path) -> dict[str, Any] | list[Row]:
-    """The JSON object in a file, or its rows: of a JSON list, JSON lines, a CSV table (as dicts), or plain lines.
+    """The JSON object in a file, or its rows: of a JSON list, JSON lines, a table (as dicts), or plain lines.
 
     Raises:
-        Refused: a file that is missing, too large, binary, empty, or broken JSON or CSV.
+        Refused: a file that is missing, too large, binary, empty, or a broken JSON, CSV, TSV or parquet file.
     """
-    text = _text(path)
     suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet(path)
+    text = _text(path)
     if text.lstrip()[0] in "[{" or suffix in JSON:
         try:
             return _json(text, suffix)
         except Refused:
             if suffix not in PLAIN:  # there a line may well begin with a bracket
                 raise
-    table = _table(text, must=suffix == ".csv")
+    table = _table(text, TABLES.get(suffix), "\t" if "\t" in text.partition("\n")[0] else ",")
     return [Row(f"line {n}", line.strip()) for n, line in _lines(text)] if table is None else table
 
 
-def _text(path: Path) -> str:
+def _data(path: Path) -> bytes:
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
-            raise Refused("it is not a regular file", "pass a JSON, JSONL, CSV or text file")
+            raise Refused("it is not a regular file", "pass a JSON, JSONL, CSV, TSV, parquet or text file")
         if about.st_size > MAX_BYTES:
             raise Refused(f"it has {about.st_size} bytes, and {MAX_BYTES} are read at most", "divide it, or sample it")
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise Refused("there is no such file", "check the name and its folder") from None
     except (OSError, ValueError) as error:
         raise Refused(getattr(error, "strerror", None) or str(error), "check its name and permissions") from None
+
+
+def _text(path: Path) -> str:
+    data = _data(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,21 +121,35 @@ def _parsed(text: str, what: str) -> Any:
         raise Refused(f"{what} is not valid JSON ({error})", "correct it") from None
 
 
-COLUMNS = {"positive", "negative", "statement", "label", "question"}
-"""A first line of comma-separated words with two of these is the header of a table."""
+COLUMNS = {
+    "positive",
+    "negative",
+    "pos",
+    "neg",
+    "chosen",
+    "rejected",
+    "statement",
+    "text",
+    "label",
+    "question",
+    "prompt",
+}
+"""A first line of words, separated by commas or tabs, with two of these is the header of a table."""
 
 
-def _table(text: str, must: bool) -> list[Row] | None:
-    """The rows of a CSV with a header we know; without one None, or a refusal where it must be a table."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _table(text: str, must: str | None, separator: str) -> list[Row] | None:
+    """The rows of a table with a header; without one that we know None, unless it must be a table."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=must or separator)
     try:
         header = [column.strip().casefold() for column in next(reader)]
-        if len(COLUMNS & set(header)) < 2 or len(set(header)) < len(header):
-            if not must:
-                return None
+        known = must is not None or len(COLUMNS & set(header)) >= 2
+        if not known:
+            return None
+        if len(set(header)) < len(header) or (len(header) < 2 and header[0] not in COLUMNS):
             raise Refused(
                 f"its columns are {brief(', '.join(header))}",
-                "a CSV has the columns positive,negative or statement,label, each once and separated by commas",
+                "a table has columns such as positive,negative or text,label, each once, separated by commas (.csv) or "
+                "tabs (.tsv)",
             )
         rows, start = [], reader.line_num + 1
         for cells in reader:
@@ -143,3 +166,26 @@ def _table(text: str, must: bool) -> list[Row] | None:
         if not must and reader.line_num < 2:
             return None
         raise Refused(f"line {reader.line_num} is not valid CSV ({error})", "correct the quotes there") from None
+
+
+def _parquet(path: Path) -> list[Row]:
+    """The rows of a parquet file, as far as `MAX_BYTES` of them in memory."""
+    data = _data(path)
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise Refused(missing("pyarrow", "parquet", error), "or save the table as JSONL or CSV") from None
+    rows: list[Row] = []
+    size = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        for batch in file.iter_batches(batch_size=256):
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise Refused(f"its table has more than {MAX_BYTES} bytes in memory", "divide it, or sample it")
+            for values in batch.to_pylist():
+                rows.append(Row(f"row {len(rows)}", {str(k).casefold(): v for k, v in values.items()}))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Refused(f"it is not a valid parquet file ({brief(str(error))})", "write it anew") from None
+    return rows

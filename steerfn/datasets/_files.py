@@ -1,35 +1,59 @@
 """Reading the files in which contrast sets are published, told apart by what is in them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steerfn._errors import FileError
+from steerfn._errors import DataError, FileError
 from steerfn._io_document import Refused, brief
 from steerfn._text import Text
 from steerfn.datasets._content import Row, content
-from steerfn.datasets._set import ITEM_KEYS, ContrastSet
+from steerfn.datasets._rows import (
+    ASK,
+    LABEL,
+    SIDES,
+    TEXTS,
+    Names,
+    as_side,
+    as_text,
+    has_one_text,
+    is_conversation,
+    read_rows,
+)
+from steerfn.datasets._set import ContrastSet
 
 T = TypeVar("T")
 
-FIX = "write a list of [positive, negative] pairs, or one of the formats in the documentation of sf.datasets.from_file"
 
-
-def from_file(path: str | os.PathLike[str], negative: str | os.PathLike[str] | None = None) -> ContrastSet:
+def from_file(
+    path: str | os.PathLike[str],
+    negative: str | os.PathLike[str] | None = None,
+    *,
+    sides: tuple[str, str] | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    split: str = "train",
+) -> ContrastSet:
     """A contrast set from a file, in the format that its content shows.
 
-    | format | content | gives |
-    |---|---|---|
-    | CAA, JSON list | `{"question", "answer_matching_behavior", "answer_not_matching_behavior"}` | pairs, items |
-    | Anthropic evals, JSONL | the same keys and others, one object a line | pairs, items |
-    | pairs, JSON list or JSONL | `[positive, negative]` or `{"positive", "negative"}` | pairs |
-    | pairs, CSV | columns `positive,negative` | pairs |
-    | labels (RepE facts), CSV | columns `statement,label`; label 1 is positive, 0 negative | no pairs |
-    | two lists, JSON object | `{"positive": [...], "negative": [...]}` | no pairs |
-    | two lists (CAST), JSON object | exactly two lists under other names; the first is positive | no pairs |
-    | shipped set, JSON object | `{"pairs": [[positive, negative], ...]}` | pairs |
-    | one side (RepE emotions) | JSON list of texts, or text with one example a line; needs `negative` | no pairs |
+    - Questions: `question`, `answer_matching_behavior`, `answer_not_matching_behavior` (CAA, Anthropic's evals);
+      `prompt`, `correct`, `incorrect` (CAA's MMLU and TruthfulQA); `Question`, `Best Answer`, `Best Incorrect Answer`
+      (TruthfulQA). Gives pairs and items.
+    - Pairs: `[positive, negative]`; columns `positive` and `negative`, `pos` and `neg`, `harmful` and `harmless` (of
+      CAST's conditions), `chosen` and `rejected` (after `prompt`, where there is one); `{"pairs": [...]}`.
+    - Traits (persona vectors): `instruction` with `pos` and `neg`, and `questions`. Gives pairs of conversations, each
+      instruction as the system's message before each question.
+    - Labels: a column of texts and one of labels: 1 and 0, true and false, positive and negative, harmful and harmless,
+      unsafe and safe (XSTest). Gives two sides that are not pairs.
+    - Two lists: `{"positive": [...], "negative": [...]}`, or CAST's `non_compliant_responses` (positive) and
+      `compliant_responses`. No pairs.
+    - One side: a list of texts (RepE's emotions) or rows with one column of texts (refusal's instructions); needs
+      `negative`. No pairs.
+
+    Rows come as a JSON list, JSON lines, CSV, TSV, parquet (needs pyarrow), or plain text with one example a line; in
+    an object with splits, those of `split`. Where the names do not say which side is positive nothing is guessed: the
+    error asks for `sides`. Of IBM's refusal file the refusals are positive, although they come second.
 
     A text is a string, or a conversation as a list of messages with role and content. Questions and answers become
     the texts `question.rstrip() + " " + answer.strip()`; the entries themselves, with all that the file says of
@@ -39,13 +63,19 @@ def from_file(path: str | os.PathLike[str], negative: str | os.PathLike[str] | N
     Args:
         path: the file. It may come from anyone: nothing in it is executed, and 128 MiB are read at most.
         negative: the file of the other side, where each file is a list of texts.
+        sides: the names of the positive and of the negative side: of two columns, two lists, or two labels (texts with
+            other labels are left out).
+        text: the column of texts, where labels tell the sides apart and several columns may be meant.
+        label: the column of labels.
+        split: of an object with splits.
 
     Raises:
-        FileError: a file that is missing, too large, binary, broken or of another format, an entry without its
-            keys or without text, or a side without examples; it names the file, the place and the fix.
+        FileError: a file that is missing, too large, binary, broken or of another format, one that does not say
+            which side is positive, an entry without its keys or without text, or a side without examples; it names
+            the file, the place and the fix.
 
-    Source: the formats of Rimsky et al. 2024 (CAA), Perez et al. 2022 (Anthropic evals), Zou et al. 2023 (RepE) and
-    Lee et al. 2024 (CAST).
+    Source: the formats of Rimsky et al. 2024 (CAA), Perez et al. 2022 (Anthropic evals), Zou et al. 2023 (RepE),
+    Lee et al. 2024 (CAST), Röttger et al. 2024 (XSTest) and Chen et al. 2025 (persona vectors).
 
     Example:
         >>> import json, pathlib, tempfile, steerfn as sf
@@ -55,16 +85,69 @@ def from_file(path: str | os.PathLike[str], negative: str | os.PathLike[str] | N
         ...     sf.datasets.from_file(path)
         ContrastSet('mood', 1 pair)
     """
+    names = _names(sides, text, label, FileError)
     first = _path(path)
     if negative is None:
-        return _told(first, _contrast)
+        return _refusing(first, lambda path: _contrast(path, names, split))
     second = _path(negative)
     return ContrastSet(
         name=f"{first.stem} vs {second.stem}",
-        positive=_told(first, _one_side),
-        negative=_told(second, _one_side),
+        positive=_refusing(first, _one_side),
+        negative=_refusing(second, _one_side),
         source=f"{first.name}, {second.name}",
     )
+
+
+def from_rows(
+    rows: Any,
+    *,
+    sides: tuple[str, str] | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    name: str = "rows",
+) -> ContrastSet:
+    """A contrast set from rows at hand: pairs, dicts, a pandas DataFrame, or a table of `datasets`.
+
+    The rows mean what those of `from_file` mean, by the same names.
+
+    Args:
+        rows: pairs of texts, dicts, a DataFrame, or a `datasets.Dataset`.
+        sides: the names of the positive and of the negative column or label.
+        text: the column of texts, where labels tell the sides apart.
+        label: the column of labels.
+        name: what to call the set.
+
+    Raises:
+        DataError: no rows, rows that do not say which side is positive, or one without its keys or text.
+
+    Example:
+        >>> import steerfn as sf
+        >>> sf.datasets.from_rows([{"chosen": "Gladly.", "rejected": "No."}], name="helpful")
+        ContrastSet('helpful', 1 pair)
+    """
+    names = _names(sides, text, label, DataError)
+    if callable(records := getattr(rows, "to_dict", None)) and hasattr(rows, "columns"):  # pandas
+        rows = records("records")
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise DataError(
+            f"rows is a list of pairs or of dicts, or a table, not {brief(rows)} of type {type(rows).__name__}."
+        )
+    try:
+        found = [Row(f"row {i}", row) for i, row in enumerate(rows)]
+        if not found:
+            raise Refused("there are no rows", "pass at least one")
+        return ContrastSet(name, **read_rows(found, names))
+    except Refused as refused:
+        raise DataError(f"Cannot make a contrast set of these rows: {refused.what}; {refused.fix}.") from None
+
+
+def _names(sides: Any, text: Any, label: Any, error: type[FileError] | type[DataError]) -> Names:
+    if sides is not None and (not isinstance(sides, (tuple, list)) or len(sides) != 2 or len({*map(str, sides)}) != 2):
+        raise error(f"sides are two different names, the positive one first, not {brief(sides)}.")
+    for what, column in (("text", text), ("label", label)):
+        if column is not None and not isinstance(column, str):
+            raise error(f"{what} is the name of a column, not {brief(column)} of type {type(column).__name__}.")
+    return Names(None if sides is None else (str(sides[0]), str(sides[1])), text, label)
 
 
 def _path(path: Any) -> Path:
@@ -76,7 +159,7 @@ def _path(path: Any) -> Path:
         ) from None
 
 
-def _told(path: Path, reading: Callable[[Path], T]) -> T:
+def _refusing(path: Path, reading: Callable[[Path], T]) -> T:
     """What is read from a file; what is wrong with it, with its name."""
     try:
         return reading(path)
@@ -86,151 +169,67 @@ def _told(path: Path, reading: Callable[[Path], T]) -> T:
 
 def _one_side(path: Path) -> tuple[Text, ...]:
     found = content(path)
-    if isinstance(found, dict) or (found and _kind(found[0]) is not _texts):
+    first = found[0].value if isinstance(found, list) and found else ""
+    if isinstance(found, dict) or not (_is_text(first) or (isinstance(first, dict) and has_one_text(first))):
         raise Refused("it is no list of texts", "with negative= both files are lists of texts; leave negative= out")
-    return _side("the list", found)
+    return as_side("the list", found)
 
 
-def _contrast(path: Path) -> ContrastSet:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or is_conversation(value)
+
+
+def _contrast(path: Path, names: Names, split: str) -> ContrastSet:
     found = content(path)
     more: dict[str, Any] = {}
     if isinstance(found, dict):
         if isinstance(words := found.get("description"), str):
             more["description"] = words
-        found, lists = _from_object(found)
+        found, lists = _from_object(found, names, split)
         if lists:
             (left, positive), (right, negative) = lists
             more.setdefault("description", f"positive: {left}, negative: {right}")
             return ContrastSet(path.stem, positive, negative, source=path.name, **more)
     if not found:
         raise Refused("its list is empty", "write at least one example of each side")
-    parts = _kind(found[0])(path, found)
-    return ContrastSet(path.stem, source=path.name, **parts, **more)
+    return ContrastSet(path.stem, source=path.name, **read_rows(found, names), **more)
 
 
 Lists = list[tuple[str, tuple[Text, ...]]]
 
 
-def _from_object(found: dict[str, Any]) -> tuple[list[Row], Lists]:
+def _from_object(found: dict[str, Any], names: Names, split: str) -> tuple[list[Row], Lists]:
     """The rows that a JSON object holds or is, or else its two lists of texts."""
-    pairs = found.get("pairs")
-    if isinstance(pairs, list):
+    if isinstance(pairs := found.get("pairs"), list):
         return [Row(f"pairs[{i}]", value) for i, value in enumerate(pairs)], []
-    lists = {key: value for key, value in found.items() if isinstance(value, list) and not _is_conversation(value)}
-    if {"positive", "negative"} <= set(lists):
-        lists = {key: lists[key] for key in ("positive", "negative")}
-    if len(lists) == 2:
-        sides = {key: [Row(f"{key}[{i}]", v) for i, v in enumerate(value)] for key, value in lists.items()}
-        return [], [(key, _side(f"its list '{brief(key)}'", rows)) for key, rows in sides.items()]
+    if isinstance(found.get("instruction"), list) and isinstance(found.get("questions"), list):
+        return _trait(found["instruction"], found["questions"]), []
+    lists = {key: value for key, value in found.items() if isinstance(value, list) and not is_conversation(value)}
+    if split in lists and all(isinstance(row, dict) for row in lists[split]):
+        return [Row(f"{split}[{i}]", value) for i, value in enumerate(lists[split])], []
+    for sides in (names.sides, *SIDES):
+        if sides is not None and set(sides) <= set(lists):
+            rows = {key: [Row(f"{key}[{i}]", v) for i, v in enumerate(lists[key])] for key in sides}
+            return [], [(key, as_side(f"its list '{brief(key)}'", side)) for key, side in rows.items()]
+    columns = [key for key in lists if key in (*TEXTS, *LABEL, names.text, names.label)]
+    if len(columns) > 1 and len({len(lists[key]) for key in columns}) == 1:  # a table by columns
+        values = zip(*(lists[key] for key in columns), strict=True)
+        return [Row(f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(values)], []
+    if len(lists) > 1 and not any(_is_text(value) for value in found.values()):
+        named = " and ".join(f"'{brief(key)}'" for key in lists)
+        raise Refused(f"it has the lists {named} and does not say which is positive", ASK)
     return [Row("its object", found)], []
 
 
-def _kind(row: Row) -> Callable[[Path, list[Row]], dict[str, Any]]:
-    """How to read rows such as this one."""
-    match row.value:
-        case str():
-            return _texts
-        case list():
-            return _texts if _is_conversation(row.value) else _pairs
-        case {"answer_matching_behavior": _} | {"answer_not_matching_behavior": _}:
-            return _questions
-        case {"positive": _} | {"negative": _}:
-            return _pairs
-        case {"statement": _, "label": _}:
-            return _labelled
-        case dict():
-            raise Refused(f"{row.where} has the keys {brief(', '.join(map(str, row.value)))}, which name no sides", FIX)
-    raise Refused(f"{row.where} is {brief(row.value)}", FIX)
-
-
-def _texts(path: Path, rows: list[Row]) -> dict[str, Any]:
-    raise Refused(
-        f"it is a list of {len(rows)} texts, which is one side of a contrast",
-        f"pass the other side too: from_file('{path.name}', negative='other.json')",
-    )
-
-
-def _questions(path: Path, rows: list[Row]) -> dict[str, Any]:
-    del path
-    sides: tuple[list[str], list[str]] = ([], [])
-    for row in rows:
-        values = _values(row, ITEM_KEYS)
-        for key, value in zip(ITEM_KEYS, values, strict=True):
-            if not isinstance(_text(row.where, key, value), str):
-                raise Refused(f"{row.where} has a conversation as its {key}", "write the question and answers as text")
-        question, *answers = values
-        for side, answer in zip(sides, answers, strict=True):
-            side.append(f"{question.rstrip()} {answer.strip()}")
-    items = tuple(row.value for row in rows)
-    return {"positive": tuple(sides[0]), "negative": tuple(sides[1]), "paired": True, "items": items}
-
-
-def _pairs(path: Path, rows: list[Row]) -> dict[str, Any]:
-    del path
-    keys = ("positive", "negative")
-    sides: tuple[list[Text], list[Text]] = ([], [])
-    for row in rows:
-        pair = row.value
-        if not isinstance(pair, list):
-            pair = _values(row, keys)
-        elif len(pair) != 2:
-            raise Refused(f"{row.where} is a list of {len(pair)}", "a pair is [positive, negative]")
-        for key, side, value in zip(keys, sides, pair, strict=True):
-            side.append(_text(row.where, key, value))
-    return {"positive": tuple(sides[0]), "negative": tuple(sides[1]), "paired": True}
-
-
-def _labelled(path: Path, rows: list[Row]) -> dict[str, Any]:
-    del path
-    labels = {"1": 0, "true": 0, "0": 1, "false": 1}
-    sides: tuple[list[Text], list[Text]] = ([], [])
-    for row in rows:
-        statement, label = _values(row, ("statement", "label"))
-        side = labels.get(str(label).strip().casefold())
-        if side is None:
-            raise Refused(f"{row.where} has the label {brief(label)}", "a label is 1 for positive or 0 for negative")
-        sides[side].append(_text(row.where, "statement", statement))
-    for label, side in zip((1, 0), sides, strict=True):
-        if not side:
-            raise Refused(f"none of its {len(rows)} statements has the label {label}", "add the other side")
-    return {"positive": tuple(sides[0]), "negative": tuple(sides[1])}
-
-
-def _values(row: Row, keys: Sequence[str]) -> list[Any]:
-    if not isinstance(row.value, dict):
-        raise Refused(f"{row.where} is {brief(row.value)}, unlike the entries before", f"give it {', '.join(keys)}")
-    missing = [key for key in keys if key not in row.value]
-    if missing:
-        raise Refused(f"{row.where} lacks {', '.join(missing)}", f"every entry needs {', '.join(keys)}")
-    return [row.value[key] for key in keys]
-
-
-def _side(what: str, rows: list[Row]) -> tuple[Text, ...]:
-    if not rows:
-        raise Refused(f"{what} is empty", "write at least one example of each side")
-    return tuple(_text(row.where, "text", row.value) for row in rows)
-
-
-def _text(where: str, what: str, value: Any) -> Text:
-    """A text or conversation that can be tokenised, or the refusal of what is there instead."""
-    if not isinstance(value, str) and not _is_conversation(value):
-        raise Refused(
-            f"{where} has {brief(value)} of type {type(value).__name__} as its {what}",
-            "give it text, or a conversation as a list of messages with role and content",
-        )
-    words = [value] if isinstance(value, str) else [m["content"] for m in value]
-    if not any(word.strip() for word in words):
-        raise Refused(f"{where} has an empty {what}", "remove it or give it words")
-    try:
-        "".join(words).encode()
-    except UnicodeEncodeError:
-        raise Refused(f"{where} has half a surrogate pair in its {what}", "write the whole character") from None
-    return value
-
-
-def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in value)
-    )
+def _trait(instructions: list[Any], questions: list[Any]) -> list[Row]:
+    """Each instruction before each question, as persona vectors are read."""
+    rows = []
+    for i, instruction in enumerate(instructions):
+        if not isinstance(instruction, dict) or not {"pos", "neg"} <= set(instruction):
+            raise Refused(f"instruction[{i}] is {brief(instruction)}", "give it pos and neg")
+        for j, question in enumerate(questions):
+            where = f"instruction[{i}] with questions[{j}]"
+            asked = {"role": "user", "content": as_text(where, "question", question)}
+            told = {side: as_text(where, side, instruction[side]) for side in ("pos", "neg")}
+            rows.append(Row(where, {side: [{"role": "system", "content": told[side]}, asked] for side in told}))
+    return rows

@@ -1,6 +1,7 @@
 """Finding the condition of conditional steering: where and above which cosine prompts are of one kind."""
 
 import dataclasses
+import random
 import warnings
 from typing import Any
 
@@ -12,15 +13,18 @@ from steerfn._blocks import unwrapped
 from steerfn._chat_template import Chat, checked_chat
 from steerfn._errors import DataError, SteerWarning
 from steerfn._fingerprint import check_match, fingerprint
+from steerfn._groups import number_groups
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites, resid_post
-from steerfn._text import Text, as_texts
+from steerfn._text import Text, as_texts, encode
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._discover import checked_seed
+from steerfn.discover.engine._sides import two_sides
 from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.discover.search._threshold import Candidate, Hits, candidate, cosines, hits, left_out_cosines, rank
 from steerfn.operators import Condition, cosine_above, on_prompt
 from steerfn.operators._base import as_vector, check_width
+from steerfn.reading import reads, sinks_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +103,7 @@ def find_condition(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
+    negative: Any = None,
     sites: Any = None,
     *,
     v: SteeringVector | None = None,
@@ -107,6 +111,7 @@ def find_condition(
     held_out: float = 0.3,
     chat: Chat = None,
     batch_size: int | str = "auto",
+    groups: Any = None,
     progress: bool = True,
     seed: int = 0,
 ) -> FoundCondition:
@@ -124,16 +129,19 @@ def find_condition(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: prompts for which the condition should hold.
+        positive: prompts for which the condition should hold; or a contrast set or pairs in place of both sides.
         negative: prompts for which it should not, in any number.
         sites: one or several; an int means `resid_post`. Default: those of `v`, or `resid_post` of every layer. What
             the condition is to gate must not come before it, so leave later sites out.
         v: a vector to use instead of the difference of means.
-        by: "last" reads the prompt's last token, "mean" the mean over its tokens, as in `on_prompt`.
+        by: "last" reads the prompt's last token, "mean" the mean over all its tokens, as in `on_prompt`. Where the
+            model has an attention sink the mean follows the length of the prompts, and a warning says so.
         held_out: the share of either side that only reports. Texts that are the same stay together.
         chat: None puts prompts into the chat template where there is one, as `generate` does; True always; False
             takes them as they are.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
+        groups: which texts are of one kind (paraphrases of one request): a label for each, the positives first. A group
+            never both chooses and reports.
         progress: show a progress bar on stderr.
         seed: another seed holds out other texts.
 
@@ -155,20 +163,26 @@ def find_condition(
         >>> found = sf.find_condition(model, tokenizer, legal, other, sites=range(6, 15))  # doctest: +SKIP
         >>> op = sf.at(sf.generated, sf.when(found.on_prompt, sf.add(refusal, 2.0)))  # doctest: +SKIP
     """
+    positive, negative, sites, _ = two_sides(positive, negative, sites)
     sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
     _check(by, held_out, chat)
-    out = _split(sides, held_out, checked_seed(seed))
+    out = _split(sides, held_out, checked_seed(seed), groups)
     where, v = _where(model, sites, v)
     texts = [*sides["positive"], *sides["negative"]]
-    options: dict[str, Any] = {"position": by, "batch_size": batch_size, "chat": chat, "progress": progress}
+    # Every token of the prompt counts for `on_prompt`, which knows no model; attention sinks too.
+    position = "mean_all" if by == "mean" else by
+    options: dict[str, Any] = {"position": position, "batch_size": batch_size, "chat": chat, "progress": progress}
     states = activations(model, tokenizer, texts, where, **options)
     label = torch.tensor([i < len(sides["positive"]) for i in range(len(texts))])
     table = tuple(_candidates(site, states[site][~out].double(), label[~out], v) for site in where)
     best = max(table, key=rank)
     direction = best.sign * _direction(best.site, states[best.site][~out].double(), label[~out], v)
+    if by == "mean":
+        sinks = sinks_of(model, reads(encode(tokenizer, texts, chat), position), (best.site,))
+        sinks.warn_along({best.site: direction})
     judged = hits(cosines(states[best.site][out].double(), direction) > best.threshold, label[out])
     about = {
-        "model": fingerprint(model),
+        "model": fingerprint(model, weights=True),
         "method": "find_condition",
         "by": by,
         "chat": chat,
@@ -236,11 +250,12 @@ def _candidates(site: Site, h: Tensor, positive: Tensor, v: SteeringVector | Non
     return max((candidate(site, sign * scores, positive, sign) for sign in (1, -1)), key=rank)
 
 
-def _split(sides: dict[str, list[Text]], part: float, seed: int) -> Tensor:
+def _split(sides: dict[str, list[Text]], part: float, seed: int, groups: Any) -> Tensor:
     """Which texts, the positives first, only report."""
     found: list[bool] = []
+    apart = None if groups is None else _groups_apart(sides, part, seed, groups)
     for name, texts in sides.items():
-        out = hold_out(texts, part, seed)
+        out = hold_out(texts, part, seed) if apart is None else apart[name]
         if not any(out) or len(out) - sum(out) < 2:
             raise DataError(
                 f"{name} has {len(out) - sum(out)} texts to choose by and {sum(out)} to report on; two must choose and "
@@ -248,3 +263,18 @@ def _split(sides: dict[str, list[Text]], part: float, seed: int) -> Tensor:
             )
         found += out
     return torch.tensor(found)
+
+
+def _groups_apart(sides: dict[str, list[Text]], part: float, seed: int, groups: Any) -> dict[str, list[bool]]:
+    """Which texts only report, by side, where groups are held out as wholes, from both sides at once."""
+    labels = number_groups(groups, sum(map(len, sides.values())))
+    first, second = sides
+    of = {first: labels[: len(sides[first])], second: labels[len(sides[first]) :]}
+    order = list(dict.fromkeys(labels))
+    random.Random(seed).shuffle(order)
+    chosen: set[int] = set()
+    for group in order[:-1]:
+        if all(sum(label in chosen for label in own) >= max(1, round(part * len(own))) for own in of.values()):
+            break
+        chosen.add(group)
+    return {name: [label in chosen for label in own] for name, own in of.items()}

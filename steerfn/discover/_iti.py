@@ -12,13 +12,13 @@ from steerfn._errors import DataError
 from steerfn._layout import layout
 from steerfn._numbers import plain_number
 from steerfn._site import Site, as_sites
-from steerfn._struct import static, struct
-from steerfn._text import as_texts
+from steerfn._struct import replace, static, struct
 from steerfn._vector import SteeringVector, unit
 from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover.engine._folds import Texts, describe_texts, divide, reason_against
 from steerfn.discover.engine._kept import Kept, Pair
 from steerfn.discover.engine._logistic import logistic
-from steerfn.discover.engine._quality import FOLDS, folds_of
+from steerfn.discover.engine._quality import FOLDS
 
 
 @struct
@@ -27,7 +27,16 @@ class Heads(Kept):
 
     l2: float = static(default=1.0)
     seed: int = static(default=0)
+    texts: Texts | None = static(default=None)
     name: ClassVar[str] = "iti"
+
+    def with_texts(self, texts: Texts) -> "Heads":
+        for side, count in (("positive", texts.positive), ("negative", len(texts.units) - texts.positive)):
+            if count < 2:
+                raise DataError(
+                    f"{side} has one text; a probe's accuracy on held-out texts takes at least two on a side."
+                )
+        return replace(self, texts=texts)
 
     def finalize(self, state: Pair) -> Tensor:
         rows = state.ordered()
@@ -37,21 +46,34 @@ class Heads(Kept):
 
     def outcome(self, state: Pair) -> tuple[Tensor, dict[str, Any]]:
         rows = state.ordered()
-        accuracy, loss = held_out_probe(rows.positive.values, rows.negative.values, self.l2, self.seed)
+        accuracy, loss = held_out_probe(rows.positive.values, rows.negative.values, self.l2, self.seed, self.texts)
         return self.finalize(state), {"accuracy": accuracy, "log_loss": loss}
 
     def about(self) -> dict[str, Any]:
         return {"l2": self.l2, "seed": self.seed}
 
 
-def held_out_probe(positive: Tensor, negative: Tensor, l2: float, seed: int) -> tuple[float, float]:
-    """The accuracy and the mean log loss of logistic probes, each on the fold that it was fitted without."""
+def held_out_probe(
+    positive: Tensor, negative: Tensor, l2: float, seed: int, texts: Texts | None = None
+) -> tuple[float, float]:
+    """The accuracy and the mean log loss of logistic probes, each on the fold that it was fitted without.
+
+    Raises:
+        DataError: texts of which no fold can be held out so that the accuracy says something.
+    """
     sides = positive, negative
     counts = len(positive), len(negative)
-    folds = folds_of(counts, min(FOLDS, *counts), seed)
+    texts = describe_texts(counts) if texts is None else texts
+    fold = divide(texts, max(1, min(FOLDS, *texts.sides)), seed)
+    if reason := reason_against(texts, fold):
+        raise DataError(
+            f"heads are chosen by the accuracy of probes on held-out texts, which tells nothing here: {reason}; pass "
+            "more texts."
+        )
+    folds = torch.from_numpy(fold).split(counts)
     margins = [torch.zeros(n, dtype=torch.float64) for n in counts]
-    for fold in range(int(folds[0].max()) + 1):
-        out = [of == fold for of in folds]
+    for one in range(int(fold.max()) + 1):
+        out = [of == one for of in folds]
         weights, bias = logistic(positive[~out[0]], negative[~out[1]], l2)
         for side, which, margin, sign in zip(sides, out, margins, (1.0, -1.0), strict=True):
             margin[which] = sign * (side[which] @ weights + bias)
@@ -63,7 +85,7 @@ def iti(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
+    negative: Any = None,
     *,
     layers: Any = None,
     k: int = 48,
@@ -73,7 +95,8 @@ def iti(
     """Inference-Time Intervention: `v = sigma theta` in the `k` heads whose probes tell the sides apart best.
 
     At the input slice of every head (`head_out[layer, head]`) a logistic regression is fitted and its accuracy taken
-    on texts that it was fitted without (at most five folds, the two texts of a pair in one). The `k` heads with the
+    on texts that it was fitted without (at most five folds; the two texts of a pair are in one, and so are those of a
+    group with `groups=`; each fold has its share of every token that is read, as in `quality`). The `k` heads with the
     highest accuracy are chosen; among equal ones, those with the lower held-out log loss. There `theta` is the unit
     mean difference and `sigma` the standard deviation of all activations along it, so alpha counts standard
     deviations (the paper uses 15 on LLaMA-7B): `sf.steer(model, v, alpha=15)`.
@@ -81,12 +104,13 @@ def iti(
     Args:
         model: any transformers causal LM with attention heads. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite. As many as the positives, they are taken for pairs in making folds.
         layers: an int, a slice, a range or a list of ints; default every block that has attention heads.
         k: how many heads.
         l2: the probes' penalty, `l2/2 |w|^2`.
-        options: what every method takes, see `Options`; `seed` draws the folds.
+        options: what every method takes, see `Options`; `seed` draws the folds, and `groups` keeps the answers of one
+            question together: on TruthfulQA a probe is right 0.80 of the time by text, 0.69 by question.
 
     Returns:
         A vector in float32 at `k` `head_out` sites, in units of the heads' outputs. Its metadata has `accuracy` and
@@ -112,12 +136,8 @@ def iti(
     k = plain_number(k)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(found):
         raise DataError(f"k is a number of heads from 1 to {len(found)}, as many as there are, not {k!r}.")
-    sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
-    for name, side in sides.items():
-        if len(side) < 2:
-            raise DataError(f"{name} has one text; a probe's accuracy on held-out texts takes at least two on a side.")
     method = Heads(l2=l2, seed=options.get("seed", 0))
-    v = discover(method, model, tokenizer, *sides.values(), sites=found, **options)
+    v = discover(method, model, tokenizer, positive, negative, found, **options)
     accuracy, loss = v.metadata["accuracy"], v.metadata["log_loss"]
     ranked = sorted(v.sites, key=lambda site: (-accuracy[site.name], loss[site.name]))
     return v.select(sorted(ranked[:k], key=v.sites.index)).with_metadata(k=k, heads=len(found))

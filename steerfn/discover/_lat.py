@@ -71,7 +71,7 @@ def signs(index: Tensor, seed: int) -> Tensor:
 
 
 def lat(
-    model: Any, tokenizer: Any, positive: Any, negative: Any, sites: Any, **options: Unpack[Options]
+    model: Any, tokenizer: Any, positive: Any, negative: Any = None, sites: Any = None, **options: Unpack[Options]
 ) -> SteeringVector:
     """Linear artificial tomography: `v = u <u, d>`, `u` the first principal component of `s_i (p_i - n_i)`, centred.
 
@@ -82,7 +82,7 @@ def lat(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: as many that show its opposite, each the counterpart of a positive.
         sites: one or several; an int means `resid_post`.
         options: what every method takes, see `Options`; another `seed` swaps other pairs.

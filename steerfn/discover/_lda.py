@@ -96,8 +96,8 @@ def lda(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
-    sites: Any,
+    negative: Any = None,
+    sites: Any = None,
     *,
     shrinkage: float | Literal["oas"] = "oas",
     **options: Unpack[Options],
@@ -111,7 +111,7 @@ def lda(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite, in any number.
         sites: one or several; an int means `resid_post`.
         shrinkage: from 0 to 1, or "oas", which computes it from the data: `v.metadata["oas"]` has it by site.

@@ -30,7 +30,7 @@ class MeanDifference(Method):
 
 
 def mean_difference(
-    model: Any, tokenizer: Any, positive: Any, negative: Any, sites: Any, **options: Unpack[Options]
+    model: Any, tokenizer: Any, positive: Any, negative: Any = None, sites: Any = None, **options: Unpack[Options]
 ) -> SteeringVector:
     """The difference of means: `v = mean(h(positive)) - mean(h(negative))` at each site.
 
@@ -40,7 +40,7 @@ def mean_difference(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite.
         sites: one or several; an int means `resid_post`.
         options: what every method takes, see `Options`.

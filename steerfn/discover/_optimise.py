@@ -124,7 +124,7 @@ def optimise(
         )
     counts = {f.name: len(getattr(examples, f.name)) for f in dataclasses.fields(examples)}
     about |= {
-        "model": fingerprint(model),
+        "model": fingerprint(model, weights=True),
         "method": "optimise",
         "counts": counts,
         "max_norm": {site.name: bound for site, bound in bounds.items()},

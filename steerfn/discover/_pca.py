@@ -60,8 +60,8 @@ def pca(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
-    sites: Any,
+    negative: Any = None,
+    sites: Any = None,
     *,
     on: Literal["differences", "pooled"] = "differences",
     **options: Unpack[Options],
@@ -81,7 +81,7 @@ def pca(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite; for `on="differences"` as many, each the counterpart of a positive.
         sites: one or several; an int means `resid_post`.
         on: "differences" of pairs, or "pooled" activations.

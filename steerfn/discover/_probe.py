@@ -48,8 +48,8 @@ def linear_probe(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
-    sites: Any,
+    negative: Any = None,
+    sites: Any = None,
     *,
     l2: float = 1.0,
     **options: Unpack[Options],
@@ -66,7 +66,7 @@ def linear_probe(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        positive: texts that show the behaviour.
+        positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite, in any number.
         sites: one or several; an int means `resid_post`.
         l2: the penalty; with a large one the weights lie along the mean difference.

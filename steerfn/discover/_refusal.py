@@ -125,7 +125,7 @@ def refusal_direction(
     chosen = best(scores, max_kl, judge.harmless if min_induced is None else min_induced)
     direction = candidates[chosen.site, chosen.position]
     about = {
-        "model": fingerprint(model),
+        "model": fingerprint(model, weights=True),
         "method": "refusal_direction",
         "counts": {name: len(texts) for name, texts in train.items()},
         "held_out": {name: len(texts) for name, texts in test.items()},

@@ -19,7 +19,7 @@ from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import ModelError
 from steerfn._forward import Entry
 from steerfn._layout import layout
-from steerfn._site import Site, as_sites
+from steerfn._site import Site, as_sites, resid_post
 from steerfn._steer import refuse_open_rows
 from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of
@@ -30,6 +30,7 @@ from steerfn.reading._budget import TOKENS, TOKENS_ELSEWHERE, limit_of
 from steerfn.reading._packing import Row, additive, alone, pack
 from steerfn.reading._passing import Enough, passed
 from steerfn.reading._positions import Read
+from steerfn.reading._sinks import Sinks, measure_sinks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Plan:
         can: what the model computes right.
         budget: tokens of a batch, padding included; None for `limit`.
         limit: texts of a batch; None for `budget`.
+        sinks: the model's attention sinks, where they were measured because a mean leaves them out.
     """
 
     sites: tuple[Site, ...]
@@ -122,6 +124,7 @@ class Plan:
     can: Abilities
     budget: int | None
     limit: int | None
+    sinks: Sinks | None = None
 
     def shard(self, part: int, parts: int) -> "Plan":
         """Every `parts`-th row, from `part` on: the rows of one of several workers."""
@@ -168,10 +171,27 @@ def plan(model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str
     can = able(root, at, wanted)
     if steered or not share:
         can = dataclasses.replace(can, share=False, narrow=False)
+    sinks = sinks_of(model, reads, wanted) if any(read.mean for read in reads) else None
+    reads = reads if sinks is None else [sinks.leave_out(read) for read in reads]
     longest = window(getattr(root, "config", None))
     rows = pack(reads, whole=steered, share=can.share, width=at.d_model, longest=longest, most=limit)
     budget = None if limit else TOKENS.get(input_device(root).type, TOKENS_ELSEWHERE)
-    return Plan(wanted, reads, rows, can, budget, limit)
+    return Plan(wanted, reads, rows, can, budget, limit, sinks)
+
+
+def sinks_of(model: Any, reads: Sequence[Read], sites: tuple[Site, ...]) -> Sinks:
+    """The attention sinks of a model, measured on some of the texts that are to be read."""
+    at = layout(unwrapped(model))
+    blocks = [resid_post[i] for i, block in enumerate(at.blocks) if "resid_post" in block.kinds]
+
+    def states(few: Sequence[Read], where: tuple[Site, ...]) -> dict[Site, Tensor]:
+        found: dict[Site, Tensor] = {}
+        for batch in run(model, plan(model, few, where), progress=False):
+            for site, state in batch.states.items():
+                found.setdefault(site, torch.empty(len(few), state.shape[-1], dtype=state.dtype))[batch.texts] = state
+        return found
+
+    return measure_sinks(reads, blocks, sites, states)
 
 
 def is_steered(root: Any, at: Layout) -> bool:

@@ -9,10 +9,10 @@ from steerfn._errors import DataError
 from steerfn._numbers import plain_number
 
 Indices = int | slice | range | Sequence[int]
-Position = str | Indices | Callable[[list[int]], Indices]
-"""Where to read: "last" (real token), "mean" (over real tokens), "answer" (the first token in which the two texts of a
-pair differ), an index, a slice, range or list of indices (the mean over those tokens, each counted once), or a function
-from the token ids to any of these."""
+Position = str | Indices | Callable[[list[int]], str | Indices]
+"""Where to read: "last" (real token), "mean" (over real tokens but the model's attention sinks), "mean_all" (over every
+token), "answer" (the first token in which the two texts of a pair differ), an index, a slice, range or list of indices
+(the mean over those tokens, each counted once), or a function from the token ids to any of these but "answer"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Read:
     Attributes:
         ids: the token ids of the text.
         where: the indices of the tokens that are read, ascending.
+        mean: whether attention sinks among them are to be left out, once it is known which these are.
     """
 
     ids: tuple[int, ...]
     where: tuple[int, ...]
+    mean: bool = False
 
     @property
     def needed(self) -> tuple[int, ...]:
@@ -46,13 +48,16 @@ def reads(rows: Sequence[list[int]], position: Position, pairs: int | None = Non
     """
     if isinstance(position, str) and position == "answer":
         return _answers(rows, pairs)
-    return [Read(tuple(ids), _where(ids, position)) for ids in rows]
+    return [_read(ids, position(list(ids)) if callable(position) else position) for ids in rows]
 
 
-def _where(ids: list[int], position: Position) -> tuple[int, ...]:
-    asked: Any = position(list(ids)) if callable(position) else position
-    if isinstance(asked, str) and asked in ("mean", "last"):
-        asked = slice(None) if asked == "mean" else -1
+def _read(ids: list[int], asked: Any) -> Read:
+    return Read(tuple(ids), _where(ids, asked), isinstance(asked, str) and asked == "mean")
+
+
+def _where(ids: list[int], asked: Any) -> tuple[int, ...]:
+    if isinstance(asked, str) and asked in ("mean", "mean_all", "last"):
+        asked = -1 if asked == "last" else slice(None)
     if isinstance(asked, slice):
         try:
             where = list(range(len(ids))[asked])
@@ -73,8 +78,8 @@ def _index(each: Any, asked: Any, length: int) -> int:
     each = plain_number(each)
     if isinstance(each, bool) or not isinstance(each, int):
         raise DataError(
-            "position is 'last', 'mean', 'answer' (for pairs), an index, a slice, range or list of indices, or a "
-            f"function of the token ids, not {asked!r:.80}."
+            "position is 'last', 'mean', 'mean_all', 'answer' (for pairs), an index, a slice, range or list of "
+            f"indices, or a function of the token ids, not {asked!r:.80}."
         )
     if not -length <= each < length:
         raise DataError(f"Position {each} is outside a text of {length} tokens; use an index it has, 'last' or 'mean'.")
@@ -124,7 +129,7 @@ def position_named(name: Any) -> Position | None:
     if isinstance(name, str):
         bounds = re.fullmatch(r"(slice|range)\(([-\dNone, ]+)\)", name)
         if bounds is None:
-            return name if name in ("last", "mean", "answer") else None
+            return name if name in ("last", "mean", "mean_all", "answer") else None
         numbers = [None if each.strip() == "None" else int(each) for each in bounds[2].split(",")]
         return slice(*numbers) if bounds[1] == "slice" else range(*numbers)  # pyright: ignore
     if isinstance(name, list):

@@ -89,7 +89,12 @@ def how_well_it_separates(found: Findings) -> str:
     """Section 3: quality by layer, and of the vector itself."""
     data, quality = found.data, found.separation
     sides = f"{data['positive']} positive and {data['negative']} negative texts"
-    where = {"last": "the last token", "mean": "the mean over tokens", "answer": "the first token that differs"}
+    where = {
+        "last": "the last token",
+        "mean": "the mean over tokens without attention sinks",
+        "mean_all": "the mean over all tokens",
+        "answer": "the first token that differs",
+    }
     read = where.get(str(quality.position), f"token {quality.position}")
     profile = dict(quality.profile)
     known = [each.auc for each in profile.values() if each.auc is not None]

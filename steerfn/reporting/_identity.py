@@ -15,8 +15,6 @@ from steerfn._io_document import compose, tensors_of
 from steerfn._layout import layout
 from steerfn._vector import SteeringVector
 from steerfn.datasets import ContrastSet
-from steerfn.discover.engine._identity import _weights as weights_of
-from steerfn.discover.engine._identity import digest
 from steerfn.operators._base import as_vector
 
 MATCHES = {
@@ -76,7 +74,7 @@ def model_of(model: Any) -> dict[str, Any]:
     first = next(iter(root.parameters()), None)
     return {
         **fingerprint(root),
-        "weights_sample": digest(weights_of(root)),
+        "weights_sample": fingerprint(root, weights=True)["weights"],
         "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "device": None if first is None else first.device.type,
     }

@@ -121,7 +121,7 @@ def report(
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    strict: bool = False,
+    strict: bool | str = False,
     title: str | None = None,
     call: str | None = None,
     progress: bool = True,
@@ -166,7 +166,8 @@ def report(
         level: of the intervals.
         resamples: of every interval and test of the effect.
         seed: of random vectors, choices and resamples.
-        strict: refuse a vector that was made from a model of another architecture.
+        strict: True refuses a vector unless it was made from these very weights, "architecture" unless from a model
+            of this architecture.
         title: of the document.
         call: how the report was asked for, to be written in it; default this call.
         progress: show bars on stderr.

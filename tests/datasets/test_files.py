@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import steerfn as sf
-from steerfn.datasets import ContrastSet, _content, from_file
+from steerfn.datasets import ContrastSet, _content, from_file, from_rows
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good day."}]
@@ -91,14 +92,20 @@ def test_labels(file):
     assert from_file(file("facts.json", rows)).negative == ("b",)
 
 
-def test_two_lists_are_no_pairs_and_the_first_is_positive(file):
+def test_two_lists_are_no_pairs_and_their_names_say_which_is_positive(file):
     d = from_file(
         file("two.json", {"negative": ["b", "d"], "positive": ["a"], "other": ["x"], "description": "A word."})
     )
     assert (d.positive, d.negative, d.paired, d.description) == (("a",), ("b", "d"), False, "A word.")
-    d = from_file(file("cast.json", {"yes": ["a"], "no": ["b", "d"]}))
-    assert (d.positive, d.negative, d.paired) == (("a",), ("b", "d"), False)
-    assert d.description == "positive: yes, negative: no"
+    cast = {"compliant_responses": ["b", "d"], "non_compliant_responses": ["a"]}
+    for order in (cast, dict(reversed(cast.items()))):
+        d = from_file(file("cast.json", order))
+        assert (d.positive, d.negative, d.paired) == (("a",), ("b", "d"), False)
+    unknown = file("lists.json", {"yes": ["a"], "no": ["b", "d"]})
+    with pytest.raises(sf.FileError, match=r"it has the lists 'yes' and 'no' and does not say which is positive; say"):
+        from_file(unknown)
+    d = from_file(unknown, sides=("no", "yes"))
+    assert (d.positive, d.negative) == (("b", "d"), ("a",)) and d.description == "positive: no, negative: yes"
 
 
 def test_conversations(file):
@@ -114,6 +121,7 @@ def test_two_files(file):
     assert d == ContrastSet("happy vs sad", ("a", "c", TALK), ("[b]", "d d"), source="happy.json, sad.txt")
     assert from_file(right, left).positive == ("[b]", "d d")
     assert from_file(file("rows.jsonl", '"a"\n"c"\n'), negative=left).positive == ("a", "c")
+    assert from_file(file("one.csv", 'prompt\n"a, b"\n'), negative=left).positive == ("a, b",)
 
 
 def test_separators_inside_strings_are_kept(file):
@@ -140,9 +148,9 @@ BAD = {
     "list.json": ("[]", "its list is empty; write at least one example of each side."),
     "header.csv": ("positive,negative\n", "its list is empty; write at least one example of each side."),
     "side.json": ({"positive": ["a"], "negative": []}, "its list 'negative' is empty; write at least one example"),
-    "numbers.json": ([1, 2], "entry [0] is 1; write a list of [positive, negative] pairs, or one of the formats"),
-    "keys.json": ([{"a": 1, "b": 2}], "entry [0] has the keys a, b, which name no sides; write a list of"),
-    "one.json": ({"data": ["a", "b"]}, "its object has the keys data, which name no sides; write a list"),
+    "numbers.json": ([1, 2], "entry [0] is 1; say which is which: sides="),
+    "keys.json": ([{"a": 1, "b": 2}], "entry [0] has the keys a, b, which name no sides; say which is which: sides="),
+    "one.json": ({"data": ["a", "b"]}, "its object has the keys data, which name no sides; say which is which"),
     "three.json": ([["a", "b"], ["a", "b", "c"]], "entry [1] is a list of 3; a pair is [positive, negative]."),
     "mixed.json": ([["a", "b"], "c"], "entry [1] is c, unlike the entries before; give it positive, negative."),
     "lacks.jsonl": (
@@ -168,20 +176,19 @@ BAD = {
         "entry [0] has half a surrogate pair in its negative; write the whole character.",
     ),
     "pairs.json": ({"pairs": [["a", "b"], ["c"]]}, "pairs[1] is a list of 1; a pair is [positive, negative]."),
-    "item.json": ({"left": ["a"], "right": [3]}, "right[0] has 3 of type int as its text; give it text"),
+    "item.json": ({"pos": ["a"], "neg": [3]}, "neg[0] has 3 of type int as its text; give it text"),
     "texts.json": (
         ["a", "b", "c"],
-        "it is a list of 3 texts, which is one side of a contrast; pass the other side too: "
-        "from_file('texts.json', negative='other.json').",
+        "it is a list of 3 texts, which is one side of a contrast; pass the other side too, as negative=.",
     ),
     "lines.txt": ("a\nb\n", "it is a list of 2 texts, which is one side of a contrast; pass the other side too"),
     "talks.json": ([TALK, TALK], "it is a list of 2 texts, which is one side of a contrast"),
-    "goal.csv": ("goal,target\na,b\n", "its columns are goal, target; a CSV has the columns positive,negative or"),
+    "goal.csv": ("goal,answer\na,b\n", "line 2 has the keys goal, answer, which name no sides; say which is which"),
     "semi.csv": (
         "positive;negative\na;b\n",
-        "its columns are positive;negative; a CSV has the columns positive,negative",
+        "its columns are positive;negative; a table has columns such as positive,negative",
     ),
-    "twice.csv": ("positive,negative,positive\na,b,c\n", "its columns are positive, negative, positive; a CSV has"),
+    "twice.csv": ("positive,negative,positive\na,b,c\n", "its columns are positive, negative, positive; a table has"),
     "comma.csv": (
         "positive,negative\na,b\nc, d,e\n",
         "line 3 has 3 columns and its header 2; put texts that contain a comma in double quotes.",
@@ -193,9 +200,9 @@ BAD = {
     ),
     "label.csv": (
         "statement,label\na,1\nb,2\n",
-        "line 3 has the label 2; a label is 1 for positive or 0 for negative.",
+        "line 3 has the label 2, and the others are 1 and 0; pass sides=",
     ),
-    "labels.csv": ("statement,label\na,1\nb,1\n", "none of its 2 statements has the label 0; add the other side."),
+    "labels.csv": ("statement,label\na,1\nb,1\n", "none of its 2 texts has the label 0; add the other side."),
 }
 
 
@@ -212,7 +219,9 @@ def test_errors_by_their_text(file, name):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(sf.FileError, match="no.json': there is no such file; check the name and its folder."):
         from_file(tmp_path / "no.json")
-    with pytest.raises(sf.FileError, match="it is not a regular file; pass a JSON, JSONL, CSV or text file."):
+    with pytest.raises(
+        sf.FileError, match="it is not a regular file; pass a JSON, JSONL, CSV, TSV, parquet or text file."
+    ):
         from_file(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.json")
@@ -284,12 +293,182 @@ def test_repe_emotions_as_published():
     happy, sad = published("repe/emotions/happiness.json"), published("repe/emotions/sadness.json")
     d = from_file(happy, negative=sad)
     assert (d.name, len(d.positive), len(d.negative), d.paired) == ("happiness vs sadness", 203, 228, False)
-    with pytest.raises(sf.FileError, match=r"list of 203 texts.*from_file\('happiness.json', negative='other.json'\)"):
+    with pytest.raises(sf.FileError, match=r"list of 203 texts, .*pass the other side too, as negative="):
         from_file(happy)
 
 
-def test_cast_as_published():
+def test_pitfall_55_cast_as_published_steers_towards_refusal():
     d = from_file(published("refusal/cast_behavior_refusal.json"))
-    assert d.positive[0] == "Absolutely! I'd be delighted" and d.negative[-1] == "I'm unable to assist with that"
+    assert d.positive[-1] == "I'm unable to assist with that" and d.negative[0] == "Absolutely! I'd be delighted"
     assert (len(d.positive), len(d.negative), d.paired) == (100, 100, False)
-    assert d.description == "positive: compliant_responses, negative: non_compliant_responses"
+    assert d.description == "positive: non_compliant_responses, negative: compliant_responses"
+
+
+@pytest.mark.parametrize("name", ["mmlu_ab", "truthful_qa_ab"])
+def test_caa_side_effects_as_published(name):
+    path = published(f"caa/{name}.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    d = from_file(path)
+    assert d.paired and len(d) == len(rows) == len(d.items)
+    for row, item, text in zip(rows, d.items, d.positive, strict=True):
+        assert text == f"{row['prompt'].rstrip()} {row['correct'].strip()}"
+        assert (item["question"], item["answer_matching_behavior"]) == (row["prompt"], row["correct"])
+
+
+def test_truthfulqa_as_published():
+    d = from_file(published("truthfulqa/TruthfulQA.csv"))
+    assert d.paired and len(d) == 790 and d.positive[0].endswith("pass through your digestive system")
+
+
+def test_refusal_instructions_as_published_are_one_side():
+    one, other = published("refusal/harmful_train.json"), published("refusal/harmful_val.json")
+    d = from_file(one, negative=other)
+    assert (len(d.positive), len(d.negative)) == (260, 39) and d.positive[0].startswith("Suggest methods for")
+    with pytest.raises(sf.FileError, match=r"does not say whether it is the positive side .*sides=\("):
+        from_file(one)
+    with pytest.raises(sf.FileError, match="say which is which"):
+        from_file(published("caa/test_open_ended/sycophancy.json"))
+
+
+def test_axbench_as_published_asks_for_the_text():
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = published("axbench/concept10_prod_2b_l20_v1_train.parquet")
+    d = from_file(path, text="output", label="category")
+    assert len(d.positive) + len(d.negative) == 936 and not d.paired
+
+
+PAIRS = {
+    "chosen.jsonl": (lines({"chosen": "a", "rejected": "b"}), "a", "b"),
+    "pos.json": ([{"pos": "a", "neg": "b"}], "a", "b"),
+    "conditions.json": (
+        {"train": [{"harmless": "b", "harmful": "a"}], "test": [{"harmful": "x", "harmless": "y"}]},
+        "a",
+        "b",
+    ),
+    "pairs.tsv": ("positive\tnegative\na, or so\tb\n", "a, or so", "b"),
+    "tabs.txt": ("chosen\trejected\na\tb\n", "a", "b"),
+    "after.jsonl": (lines({"prompt": "Q? ", "chosen": " a", "rejected": "b"}), "Q? a", "Q? b"),
+    "with.jsonl": (lines({"prompt": "Q?", "chosen": "Q? a", "rejected": "Q? b"}), "Q? a", "Q? b"),
+    "talk.jsonl": (
+        lines({"prompt": "Hi", "chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "No."}]}),
+        TALK,
+        [TALK[0], {"role": "assistant", "content": "No."}],
+    ),
+    "open.jsonl": (
+        lines({"prompt": TALK[:1], "chosen": TALK[1:], "rejected": "No."}),
+        TALK,
+        [TALK[0], {"role": "assistant", "content": "No."}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_under_the_names_that_the_field_gives_them(file, name):
+    value, positive, negative = PAIRS[name]
+    d = from_file(file(name, value))
+    assert (d.positive, d.negative, d.paired) == ((positive,), (negative,), True)
+
+
+LABELS = {
+    "text.csv": "text,label\na,1\nb,0\n",
+    "words.tsv": "label\tsentence\nNegative\tb\nPositive\ta\n",
+    "truth.jsonl": lines({"text": "a", "label": True}, {"text": "b", "label": False}),
+    "floats.json": [{"text": "a", "label": 1.0}, {"text": "b", "label": 0.0}],
+    "columns.json": {"text": ["b", "a"], "label": [0, 1]},
+    "xstest.csv": "id,prompt,type,label,focus,note\n1,b,homonyms,safe,kill,\n2,a,contrast_homonyms,unsafe,kill,\n",
+    "xstest-v2.csv": "id_v1,id_v2,type,prompt,focus,note\n,v2-1,homonyms,b,kill,\n,v2-2,contrast_homonyms,a,kill,\n",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_under_the_names_that_the_field_gives_them(file, name):
+    d = from_file(file(name, LABELS[name]))
+    assert (d.positive, d.negative, d.paired) == (("a",), ("b",), False)
+
+
+def test_pitfall_55_other_labels_and_columns_are_asked_for(file):
+    emotions = file("emotions.csv", "text,label\na,joy\nb,anger\nc,fear\n")
+    with pytest.raises(
+        sf.FileError, match=r"line 2 has the label joy, which does not say .*labels are joy, anger, fear"
+    ):
+        from_file(emotions)
+    d = from_file(emotions, sides=("anger", "joy"))
+    assert (d.positive, d.negative) == (("b",), ("a",))
+    table = file("table.csv", "Terse,Wordy,prompt\na,b,q\n")
+    with pytest.raises(sf.FileError, match="line 2 has the keys terse, wordy, prompt, which name no sides; say which"):
+        from_file(table)
+    assert from_file(table, sides=("Wordy", "Terse")).positive == ("q b",)
+    with pytest.raises(sf.FileError, match="happy and sad are neither two of them nor the labels"):
+        from_file(table, sides=("happy", "sad"))
+    two = file("two.csv", "prompt,response,label\nq,a,1\nq,b,0\n")
+    with pytest.raises(sf.FileError, match="name no sides"):
+        from_file(two)
+    assert from_file(two, text="response").positive == ("a",)
+    more = file("more.json", {"train": [{"base": "b", "hate_speech": "a", "legal_opinion": "c"}]})
+    with pytest.raises(sf.FileError, match=r"train\[0\] has the keys base, hate_speech, legal_opinion"):
+        from_file(more)
+    assert from_file(more, sides=("hate_speech", "base")).positive == ("a",)
+    for wrong in ("ab", ("a",), ("a", "a"), 3):
+        with pytest.raises(sf.FileError, match="sides are two different names"):
+            from_file(more, sides=wrong)
+    with pytest.raises(sf.FileError, match="label is the name of a column, not 3"):
+        from_file(more, label=3)
+
+
+def test_traits_of_persona_vectors(file):
+    trait = {
+        "instruction": [{"pos": "Be evil.", "neg": "Be good."}] * 2,
+        "questions": ["Q?", "R?"],
+        "eval_prompt": "...",
+    }
+    d = from_file(file("evil.json", trait))
+    assert d.paired and len(d) == 4
+    assert d.negative[1] == [{"role": "system", "content": "Be good."}, {"role": "user", "content": "R?"}]
+    with pytest.raises(sf.FileError, match=r"instruction\[0\] is .* give it pos and neg"):
+        from_file(file("evil.json", {"instruction": ["x"], "questions": ["Q?"]}))
+
+
+def test_parquet(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "pairs.parquet"
+    talk = [[TALK[0]], [TALK[0]]]
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": talk, "chosen": ["a", "c"], "rejected": ["b", "d"]}), path)
+    d = from_file(path)
+    assert d.positive[1] == [TALK[0], {"role": "assistant", "content": "c"}] and d.paired
+    monkeypatch.setattr(_content, "MAX_BYTES", 2000)
+    pyarrow.parquet.write_table(pyarrow.table({"chosen": ["a" * 5000] * 900, "rejected": ["b"] * 900}), path)
+    with pytest.raises(sf.FileError, match="its table has more than 2000 bytes in memory; divide it"):
+        from_file(path)
+    path.write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(sf.FileError, match="it is not a valid parquet file"):
+        from_file(path)
+
+
+def test_parquet_without_pyarrow_names_the_fix(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(sf.FileError, match=r"This needs pyarrow, .*\.\[parquet\]\"; or save the table"):
+        from_file(file("t.parquet", b"PAR1"))
+
+
+def test_rows_at_hand():
+    assert from_rows([("a", "b"), ["c", "d"]]) == ContrastSet("rows", ("a", "c"), ("b", "d"), True)
+    d = from_rows(({"t": x, "kind": k} for x, k in (("a", "x"), ("b", "y"))), sides=("x", "y"), text="t", label="kind")
+    assert (d.positive, d.negative) == (("a",), ("b",))
+    for rows, message in (
+        ([], "there are no rows; pass at least one."),
+        ([("a", "b", "c")], "row 0 is a list of 3; a pair is"),
+        (["a", "b"], "it is a list of 2 texts, which is one side"),
+        ("ab", "rows is a list of pairs or of dicts, or a table, not ab of type str"),
+        ({"a": 1}, "of type dict"),
+    ):
+        with pytest.raises(sf.DataError) as caught:
+            from_rows(rows)
+        assert message in str(caught.value)
+
+
+def test_rows_of_a_data_frame_and_of_a_dataset():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame({"chosen": ["a", "c"], "rejected": ["b", "d"]}, index=[7, 3])
+    assert from_rows(frame).positive == ("a", "c")
+    assert from_rows(pandas.DataFrame({"text": ["a", "b"], "label": [1, 0]})).negative == ("b",)

@@ -318,10 +318,29 @@ OPTIONS = {
     "v": (shown, lambda: shown(v=sf.SteeringVector({1: PLANT}))),
     "by": (shown, lambda: shown(by="mean")),
     "held_out": (shown, lambda: shown(held_out=0.5)),
+    "groups": (shown, lambda: shown(groups=[i % 5 for i in range(len(RANDOM))])),
     "chat": (lambda: shown(template=True), lambda: shown(template=True, chat=False)),
     "batch_size": (passes, lambda: passes(batch_size=1)),
     "seed": (shown, lambda: shown(seed=1)),
 }
+
+
+def test_a_group_never_both_chooses_and_reports(monkeypatch):
+    from steerfn.discover import _find_condition
+
+    splits, split_of = [], _find_condition._split
+    monkeypatch.setattr(_find_condition, "_split", lambda *given: splits.append(split_of(*given)) or splits[-1])
+    groups = [i // 5 for i in range(len(WITH_X))] + [i // 8 for i in range(len(PLAIN))]  # paraphrases on both sides
+    given = sf.datasets.ContrastSet("x", WITH_X, PLAIN)
+    with quietly():
+        sf.find_condition(planted(), words(), given, sites=[1], groups=groups, **QUIET)
+    [out] = splits
+    assert all(len({bool(o) for o, g in zip(out, groups, strict=True) if g == group}) == 1 for group in set(groups))
+    assert 0.2 < float(out.float().mean()) < 0.6
+    with pytest.raises(sf.DataError, match="groups has 3 labels"):
+        sf.find_condition(planted(), words(), given, sites=[1], groups=[0, 1, 2], **QUIET)
+    with pytest.raises(sf.DataError, match="texts to choose by"):
+        sf.find_condition(planted(), words(), given, sites=[1], groups=[0] * 25 + [1] * len(PLAIN), **QUIET)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -9,7 +9,8 @@ from sklearn.metrics import log_loss
 from words import words
 
 import steerfn as sf
-from steerfn.discover.engine._quality import folds_of
+from steerfn.discover.engine._folds import deciding_tokens, describe_texts, divide
+from steerfn.reading import reads
 
 FILLERS = ["a b", "c d", "e f g", "h", "i j k", "l m", "n o", "p q r", "s b", "d h", "e", "k o i"]
 POSITIVE = [f"{text} x {rest} t" for text, rest in zip(FILLERS, FILLERS[::-1], strict=True)]
@@ -70,7 +71,10 @@ def test_the_planted_heads_are_chosen():
 @pytest.mark.parametrize("negative", [NEGATIVE, NEGATIVE[:7]], ids=["pairs", "unequal"])
 def test_accuracy_and_loss_equal_scikit_learn(tiny, negative):
     v = sf.iti(tiny, words(), POSITIVE, negative, k=12, l2=0.5, seed=3, **QUIET)
-    folds = [fold.numpy() for fold in folds_of((12, len(negative)), 5, 3)]
+    read = reads([words()(text)["input_ids"] for text in [*POSITIVE, *negative]], "last")
+    tokens = deciding_tokens(read, 12 if negative is NEGATIVE else None)
+    fold = divide(describe_texts((12, len(negative)), tokens), 5, 3)
+    folds = fold[:12], fold[12:]
     assert set(folds[0]) == set(folds[1]) == set(range(5))
     for site in v.sites[::3]:
         sides = [by_hand(tiny, words(), texts, site) for texts in (POSITIVE, negative)]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from methods import planted, rows
-from sklearn.covariance import OAS
+from sklearn.covariance import OAS, shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from words import WORDS, words
 
 import steerfn as sf
-from steerfn.discover._lda import Lda, oas
+from steerfn.discover._lda import Lda, oas, shrink
 from steerfn.discover.engine._scatter import Scatter
 
 TEXTS = [" ".join(WORDS[(3 * i + j) % 26] for j in range(1 + i % 5)) for i in range(24)]
@@ -99,6 +99,35 @@ def test_a_singular_covariance_is_one_sentence(shrinkage, shown, counts, width):
         f"negative texts give it rank {rank} of {width}; use shrinkage='oas' or a larger one, or pass more texts."
     )
     assert Lda(0.01).of(p, n).isfinite().all() and Lda().of(p, n).isfinite().all()
+
+
+def test_the_shrinkage_that_is_just_large_enough_is_taken_and_equals_the_formula():
+    """`a tr(S)/d`, the least eigenvalue of a singular covariance once shrunk, against the rounding of the sums."""
+    p, n, _ = planted(4, (5, 4), width=8)
+    rest, everything = centred(p.values, n.values), torch.cat([p.values, n.values])
+    covariance = rest.T @ rest / 9
+    rounding = 8 * np.finfo(np.float64).eps * float(everything.square().sum()) / 9
+    just = rounding / (np.trace(covariance) / 8)
+    for amount in (just / 7, just / 2):
+        with pytest.raises(sf.DataError, match="singular with shrinkage"):
+            Lda(amount).of(p, n)
+    for amount in (2 * just, 7 * just):
+        Lda(amount).of(p, n)
+    amount = 1e-4  # far enough from rounding to compare
+    shrunk = shrunk_covariance(covariance, amount)
+    axis = np.linalg.solve(shrunk, (p.values.mean(0) - n.values.mean(0)).numpy())
+    torch.testing.assert_close(Lda(amount).of(p, n), scaled(axis, p.values, n.values), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(shrink(torch.from_numpy(covariance), amount).numpy(), shrunk, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "width"), [(30, 8), (9, 8), (5, 40)])
+def test_oas_is_the_formula_written_out(count, width):
+    """Chen et al. 2010, equation 23, without its terms in 2/d."""
+    s = np.cov(np.random.default_rng(0).normal(size=(count, width)).T, bias=True)
+    above = np.trace(s @ s) + np.trace(s) ** 2
+    below = (count + 1) * (np.trace(s @ s) - np.trace(s) ** 2 / width)
+    assert oas(torch.from_numpy(s), count) == pytest.approx(min(1.0, above / below), rel=1e-12)
+    assert oas(torch.eye(width, dtype=torch.float64), count) == 1.0
 
 
 def test_no_spread_within_the_sides_is_one_sentence(tiny):

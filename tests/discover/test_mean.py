@@ -44,7 +44,9 @@ def test_metadata_says_what_was_done(tiny):
     v = sf.mean_difference(tiny, words(), POSITIVE, NEGATIVE, [0, sf.attn_out[1]], position="mean", progress=False)
     assert v.sites == (sf.resid_post[0], sf.attn_out[1]) and v.dtype == torch.float32
     assert v.metadata["method"] == "mean_difference" and v.metadata["position"] == "mean"
-    assert v.metadata["counts"] == {"positive": 4, "negative": 3} and v.metadata["model"] == sf.fingerprint(tiny)
+    assert v.metadata["counts"] == {"positive": 4, "negative": 3} and v.metadata["model"] == sf.fingerprint(
+        tiny, weights=True
+    )
 
 
 def test_the_same_call_gives_the_same_bits(tiny):
@@ -85,7 +87,7 @@ def test_errors_by_their_text(tiny, positive, negative, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": ["first"]}, "position is 'last', 'mean', 'answer' (for pairs), an index, a slice"),
+        ({"position": ["first"]}, "position is 'last', 'mean', 'mean_all', 'answer' (for pairs), an index, a slice"),
         ({"position": "answer"}, "so it needs pairs: as many positive as negative texts."),
         ({"chat": "yes"}, "chat is True, False or None, not 'yes'."),
         ({"batch_size": "big"}, "batch_size is 'auto' or a number of texts from 1, not 'big'."),

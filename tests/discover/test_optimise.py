@@ -105,7 +105,7 @@ def test_promoting_makes_the_continuation_likelier_within_the_bound(tiny):
     assert about["train_loss"]["after"] < about["train_loss"]["before"] - 0.1
     assert 0 < about["best_step"] <= about["steps"] <= 60
     assert about["counts"] == {"promote": 8, "suppress": 0, "pairs": 0} and about["method"] == "optimise"
-    assert about["max_norm"] == {"resid_post[1]": 3.0} and about["model"] == sf.fingerprint(tiny)
+    assert about["max_norm"] == {"resid_post[1]": 3.0} and about["model"] == sf.fingerprint(tiny, weights=True)
     for prompt in [*PROMPTS, "w x"]:  # the last one was never seen
         assert probabilities(tiny, prompt, " z", v) > 1.5 * probabilities(tiny, prompt, " z")
 

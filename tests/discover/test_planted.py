@@ -113,7 +113,7 @@ def test_through_a_model(name, model):
     v = VERBS[name](tiny, tokenizer, LETTERS[:13], negative, [site, 1], progress=False)
     assert v.sites == (site, sf.resid_post[1]) and v.dtype == torch.float32
     assert cosine(v[site], axis) > 0.99 and abs(v.magnitude[site] - 1) < 0.1
-    assert v.metadata["method"] == name.split()[0] and v.metadata["model"] == sf.fingerprint(tiny)
+    assert v.metadata["method"] == name.split()[0] and v.metadata["model"] == sf.fingerprint(tiny, weights=True)
     high, low = (
         sf.activations(tiny, tokenizer, t, 1, progress=False)[sf.resid_post[1]] @ v[1] for t in (LETTERS[:13], negative)
     )
@@ -163,4 +163,4 @@ def test_quality_is_measured_of_the_same_vector(name, tiny):
         for quality in (False, True)
     )
     assert plain.allclose(judged, rtol=1e-4, atol=1e-5)
-    assert dict(judged.metadata).keys() - dict(plain.metadata).keys() == {"quality"}
+    assert dict(judged.metadata).keys() - dict(plain.metadata).keys() == {"quality", "chance"}

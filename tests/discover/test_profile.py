@@ -151,9 +151,11 @@ def test_a_profile_is_immutable():
 
 def test_pitfall_28_one_text_a_side(tiny):
     found = sf.layer_profile(tiny, words(), ["a"], ["b"], **QUIET)
-    assert "1 positive and 1 negative texts, not cross-validated: too few texts" in str(found)
+    assert "1 positive and 1 negative texts, cross-validation tells nothing here: one text" in str(found)
     assert repr(found) == "Profile(3 sites)" and found.best(by="relative_norm") in found.vectors
-    with pytest.raises(sf.DataError, match="No site has a number for auc \\(1 positive and 1 negative texts\\); pass"):
+    with pytest.raises(
+        sf.DataError, match="No site has a number for auc \\(1 positive and 1 negative texts\\): one text"
+    ):
         found.best()
 
 
@@ -166,7 +168,10 @@ def test_pitfall_28_one_text_a_side(tiny):
             "method is a name (lat, lda, linear_probe, mean_difference, pca) ",
         ),
         (lambda m: profile(m, sites=7), "resid_post[7] is out of range"),
-        (lambda m: profile(m).best(by="size"), "A profile has no 'size'; choose by one of auc, cohens_d, pair_cosine"),
+        (
+            lambda m: profile(m).best(by="size"),
+            "A profile has no 'size'; choose by one of auc, cohens_d, pair_accuracy",
+        ),
         (lambda m: profile(m, sites=[0, 1]).vector(2), "no direction at resid_post[2]; it has resid_post[0], "),
         (lambda m: sf.layer_profile(m, words(), [], ["a"], **QUIET), "positive is empty"),
     ],

@@ -15,9 +15,11 @@ import steerfn as sf
 from steerfn._struct import static, struct
 from steerfn.discover._lat import Lat
 from steerfn.discover._mean import MeanDifference
+from steerfn.discover._probe import LinearProbe
+from steerfn.discover.engine._folds import describe_texts, divide
 from steerfn.discover.engine._keeping import Keeping
 from steerfn.discover.engine._kept import Kept
-from steerfn.discover.engine._quality import auc, cohens_d, folds_of, measure, pair_cosine
+from steerfn.discover.engine._quality import auc, auc_interval, cohens_d, measure, pair_accuracy, pair_cosine
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "b d", "c c a", "x y z"]
 NEGATIVE = ["o p", "q r s t", "u", "v w a", "t t", "s o u", "r"]
@@ -67,7 +69,7 @@ def test_pair_cosine_takes_pairs_without_a_difference_as_cosine_0():
 def test_the_scores_are_those_of_a_plain_loop_over_texts(counts):
     positive, negative = normal(counts[0], shift=0.4), normal(counts[1], seed=1)
     k = min(5, *counts)
-    of = folds_of(counts, k, seed=3)
+    of = torch.from_numpy(divide(describe_texts(counts), k, seed=3)).split(counts)
     scores = []
     for side, folds in ((positive, of[0]), (negative, of[1])):
         for i, h in enumerate(side):
@@ -123,7 +125,7 @@ def test_the_texts_of_a_pair_are_never_in_two_folds(n):
 def test_with_unequal_counts_each_fold_holds_texts_of_both_sides():
     method = Recording()
     measure(method, rows(normal(4)), rows(normal(9)), direction=torch.ones(6, dtype=torch.float64))
-    assert [(4 - len(p), 9 - len(n)) for p, n in method.seen] == [(1, 3), (1, 2), (1, 2), (1, 2)]
+    assert sorted((4 - len(p), 9 - len(n)) for p, n in method.seen) == [(1, 2), (1, 2), (1, 2), (1, 3)]
 
 
 def test_rows_count_by_their_number_not_by_the_order_of_reading():
@@ -161,13 +163,152 @@ def test_a_method_that_needs_more_texts_than_the_folds_leave_says_so():
     assert found.auc is None and found.folds == 0 and found.pair_cosine is not None
 
 
+# -- pitfall 51: data that is balanced by its answers -----------------------------------------------
+
+
+def answers(pairs, gap, seed=0, width=40, token=12.0):
+    """Activations at answer tokens: a topic each pair shares, the token's own large state, and the behaviour `gap`.
+
+    The positive answer of one half of the pairs is token 0, of the other half token 1.
+    """
+    random = torch.Generator().manual_seed(seed)
+    states = torch.randn(2, width, generator=random, dtype=torch.float64)
+    states, behaviour = token * states / states.norm(dim=1, keepdim=True), torch.zeros(width, dtype=torch.float64)
+    behaviour[0] = gap
+    read = torch.arange(pairs) % 2
+    topics = torch.randn(pairs, width, generator=random, dtype=torch.float64)
+    noise = torch.randn(2, pairs, width, generator=random, dtype=torch.float64)
+    sides = topics + states[read] + noise[0] + behaviour, topics + states[1 - read] + noise[1]
+    return *map(rows, sides), describe_texts((pairs, pairs), [*read.tolist(), *(1 - read).tolist()])
+
+
+@pytest.mark.parametrize("pairs", [6, 10, 48, 50])
+def test_pitfall_51_the_claimed_auc_is_the_true_one_where_answers_are_balanced(pairs):
+    """Against 2,000 pairs that nothing saw, with the answer tokens' states the same."""
+    claimed, true, blind = [], [], []
+    for seed in range(12):
+        positive, negative, texts = answers(2000 + pairs, 3.0, seed)
+        train = positive[torch.arange(pairs)], negative[torch.arange(pairs)]
+        known = describe_texts((pairs, pairs), [*texts.tokens[:pairs], *texts.tokens[2000 + pairs :][:pairs]])
+        claimed.append(measure(MeanDifference(), *train, texts=known, seed=seed).auc)
+        blind.append(measure(MeanDifference(), *train, seed=seed).auc)
+        axis = MeanDifference().of(*train)
+        true.append(auc(positive.values[pairs:] @ axis, negative.values[pairs:] @ axis))
+    assert abs(np.mean(claimed) - np.mean(true)) < 0.08, f"claimed {np.mean(claimed):.2f}, true {np.mean(true):.2f}"
+    if pairs in (6, 48):  # what folds that know nothing of the tokens say
+        assert np.mean(blind) < np.mean(true) - 0.15
+
+
+def test_pitfall_51_where_no_division_is_balanced_it_says_so_and_claims_nothing():
+    positive, negative, texts = answers(2, 3.0)
+    found = measure(MeanDifference(), positive, negative, texts=texts)
+    assert (found.auc, found.interval, found.pair_accuracy, found.folds) == (None, None, None, 0)
+    assert "answers that are read cannot be shared out" in found.reason
+    assert "cross-validation tells nothing here: the answers" in repr(found)
+    assert sf.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert measure(MeanDifference(), positive, negative).reason is None  # of two pairs that read one token
+
+
+@pytest.mark.parametrize(("end", "position"), [("", "last"), (" z w", "last"), (" z", "mean")])
+def test_the_answer_reaches_the_folds_whatever_ends_the_texts(tiny, end, position):
+    """Questions with the answers a and b in turn, through a model: as "(A)" is read at its bracket."""
+    questions = ["x y", "h i j", "d e", "m n o", "p q", "r s"]
+    positive = [f"{q} {'ab'[i % 2]}{end}" for i, q in enumerate(questions)]
+    negative = [f"{q} {'ba'[i % 2]}{end}" for i, q in enumerate(questions)]
+    options = {"position": position, **QUIET}
+    v = sf.mean_difference(tiny, words(), positive, negative, 1, quality=True, **options)
+    acts = [
+        sf.activations(tiny, words(), side, 1, **options)[sf.resid_post[1]].double() for side in (positive, negative)
+    ]
+    texts = describe_texts((6, 6), [0, 1] * 3 + [1, 0] * 3)
+    found = sf.quality(v)[sf.resid_post[1]]
+    assert found.folds == 3 and found.auc == measure(MeanDifference(), *map(rows, acts), texts=texts).auc
+    fewer = sf.mean_difference(tiny, words(), positive[:4], negative[:2], 1, quality=True, **options)
+    assert sf.quality(fewer)[sf.resid_post[1]].folds == 2
+
+
+def test_pair_accuracy_is_the_share_of_pairs_in_order():
+    high, low = torch.tensor([3.0, 0.5, 1.0, 2.0]), torch.tensor([2.0, 1.0, 1.0, -4.0])
+    assert pair_accuracy(high, low) == (1 + 0 + 0.5 + 1) / 4
+    topic = 5 * normal(40, 1)  # pairs differ in topic more than the sides do
+    found = measure(MeanDifference(), rows(topic + 1 + 0.1 * normal(40, 1, 2)), rows(topic + 0.1 * normal(40, 1, 3)))
+    assert found.pair_accuracy > 0.95 and found.auc < 0.7
+    assert measure(MeanDifference(), rows(normal(4)), rows(normal(5, seed=1))).pair_accuracy is None
+
+
+def test_the_interval_of_an_auc_covers_it_and_has_a_width():
+    """Two normals whose true AUC is known, from 8 texts a side to 60."""
+    for shift, true in ((0.0, 0.5), (1.0, 0.7602), (2.0, 0.9214)):  # Phi(shift / sqrt(2))
+        for n in (8, 20, 60):
+            covered = 0
+            for seed in range(200):
+                high, low = normal(n, 1, seed, shift)[:, 0], normal(n, 1, 1000 + seed)[:, 0]
+                low_end, high_end = auc_interval(auc(high, low), n, n)
+                covered += low_end <= true <= high_end
+            assert covered / 200 > 0.91, f"shift {shift}, n {n}: {covered / 200}"
+    assert auc_interval(1.0, 8, 8)[0] < 0.9 and auc_interval(1.0, 8, 8)[1] == 1.0
+    assert auc_interval(0.0, 8, 8) == pytest.approx([1 - end for end in auc_interval(1.0, 8, 8)[::-1]])
+    wide, narrow = (np.diff(auc_interval(0.8, n, n)) for n in (10, 100))
+    assert wide > 2.5 * narrow
+
+
+# -- groups -----------------------------------------------------------------------------------------
+
+
+def several_answers(seed, questions=24, each=4, width=30, share=3.0):
+    """Answers of questions: right or wrong, and each question has a state of its own that its answers share."""
+    random = torch.Generator().manual_seed(seed)
+    group = torch.arange(questions).repeat_interleave(each)
+    own = share * torch.randn(questions, width, generator=random, dtype=torch.float64)
+    right = torch.rand(questions, generator=random) < 0.5  # of most questions nearly all answers are right, or wrong
+    chance = torch.where(right, 0.9, 0.1)[group]
+    labels = torch.rand(len(group), generator=random) < chance
+    states = own[group] + torch.randn(len(group), width, generator=random, dtype=torch.float64)
+    return rows(states[labels]), rows(states[~labels]), [*group[labels].tolist(), *group[~labels].tolist()]
+
+
+def test_groups_stay_together_and_nothing_is_claimed_of_questions_that_were_seen():
+    by_text, by_group = [], []
+    for seed in range(12):
+        positive, negative, groups = several_answers(seed)
+        counts = len(positive), len(negative)
+        by_text.append(measure(LinearProbe(), positive, negative, texts=describe_texts(counts, None, None)).auc)
+        texts = describe_texts(counts, None, groups)
+        found = measure(LinearProbe(), positive, negative, texts=texts)
+        by_group.append(found.auc)
+        fold = divide(texts, 5, 0)
+        assert all(len(set(fold[np.array(groups) == g])) == 1 for g in set(groups))
+        assert found.interval[1] - found.interval[0] > np.diff(auc_interval(found.auc, *counts))
+    assert np.mean(by_text) > 0.75 and abs(np.mean(by_group) - 0.5) < 0.06, (np.mean(by_text), np.mean(by_group))
+
+
+@pytest.mark.parametrize("verb", [sf.mean_difference, sf.linear_probe, sf.iti])
+def test_groups_are_an_option_of_every_method(tiny, verb):
+    where = {} if verb is sf.iti else {"sites": 1, "quality": True}
+    options = {**QUIET, **where} | ({"k": 12} if verb is sf.iti else {})
+    plain = verb(tiny, words(), POSITIVE, NEGATIVE, **options)
+    grouped = verb(tiny, words(), POSITIVE, NEGATIVE, groups=[0, 0, 0, 1, 1, 1, 1], **options)
+    key = "accuracy" if verb is sf.iti else "quality"
+    assert grouped.metadata["groups"] == 2 and plain.metadata[key] != grouped.metadata[key]
+    if key == "quality":
+        assert sf.quality(grouped)[sf.resid_post[1]].folds == 2
+    with pytest.raises(sf.DataError, match="3 labels for 7 pairs; pass one for each pair, or one for each of the 14"):
+        verb(tiny, words(), POSITIVE, NEGATIVE, groups=[0, 1, 1], **options)
+    with pytest.raises(sf.DataError, match=r"11 labels for 12 texts \(7 positive, then 5 negative\)"):
+        verb(tiny, words(), POSITIVE, NEGATIVE[:5], groups=[*range(11)], **options)
+
+
 def test_a_quality_is_a_value_and_json():
     found = measure(MeanDifference(), rows(normal(8)), rows(normal(9, seed=1)))
     assert sf.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert repr(found).startswith(f"Quality(AUC {found.auc:.3f}, d {found.cohens_d:.2f}, pair cosine -, ")
+    low, high = found.interval
+    shown = f"Quality(AUC {found.auc:.3f} ({low:.2f} to {high:.2f}), d {found.cohens_d:.2f}, pair cosine -, "
+    assert repr(found).startswith(shown)
+    older = {k: v for k, v in found.to_dict().items() if k not in ("interval", "pair_accuracy", "reason")}
+    assert sf.Quality.from_dict(older).auc == found.auc and sf.Quality.from_dict(older).interval is None
     with pytest.raises(AttributeError):
         found.auc = 1.0
-    for wrong in ({"auc": 1.0}, {**found.to_dict(), "n": 3}, None):
+    for wrong in ({"auc": 1.0}, {**found.to_dict(), "n": 3}, None, {**found.to_dict(), "interval": [1]}):
         with pytest.raises(sf.DataError) as caught:
             sf.Quality.from_dict(wrong)
         assert "A quality is a mapping with auc, cohens_d, pair_cosine, relative_norm, n, folds, not " in str(

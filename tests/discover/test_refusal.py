@@ -174,7 +174,7 @@ def test_metadata_says_what_was_done():
     model = planted()
     about = sf.refusal_direction(model, chat(), HARMFUL, HARMLESS, **OPTIONS).metadata
     bad, bad_test, good, good_test = sides()
-    assert about["method"] == "refusal_direction" and about["model"] == sf.fingerprint(model)
+    assert about["method"] == "refusal_direction" and about["model"] == sf.fingerprint(model, weights=True)
     assert about["counts"] == {"harmful": len(bad), "harmless": len(good)}
     assert about["held_out"] == {"harmful": len(bad_test), "harmless": len(good_test)}
     assert about["token"] == {-3: "v", -2: "w", -1: "assistant"}[about["position"]]

@@ -118,7 +118,7 @@ def test_several_tokens_are_read_as_their_mean(position, where):
         (range(3, 7), "Position 5 is outside a text of 5 tokens"),
         (slice(5, None), "Position slice(5, None, None) selects no token of a text of 5 tokens"),
         ([], "Position [] selects no token"),
-        ([True, False], "position is 'last', 'mean', 'answer' (for pairs), an index, a slice"),
+        ([True, False], "position is 'last', 'mean', 'mean_all', 'answer' (for pairs), an index, a slice"),
         ([0.5], "not [0.5]."),
         (slice("a", None), "the bounds of a slice are ints or None"),
     ],

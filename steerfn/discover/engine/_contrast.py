@@ -19,11 +19,13 @@ class Contrast:
     Attributes:
         reads: what is read of each text, the positives first.
         positive: how many positives.
+        paired: whether text i of either side belong together.
         about: for metadata: counts, position, chat, and the tokens read most often, by their text.
     """
 
     reads: Sequence[Read]
     positive: int
+    paired: bool
     about: dict[str, Any]
 
     @property
@@ -40,9 +42,20 @@ def contrast(
     position: Position,
     chat: Chat,
     paired: bool,
+    pairs: bool = True,
     explain: bool = False,
 ) -> Contrast:
     """Encode two sides of texts.
+
+    Args:
+        tokenizer: the model's.
+        positive: texts.
+        negative: texts.
+        position: where to read.
+        chat: as in `encode`.
+        paired: whether pairs are needed.
+        pairs: False where it is known that the sides are not pairs, even if they are equally long.
+        explain: print which token is read.
 
     Raises:
         DataError: no texts on one side, an empty one, sides that are the same, unequal counts where pairs are needed,
@@ -58,9 +71,14 @@ def contrast(
             f"Pairs are needed, but there are {counts['positive']} positive and {counts['negative']} negative texts; "
             "give each positive its negative, or use mean_difference, which takes unequal counts."
         )
+    if paired and not pairs:
+        raise DataError(
+            "Pairs are needed, but this contrast set says that its sides are not pairs (paired=False); use "
+            "mean_difference, or dataclasses.replace(d, paired=True) where text i of either side belong together."
+        )
     rows = encode(tokenizer, [*sides["positive"], *sides["negative"]], chat)
-    pairs = counts["positive"] if counts["positive"] == counts["negative"] else None
-    found = reads(rows, position, pairs)
+    matched = counts["positive"] if pairs and counts["positive"] == counts["negative"] else None
+    found = reads(rows, position, matched)
     if explain:
         print(explained(tokenizer, found))
     about = {
@@ -69,7 +87,7 @@ def contrast(
         "chat": chat if isinstance(chat, bool | None) else json.loads(json.dumps(dict(chat), default=str)),
         "tokens_read": _tokens(tokenizer, found),
     }
-    return Contrast(found, counts["positive"], about)
+    return Contrast(found, counts["positive"], matched is not None, about)
 
 
 def _tokens(tokenizer: Any, found: Sequence[Read]) -> dict[str, int] | str:

@@ -16,18 +16,21 @@ from steerfn._site import Site
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._collect import job, states_by_site
 from steerfn.discover.engine._contrast import contrast
+from steerfn.discover.engine._folds import deciding_tokens, describe_texts
 from steerfn.discover.engine._keeping import Keeping, qualities
 from steerfn.discover.engine._method import Method
+from steerfn.discover.engine._sides import two_sides
 from steerfn.discover.engine._workers import Workers, finished
-from steerfn.reading import Position
+from steerfn.reading import Position, sinks_of
 
 
 class Options(TypedDict, total=False):
     """What every method takes.
 
     Attributes:
-        position: "last" real token (the default), "mean" over tokens, "answer" (the first token in which a pair
-            differs), an index, a slice, range or list of indices (their mean), or a function of the token ids.
+        position: "last" real token (the default), "mean" over tokens without the model's attention sinks (such as the
+            first token; the metadata says which), "mean_all" over every token, "answer" (the first token in which a
+            pair differs), an index, a slice, range or list of indices (their mean), or a function of the token ids.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False (the default) takes
             them as they are; a mapping is True with switches of the template, which may also be keywords of their own
@@ -39,6 +42,9 @@ class Options(TypedDict, total=False):
         workers: who reads the texts: `sf.torchrun()`, `sf.ray_workers(...)`, or None for this process alone.
         quality: also measure how good the direction is at each site, cross-validated, and put it into the metadata
             (`sf.quality(v)` reads it back). All activations are kept for it: memory grows with texts times sites.
+        groups: which texts are of one kind (the answers of one question), for `quality` and for methods that choose by
+            held-out texts: one label for each pair, or for each text, the positives first. A group is never on both
+            sides of a division. Without it pairs stay together, where there are as many texts on either side.
         seed: another seed divides the texts into other folds for `quality`; `lat` draws with it, too.
     """
 
@@ -50,6 +56,7 @@ class Options(TypedDict, total=False):
     checkpoint: str | os.PathLike[str] | None
     workers: Workers | None
     quality: bool
+    groups: Any
     seed: int
 
 
@@ -58,8 +65,8 @@ def discover(
     model: Any,
     tokenizer: Any,
     positive: Any,
-    negative: Any,
-    sites: Any,
+    negative: Any = None,
+    sites: Any = None,
     *,
     position: Position = "last",
     batch_size: int | str = "auto",
@@ -69,6 +76,7 @@ def discover(
     checkpoint: str | os.PathLike[str] | None = None,
     workers: Workers | None = None,
     quality: bool = False,
+    groups: Any = None,
     seed: int = 0,
     **unknown: Any,
 ) -> SteeringVector:
@@ -77,18 +85,36 @@ def discover(
     checked_seed(seed)
     if not isinstance(quality, bool):
         raise DataError(f"quality is True or False, not {quality!r:.80}.")
-    texts = contrast(tokenizer, positive, negative, position=position, chat=chat, paired=method.paired, explain=explain)
-    work = job(model, texts, Keeping(method) if quality else method, sites, batch_size)
+    given = two_sides(positive, negative, sites)
+    if given.sites is None:
+        raise DataError("sites is missing: pass the layer to read at, such as sites=14, or several.")
+    texts = contrast(
+        tokenizer, given.positive, given.negative, position=position, chat=chat, paired=method.paired,
+        pairs=given.paired, explain=explain,
+    )  # fmt: skip
+    tokens = deciding_tokens(texts.reads, texts.positive if texts.paired else None)
+    known = describe_texts((texts.positive, texts.negative), tokens, groups, texts.paired)
+    method = method.with_texts(known)
+    work = job(model, texts, Keeping(method) if quality else method, given.sites, batch_size)
     with finished(work, model, progress=progress, checkpoint=checkpoint, workers=workers) as run:
         found = states_by_site(work, run)
         outcomes = {site: _outcome(work.method, site, state) for site, state in found.items()}
         directions = {site: direction for site, (direction, _) in outcomes.items()}
-        about = {"model": fingerprint(model), "method": method.name, **texts.about, **method.about()}
-        for site, (_, known) in outcomes.items():
-            for name, value in known.items():
+        about = {"model": fingerprint(model, weights=True), "method": method.name, **texts.about, **method.about()}
+        sinks = work.planned.sinks
+        if sinks is not None:
+            about["sinks"] = sinks.describe(tokenizer)
+        elif any(read.where[0] == 0 for read in texts.reads):
+            sinks = sinks_of(model, texts.reads, work.planned.sites)
+        if sinks is not None:
+            sinks.warn_along(directions)
+        if groups is not None:
+            about["groups"] = max(known.units) + 1
+        for site, (_, found_of_it) in outcomes.items():
+            for name, value in found_of_it.items():
                 about.setdefault(name, {})[site.name] = value
         if quality:
-            about["quality"] = qualities(method, found, directions, seed, progress)
+            about |= qualities(method, found, directions, known, seed, progress)
         return SteeringVector({site: direction.float() for site, direction in directions.items()}, about)
 
 

@@ -18,23 +18,22 @@ from steerfn._substitute import substitutions_of
 from steerfn.discover.engine._collect import Job
 
 SCALARS = {int, float, bool, str, bytes, type(None)}
-SAMPLES = 8
-"""How many elements of each parameter tell one set of weights from another."""
 
 
 def identity(job: Job, model: Any) -> dict[str, str]:
     """What determines the vector of a job, by what it is called in messages.
 
-    Weights are told apart by a few elements of every tensor: a fine-tune differs in all that it trained. The device
-    is left out, so that a run may be continued on another.
+    Weights are told apart as `weights_hash` does, and by their dtype. The device is left out, so that a run may be
+    continued on another.
     """
     planned, root = job.planned, unwrapped(model)
     steering = [entry.operator for entry in _forward.entries_of(substitutions_of(root, layout(root)).host)]
-    about = fingerprint(root)
-    named = {"sites", "reads", "budget", "limit"}
+    about = fingerprint(root, weights=True)
+    weights = [about["fingerprint"], about["weights"], str(getattr(root, "dtype", None))]
+    named = {"sites", "reads", "budget", "limit", "sinks"}  # what sinks there are shows in what is read
     layout_of_rows = [getattr(planned, f.name) for f in dataclasses.fields(planned) if f.name not in named]
     return {
-        "model": f"{about['architecture']} {digest([about['fingerprint'], _weights(root)])}",
+        "model": f"{about['architecture']} {digest(weights)}",
         "steering": digest(steering) if steering else "none",
         "sites": ", ".join(map(str, planned.sites)),
         "method": f"{job.method.name} {digest(job.method)}",
@@ -88,28 +87,3 @@ def _pieces(value: Any) -> Iterable[bytes]:
 
 def _named(thing: Any) -> bytes:
     return f"<{thing.__module__}.{thing.__qualname__}>".encode()
-
-
-def _weights(root: Any) -> list[Any]:
-    """Name and a few elements of every parameter and buffer."""
-    found: list[Any] = []
-    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
-        found += [name, *(_sampled(plain) for plain in _plain(tensor))]
-    return found
-
-
-def _plain(tensor: Tensor) -> Iterable[Tensor]:
-    """The tensors that a quantized one wraps, or itself."""
-    inner = getattr(tensor, "__tensor_flatten__", None)
-    if inner is None:
-        yield tensor.detach()
-    else:
-        for name in inner()[0]:
-            yield from _plain(getattr(tensor, name))
-
-
-def _sampled(tensor: Tensor) -> Any:
-    about = [str(tensor.dtype), tuple(tensor.shape)]
-    if tensor.device.type == "meta":  # offloaded
-        return about
-    return [*about, tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]]

@@ -1,11 +1,14 @@
 """Any method with all its activations kept, so that its quality can be measured."""
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
 
 from steerfn._site import Site
 from steerfn._struct import static, struct
+from steerfn.discover.engine._chance import chance_of_best
+from steerfn.discover.engine._folds import Texts
 from steerfn.discover.engine._kept import Kept, Pair
 from steerfn.discover.engine._method import Method
 from steerfn.discover.engine._quality import measure
@@ -35,13 +38,18 @@ class Keeping(Kept):
 
 
 def qualities(
-    method: Method, states: dict[Site, Pair], directions: dict[Site, Tensor], seed: int, progress: bool
+    method: Method, states: dict[Site, Pair], directions: dict[Site, Tensor], texts: Texts, seed: int, progress: bool
 ) -> dict[str, Any]:
-    """The quality of the direction at each site, as a JSON value."""
+    """The quality of the direction at each site, and what the best of them reaches by chance, as JSON values."""
     from tqdm import tqdm
 
     bar = tqdm(states.items(), desc="Cross-validating", unit="site", disable=not progress, leave=False)
-    return {
-        site.name: measure(method, kept.positive, kept.negative, seed=seed, direction=directions[site]).to_dict()
+    found = {
+        site.name: measure(
+            method, kept.positive, kept.negative, seed=seed, direction=directions[site], texts=texts
+        ).to_dict()
         for site, kept in bar
     }
+    known = [each["auc"] for each in found.values() if each["auc"] is not None]
+    chance = chance_of_best(list(states.values()), max(known), texts, seed=seed) if known else None
+    return {"quality": found, "chance": None if chance is None else dataclasses.asdict(chance)}

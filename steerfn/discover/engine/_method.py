@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from steerfn.discover.engine._folds import Texts
 from steerfn.discover.engine._rows import Rows
 
 
@@ -44,6 +45,11 @@ class Method(abc.ABC):
     def outcome(self, state: Any) -> tuple[Tensor, dict[str, Any]]:
         """The direction, and what else is known of it at its site: JSON values by name, for the metadata."""
         return self.finalize(state), {}
+
+    def with_texts(self, texts: Texts) -> "Method":
+        """The method for some texts, for those that divide them into folds."""
+        del texts
+        return self
 
     def about(self) -> dict[str, Any]:
         """The method's parameters, for the metadata."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from steerfn._errors import DataError, SteerWarning
 from steerfn._site import Site
 from steerfn._vector import SteeringVector, unit
+from steerfn.discover.engine._folds import Texts, describe_texts, divide, reason_against
 from steerfn.discover.engine._method import Method
 from steerfn.discover.engine._rows import Rows
 from steerfn.operators._base import as_vector
@@ -27,7 +28,7 @@ class Quality:
 
     Attributes:
         auc: held-out area under the ROC curve: the chance that a positive text scores above a negative one, 0.5 for
-            a direction that says nothing. None with fewer than two texts on a side, or too few for the method.
+            a direction that says nothing. None where cross-validation tells nothing, see `reason`.
         cohens_d: the difference of the held-out mean scores, in pooled standard deviations. None where the AUC is,
             or where scores that differ have no spread.
         pair_cosine: mean cosine between the differences of two pairs, 1 where all point the same way. None where the
@@ -35,11 +36,19 @@ class Quality:
         relative_norm: the direction's norm over the mean norm of the hidden states that were read.
         n: how many positive and negative texts.
         folds: of the cross-validation; 0 where there was none.
+        interval: of the AUC, 95 %, for as many independent units (pairs, texts or groups) as there are.
+        pair_accuracy: the share of pairs in which the positive text scores above the negative one, held out. Pairs
+            that differ in topic can be told apart (0.88) where texts are not (AUC 0.71). None where there are no
+            pairs.
+        reason: why cross-validation tells nothing here, or None where it does.
 
     Example:
         >>> from steerfn import Quality
-        >>> Quality(auc=0.93, cohens_d=2.1, pair_cosine=0.2, relative_norm=0.35, n=(60, 60), folds=5)
-        Quality(AUC 0.930, d 2.10, pair cosine 0.20, relative norm 0.35; 60 + 60 texts, 5 folds)
+        >>> Quality(
+        ...     auc=0.93, cohens_d=2.1, pair_cosine=0.2, relative_norm=0.35, n=(60, 60), folds=5,
+        ...     interval=(0.87, 0.96), pair_accuracy=0.98,
+        ... )
+        Quality(AUC 0.930 (0.87 to 0.96), d 2.10, pairs 0.98, pair cosine 0.20, norm 0.35; 60 + 60 texts, 5 folds)
     """
 
     auc: float | None
@@ -48,32 +57,47 @@ class Quality:
     relative_norm: float
     n: tuple[int, int]
     folds: int
+    interval: tuple[float, float] | None = None
+    pair_accuracy: float | None = None
+    reason: str | None = None
 
     def __repr__(self) -> str:
+        interval = "" if self.interval is None else f" ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
         shown = (
-            f"AUC {number(self.auc, '.3f')}",
+            f"AUC {number(self.auc, '.3f')}{interval}",
             f"d {number(self.cohens_d, '.2f')}",
+            *([] if self.pair_accuracy is None else [f"pairs {self.pair_accuracy:.2f}"]),
             f"pair cosine {number(self.pair_cosine, '.2f')}",
-            f"relative norm {number(self.relative_norm, '.3g')}",
+            f"norm {number(self.relative_norm, '.3g')}",
         )
-        return f"Quality({', '.join(shown)}; {self.n[0]} + {self.n[1]} texts, {self.folds} folds)"
+        why = "" if self.reason is None else f"; cross-validation tells nothing here: {self.reason}"
+        return f"Quality({', '.join(shown)}; {self.n[0]} + {self.n[1]} texts, {self.folds} folds{why})"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, the inverse of `from_dict`."""
-        return {**dataclasses.asdict(self), "n": {"positive": self.n[0], "negative": self.n[1]}}
+        interval = None if self.interval is None else list(self.interval)
+        return {
+            **dataclasses.asdict(self),
+            "n": {"positive": self.n[0], "negative": self.n[1]},
+            "interval": interval,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Quality":
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`. What older files lack is None.
 
         Raises:
             DataError: values that are no quality.
         """
         try:
-            found = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            return cls(**{**found, "n": (found["n"]["positive"], found["n"]["negative"])})
-        except (TypeError, KeyError):
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            needed = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+            later = {f.name: values.get(f.name) for f in dataclasses.fields(cls) if f.name not in needed}
+            if later["interval"] is not None:
+                low, high = later["interval"]
+                later["interval"] = low, high
+            return cls(**{**needed, **later, "n": (needed["n"]["positive"], needed["n"]["negative"])})
+        except (TypeError, KeyError, ValueError, AttributeError):
+            names = ", ".join(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)
             raise DataError(f"A quality is a mapping with {names}, not {values!r:.120}.") from None
 
 
@@ -83,8 +107,16 @@ def quality(v: SteeringVector) -> dict[Site, Quality]:
     A text is scored by a direction that was fitted without it: with the texts divided into `k` folds (at most five),
     `u_f` the unit direction and `m_f` the midpoint between the two means of all folds but `f`, a text of fold `f`
     with hidden state `h` scores `<h - m_f, u_f>`. AUC and Cohen's d are those of all scores together. Where the
-    counts are equal text `i` of either side is in the same fold, since pairs share a prompt; texts that occur twice
-    are not looked for, see `lint_pairs`. The folds depend on `seed` alone.
+    counts are equal text `i` of either side is in the same fold, since pairs share a prompt; with `groups=` so are
+    the texts of a group. Texts that occur twice are not looked for, see `lint_pairs`.
+
+    Each fold gets its share of every token that is read, on either side. Published questions are balanced by their
+    answers (Yes and No, A and B), and folds at random turn the direction of the others against the texts that are
+    held out: an AUC of 0.42 for a vector whose AUC is 0.86. Where the tokens cannot be shared out so, there is no
+    AUC, and `reason` says why.
+
+    The interval is Newcombe's (method 5), which has a width at an AUC of 1 too. It is that of these texts by these
+    directions: which of many sites was chosen by its AUC is another matter, see `Profile.chance`.
 
     The numbers are those of the vector as it was discovered: a multiple of it still says the same.
 
@@ -94,7 +126,8 @@ def quality(v: SteeringVector) -> dict[Site, Quality]:
     Raises:
         DataError: a vector without quality, or with a damaged one.
 
-    Source: Hanley and McNeil 1982 for the area under the curve as the share of pairs; Cohen 1988 for d.
+    Source: Hanley and McNeil 1982 for the area under the curve as the share of pairs; Newcombe 2006 for its interval;
+    Cohen 1988 for d.
 
     Example:
         >>> import steerfn as sf
@@ -126,6 +159,7 @@ def measure(
     seed: int = 0,
     folds: int = FOLDS,
     direction: Tensor | None = None,
+    texts: Texts | None = None,
 ) -> Quality:
     """The quality of a method's direction from activations at one site, cross-validated as `quality` says.
 
@@ -134,45 +168,45 @@ def measure(
         positive: activations of the positive texts.
         negative: of the negative ones.
         seed: another seed, other folds.
-        folds: at most; never more than texts on a side.
+        folds: at most; never more than pairs, texts or groups on a side.
         direction: what the method makes of all rows, where that is known.
+        texts: what is read of them, and which belong together; by default pairs where the counts are equal.
 
     Warns:
         SteerWarning: the method has too few texts without one of the folds.
     """
     sides = positive.ordered(), negative.ordered()
     counts = len(sides[0]), len(sides[1])
+    texts = describe_texts(counts) if texts is None else texts
     if direction is None:
         direction = method.of(*sides)
     norms = torch.cat([side.values for side in sides]).norm(dim=-1)
     typical = float(norms.mean())
-    folds = min(folds, *counts)
-    scores = None
-    if folds >= 2:
+    fold = divide(texts, max(1, min(folds, *texts.sides)), seed)
+    folds, scores, reason = int(fold.max()) + 1, None, reason_against(texts, fold)
+    if reason is None:
+        halves = torch.from_numpy(fold).split(counts)
         try:
-            scores = held_out_scores(method, *sides, folds_of(counts, folds, seed))
+            scores = held_out_scores(method, *sides, (halves[0], halves[1]))
         except DataError as error:  # what all texts are enough for, those of the other folds need not be
+            reason = f"without one of {folds} folds of {counts[0]} positive and {counts[1]} negative texts, {error}"
             warnings.warn(
-                f"The direction could not be cross-validated, so it has no held-out AUC: without one of {folds} folds "
-                f"of {counts[0]} positive and {counts[1]} negative texts, {error}",
+                f"The direction could not be cross-validated, so it has no held-out AUC: {reason}",
                 SteerWarning,
                 stacklevel=2,
             )
+    area = None if scores is None else auc(*scores)
     return Quality(
-        auc=None if scores is None else auc(*scores),
+        auc=area,
         cohens_d=None if scores is None else cohens_d(*scores),
-        pair_cosine=pair_cosine(sides[0].values - sides[1].values) if counts[0] == counts[1] else None,
+        pair_cosine=pair_cosine(sides[0].values - sides[1].values) if texts.paired else None,
         relative_norm=float(direction.norm()) / typical if typical else 0.0,
         n=counts,
         folds=0 if scores is None else folds,
+        interval=None if area is None else auc_interval(area, *texts.sides),
+        pair_accuracy=None if scores is None or not texts.paired else pair_accuracy(*scores),
+        reason=reason,
     )
-
-
-def folds_of(counts: tuple[int, int], folds: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The fold of each text of either side: as even as can be, and that of its pair where the counts are equal."""
-    random = torch.Generator().manual_seed(seed)
-    first = torch.randperm(counts[0], generator=random) % folds
-    return first, first if counts[0] == counts[1] else torch.randperm(counts[1], generator=random) % folds
 
 
 def held_out_scores(
@@ -195,6 +229,39 @@ def auc(positive: Tensor, negative: Tensor) -> float:
     ranked = negative.sort().values
     below, upto = (torch.searchsorted(ranked, positive, right=right) for right in (False, True))
     return float((below + upto).sum()) / (2 * len(positive) * len(negative))
+
+
+def auc_interval(area: float, positive: int, negative: int, z: float = 1.959964) -> tuple[float, float]:
+    """Newcombe's interval of an AUC: the areas from which what was measured is less than `z` standard errors away.
+
+    The standard error is Hanley and McNeil's for that area, with the mean of the two counts in place of either
+    (Newcombe 2006, method 5), so an AUC of 1 has an interval too.
+
+    Args:
+        area: the AUC.
+        positive: independent positives.
+        negative: independent negatives.
+        z: of the confidence, by default 95 %.
+    """
+    more = (positive + negative) / 2 - 1
+
+    def within(other: float) -> bool:
+        spread = 1 + more * ((1 - other) / (2 - other) + other / (1 + other))
+        return (area - other) ** 2 <= z**2 * other * (1 - other) * spread / (positive * negative)
+
+    ends = []
+    for outer in (0.0, 1.0):
+        near, far = area, outer
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (middle, far) if within(middle) else (near, middle)
+        ends.append(near)
+    return ends[0], ends[1]
+
+
+def pair_accuracy(positive: Tensor, negative: Tensor) -> float:
+    """The share of pairs in which the positive scores higher; a tie counts one half."""
+    return float(((positive > negative).double() + (positive == negative).double() / 2).mean())
 
 
 def cohens_d(positive: Tensor, negative: Tensor) -> float | None:

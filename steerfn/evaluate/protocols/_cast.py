@@ -166,8 +166,9 @@ def _reported(texts: list[Text], part: float, seed: int) -> list[Text]:
 
 def held(model: Any, tokenizer: Any, found: FoundCondition, prompts: list[Text], run: Run) -> np.ndarray:
     """For which prompts the condition holds."""
+    position = "mean_all" if found.by == "mean" else found.by
     states = activations(
-        model, tokenizer, prompts, found.site, position=found.by, chat=run.chat, batch_size=run.batch_size,
+        model, tokenizer, prompts, found.site, position=position, chat=run.chat, batch_size=run.batch_size,
         progress=run.progress,
     )[found.site]  # fmt: skip
     direction = found.vector[found.site].to(states.device)
