@@ -1,7 +1,6 @@
 """Labels of groups: what is one, and what is refused before anything runs."""
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from steerfn._groups import number_groups
         (7, 7, 3),
         np.array([7, 7, 3]),
         torch.tensor([7, 7, 3]),
-        pandas.Series(["x", "x", "y"]),
         [(1, 2), (1, 2), (1, 3)],
     ],
 )
@@ -40,3 +38,8 @@ def test_labels_of_any_kind_are_numbered_by_first_appearance(labels):
 def test_what_is_no_grouping_is_refused(labels, what):
     with pytest.raises(DataError, match=what):
         number_groups(labels, 2)
+
+
+def test_a_column_of_a_data_frame_is_a_list_of_labels():
+    pandas = pytest.importorskip("pandas")
+    assert number_groups(pandas.Series(["x", "x", "y"], index=[5, 3, 1]), 3) == [0, 0, 1]
