@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from steerfn._about import about_of
@@ -17,7 +18,7 @@ from steerfn.evaluate._conditions import Condition
 from steerfn.evaluate._named import identified, told
 from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of
 from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._statistics import by_prompt, checked_options
+from steerfn.evaluate._statistics import Estimate, by_prompt, checked_options, units_of
 from steerfn.metrics._extra import imported
 from steerfn.operators import Scope
 from steerfn.reading._budget import limit_of
@@ -40,6 +41,7 @@ def compare(
     scope: Scope | None = None,
     seeds: Any = (0,),
     references: Any = None,
+    groups: Any = None,
     max_new_tokens: int = 40,
     chat: bool | None = None,
     batch_size: int | str = "auto",
@@ -51,8 +53,8 @@ def compare(
 
     Both texts of a prompt are rows of common batches and are sampled with the same random numbers, so they differ by
     the steering alone. Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p`
-    before and after, averaged over its seeds, what steering did is the mean of `a_p - b_p`, with a bootstrap interval
-    and a sign-flip test over prompts, corrected by Holm's method over the metrics. Metrics that compare with
+    before and after, averaged over its seeds, what steering did is the mean of `a_p - b_p` over the prompts that have
+    both, with its interval and a sign-flip test (`paired`), corrected by Holm's method over the metrics. Metrics that compare with
     references (`bleu`, `semantic_similarity`, ...) compare the text after with the text before, unless `references`
     are given.
 
@@ -69,6 +71,8 @@ def compare(
         seeds: of sampling; several need `do_sample=True`: each gives every prompt one text before and one after.
             Prompt `p` is sampled with `seed * 1000003 + p`.
         references: for each prompt the text that metrics such as bleu compare with, before and after.
+        groups: a label for each prompt, where several belong together: their mean is one unit, so that signs are
+            flipped, and units resampled, by group.
         max_new_tokens: tokens of a text at most.
         chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to memory.
@@ -99,6 +103,7 @@ def compare(
             f"alpha is one number, not a tensor of shape {list(alpha.shape)}: all prompts are steered alike."
         )
     checked_options(level)
+    unit_of = units_of(asked, groups)
     imported("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
     given, drawn = references_of(references, len(asked)), checked_seeds(seeds, model, hf)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
@@ -114,6 +119,7 @@ def compare(
         "chat": chat,
         "hf": hf,
         "references": given,
+        "groups": None if groups is None else unit_of,
         "level": level,
         "metrics": {name: told(each) for name, each in measures.items()},
     }
@@ -123,12 +129,10 @@ def compare(
     )  # fmt: skip
     values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
     # A prompt is one unit, however many seeds and copies of it there are.
-    units = {
-        metric: {name: by_prompt(each, asked * len(drawn)) for name, each in of.items()}
-        for metric, of in values.items()
-    }
+    entries = unit_of * len(drawn)
+    units = {metric: {name: by_prompt(each, entries) for name, each in of.items()} for metric, of in values.items()}
     how = {"level": level, "seed": 0}
-    means = {metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in units.items()}
+    means = {metric: _means(of, how) for metric, of in units.items()}
     return Comparison(
         prompts=tuple(asked),
         seeds=drawn,
@@ -140,6 +144,12 @@ def compare(
         metrics=measures,
         about=about_of(root, [steering], options),
     )
+
+
+def _means(values: dict[str, np.ndarray], how: dict[str, Any]) -> dict[str, Estimate]:
+    """The means before and after, over the prompts that have a number both times: others would be survivors."""
+    both = np.isfinite(np.stack(list(values.values()))).all(0)
+    return {name: mean_of(np.where(both, each, np.nan), how) for name, each in values.items()}
 
 
 def _described(op: Any, alpha: Any, scope: Scope | None) -> str:
