@@ -116,29 +116,26 @@ def against_random(blocks: Iterable[Block], level: float = 0.95) -> AgainstRando
     return AgainstRandom(mean, p, special.stdtrit(freedom, (1 + level) / 2) * error, draws)
 
 
-def complete(
-    vector: np.ndarray, random: np.ndarray, block: np.ndarray, share: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def complete(vector: np.ndarray, random: np.ndarray, block: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """By block, the prompts with a number under all that is compared, and the random vectors' numbers on them.
 
-    A random vector that has numbers for less than a share of its prompts is left out, so that it does not take the
-    others' prompts with it.
+    A random vector that has numbers for less than half of the prompts that the vector has numbers for is left out, so
+    that it does not take the others' prompts with it.
 
     Args:
         vector: a number for each prompt, NaN where there is none, `[prompts]`.
         random: the same under the random vectors of the prompt's block, `[slots, prompts]`.
         block: the block of each prompt, `[prompts]`.
-        share: see above.
 
     Returns:
         For each block that has any, the indices of its prompts and the numbers `[draws, prompts]`.
     """
     found = []
     for number in np.unique(block):
-        inside = np.flatnonzero(block == number)
+        inside = np.flatnonzero((block == number) & np.isfinite(vector))
         known = np.isfinite(random[:, inside])
-        slots = np.flatnonzero(known.mean(1) >= share)
-        prompts = inside[np.isfinite(vector[inside]) & known[slots].all(0)] if len(slots) else inside[:0]
-        if len(prompts):
+        slots = np.flatnonzero(2 * known.sum(1) >= len(inside))
+        prompts = inside[known[slots].all(0)]
+        if len(prompts) and len(slots):
             found.append((prompts, random[np.ix_(slots, prompts)]))
     return found

@@ -20,7 +20,12 @@ ROUNDING = 1e-12
 
 
 def interval(
-    samples: tuple[np.ndarray, ...], statistic: Callable[..., Any], level: float, seed: int, resamples: int
+    samples: tuple[np.ndarray, ...],
+    statistic: Callable[..., Any],
+    level: float,
+    seed: int,
+    resamples: int,
+    scale: float = 0.0,
 ) -> tuple[float, float]:
     """The expanded BCa interval of a statistic; see `estimate`.
 
@@ -30,6 +35,7 @@ def interval(
         level: how often such intervals cover.
         seed: of the resampling.
         resamples: how many.
+        scale: how far units may lie from each other where all are the same; see `around_a_constant`.
 
     Returns:
         Its ends; NaN for fewer than two units. They are never one and the same: see `around_a_constant`.
@@ -38,7 +44,7 @@ def interval(
     if n < 2:
         return math.nan, math.nan
     if _constant(*samples):
-        return around_a_constant(float(statistic(*samples)), n, level)
+        return around_a_constant(float(statistic(*samples)), n, level, scale)
     stats, special = imported("scipy.stats", "evaluate"), imported("scipy.special", "evaluate")
     t = float(special.stdtrit(n - 1, (1 + level) / 2))
     tail = max(TAIL, float(special.ndtr(-t * math.sqrt(n / (n - 1)))))
@@ -64,15 +70,15 @@ def interval(
     return float(ends[0]), float(ends[1])
 
 
-def around_a_constant(value: float, n: int, level: float) -> tuple[float, float]:
-    """The interval of a mean where all `n` units have one value `c`: `c` plus and minus `|c| q`, or `q` where `c` is 0.
+def around_a_constant(value: float, n: int, level: float, scale: float = 0.0) -> tuple[float, float]:
+    """The interval of a statistic whose `n` units are all the same: its value plus and minus `scale * q`.
 
-    Numbers that are all the same do not say how far others may lie, and a bootstrap would say that none does. The share
+    Units that are all the same do not say how far others may lie, and a bootstrap would say that none does. The share
     `q = z^2 / (n + z^2)` of others is not excluded (Wilson's limit for none of `n`); they are taken to lie as far off
-    as 0 does, or 1 where the value is 0.
+    as `scale`: if it is 0, as 0 does from the value, or 1 where the value is 0.
     """
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-    margin = (abs(value) or 1.0) * z * z / (n + z * z)
+    margin = (scale or abs(value) or 1.0) * z * z / (n + z * z)
     return value - margin, value + margin
 
 

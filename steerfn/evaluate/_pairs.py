@@ -296,7 +296,7 @@ def against_draws(
         The difference, the change in percent or None, how many prompts are left out, and the test.
     """
     level = options["level"]
-    parts = complete(vector, random, np.zeros(len(vector), int) if block is None else block, ENOUGH)
+    parts = complete(vector, random, np.zeros(len(vector), int) if block is None else block)
     test = against_random([Block.of(vector[prompts], draws) for prompts, draws in parts], level)
     first, second = (
         np.concatenate([*each, np.array([])])  # which is there where no part is

@@ -205,7 +205,7 @@ def ratio(
     if second.mean() == 0:
         raise DataError("A change in percent needs a control whose mean is not 0; take the difference instead.")
     found = float(_change(first, second))
-    low, high = interval((first, second), _change, level, seed, resamples)
+    low, high = interval((first, second), _change, level, seed, resamples, scale=abs(100 + found) or 100.0)
     return Estimate(found, low, high, len(first), level)
 
 

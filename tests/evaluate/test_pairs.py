@@ -194,7 +194,7 @@ def test_random_vectors_that_agree_are_no_surer_than_the_prompts():
     [pair] = analyse({"m": {"v": most, "random like v": np.zeros((5, 40))}}, plan, resamples=999)
     assert pair.verdict == "higher"
     [same] = analyse({"m": {"v": np.ones(40), "random like v": np.zeros((5, 40))}}, plan, resamples=999)
-    assert same.verdict == "higher" and same.difference.estimate.low < 1 < same.difference.estimate.high
+    assert same.verdict == "higher" and same.difference.estimate.low < 0.95
 
 
 @pytest.mark.parametrize("draws", [1, 4])
