@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from steerfn.evaluate._bootstrap import ROUNDING
 from steerfn.metrics._extra import imported
 
 FEWEST_DRAWS = 5

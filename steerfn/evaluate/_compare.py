@@ -52,11 +52,11 @@ def compare(
     """Generate from the same prompts with and without steering, and put the texts and their numbers side by side.
 
     Both texts of a prompt are rows of common batches and are sampled with the same random numbers, so they differ by
-    the steering alone. Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p`
-    before and after, averaged over its seeds, what steering did is the mean of `a_p - b_p` over the prompts that have
-    both, with its interval and a sign-flip test (`paired`), corrected by Holm's method over the metrics. Metrics that compare with
-    references (`bleu`, `semantic_similarity`, ...) compare the text after with the text before, unless `references`
-    are given.
+    the steering alone. Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p` before
+    and after, averaged over its seeds, what steering did is the mean of `a_p - b_p` over the prompts that have both,
+    with its interval and a sign-flip test (`paired`), corrected by Holm's method over the metrics. Metrics that compare
+    with references (`bleu`, `semantic_similarity`, ...) compare the text after with the text before, unless
+    `references` are given.
 
     Whether a random push would have done the same is not asked here: that is `compare_vectors`.
 

@@ -153,9 +153,7 @@ def compare_vectors(
         )  # fmt: skip
         values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
     entries = units * len(drawn)
-    numbers = {
-        metric: {name: by_unit(each, entries) for name, each in of.items()} for metric, of in values.items()
-    }
+    numbers = {metric: {name: by_unit(each, entries) for name, each in of.items()} for metric, of in values.items()}
     how = {"level": level, "seed": seed, "resamples": resamples}
     return VectorComparison(
         prompts=tuple(asked),

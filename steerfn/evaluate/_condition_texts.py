@@ -113,11 +113,7 @@ def numbers_of(
     flat = [text for condition in conditions for text in texts[condition.name]]
     once, n = len(texts[UNSTEERED]), len(prompts)
     ops = [
-        condition.ops[c]
-        for condition in conditions
-        for row in condition.runs(n)
-        for _ in range(once // n)
-        for c in row
+        condition.ops[c] for condition in conditions for row in condition.runs(n) for _ in range(once // n) for c in row
     ]
     setting = Setting(
         prompts=list(prompts) * (len(flat) // len(prompts)),

@@ -15,7 +15,6 @@ from steerfn.evaluate._pairs import UNSTEERED, random_like
 from steerfn.operators import Operator, Scope
 from steerfn.sweeping._configs import Make, made
 
-
 CONTROLS = 40
 """Random vectors for each vector, unless told otherwise."""
 PER_PROMPT = 10

@@ -76,10 +76,10 @@ def estimate(
 ) -> Estimate:
     """The mean of some numbers with an interval: Wilson's where all are 0 or 1 (`proportion`), else by bootstrap.
 
-    The bootstrap interval is BCa (bias-corrected and accelerated), from `scipy.stats.bootstrap`, and percentile where BCa is
-    undefined, as it is for some tiny samples. A plain bootstrap is too narrow for few units, by the factor
-    `z sqrt((n - 1) / n) / t_{n-1}`; the tails cut off are therefore `Phi(-sqrt(n / (n - 1)) t)` on each side, with `t`
-    the quantile of Student's distribution at the level asked for ("expanded" intervals).
+    The bootstrap interval is BCa (bias-corrected and accelerated), from `scipy.stats.bootstrap`, and percentile where
+    BCa is undefined, as it is for some tiny samples. A plain bootstrap is too narrow for few units, by the factor `z
+    sqrt((n - 1) / n) / t_{n-1}`; the tails cut off are therefore `Phi(-sqrt(n / (n - 1)) t)` on each side, with `t` the
+    quantile of Student's distribution at the level asked for ("expanded" intervals).
 
     No interval has width 0: that all units of a sample have one value `c` does not show that all others have it. Such
     an interval is `c` plus and minus `|c| z^2 / (n + z^2)`, or `z^2 / (n + z^2)` where `c` is 0. A single value has no

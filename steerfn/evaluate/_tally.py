@@ -70,7 +70,9 @@ def outcome(
         if condition != STEERED and condition in by_unit
     }
     if draws:
-        estimates[RANDOM] = _of_draws([by_unit.get(each, {}) for each in draws], [also.get(e, {}) for e in draws], options)
+        estimates[RANDOM] = _of_draws(
+            [by_unit.get(each, {}) for each in draws], [also.get(e, {}) for e in draws], options
+        )
         effects[RANDOM] = _against_draws(by_unit[STEERED], [by_unit.get(each, {}) for each in draws], compared, options)
     return Outcome(
         protocol=protocol,

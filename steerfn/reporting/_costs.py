@@ -18,8 +18,8 @@ from steerfn.metrics._metric import Setting, as_metrics, measure
 PERPLEXITY_RATIO = 1.1
 """As `calibrate` puts up with unless told otherwise."""
 KL = 0.1
-"""Nats for each token of plain text. The number is that of Arditi et al. 2024, who bound another quantity: the divergence
-at the last token of harmless prompts, with the direction ablated."""
+"""Nats for each token of plain text. The number is that of Arditi et al. 2024, who bound another quantity: the
+divergence at the last token of harmless prompts, with the direction ablated."""
 REPETITION = 0.05
 """A share of n-grams that readers begin to notice."""
 ACCURACY = 0.05

@@ -146,8 +146,8 @@ def _of_effect(facts: Facts) -> Iterator[str]:
     )
     if facts.draws < FEWEST_DRAWS:
         yield (
-            f"Only {counted(facts.draws, 'random vector')} drawn: fewer than {FEWEST_DRAWS} do not show what others do, "
-            "and carry no claim."
+            f"Only {counted(facts.draws, 'random vector')} drawn: fewer than {FEWEST_DRAWS} do not show what others "
+            "do, and carry no claim."
         )
 
 

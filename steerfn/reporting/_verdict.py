@@ -129,8 +129,8 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
     )
     if few := [pair.metric for pair in pairs if pair.few_draws]:
         text += (
-            f" For {listed(few)} fewer than five random vectors have numbers, which do not show what others do: nothing "
-            "can be shown there; run controls=5 or more."
+            f" For {listed(few)} fewer than five random vectors have numbers, which do not show what others do: "
+            "nothing can be shown there; run controls=5 or more."
         )
     if sparse := list(dict.fromkeys(pair.metric for pair in pairs if pair.sparse)):
         text += f" For {listed(sparse)} too few texts have a number for anything to be shown."

@@ -28,4 +28,4 @@ def common(values: np.ndarray, enough: float = ENOUGH) -> tuple[np.ndarray, np.n
     """
     known = np.isfinite(values)
     rows = known.mean(-1) >= enough if values.shape[-1] else np.zeros(len(values), bool)
-    return rows, known[rows].all(0) & rows.any()
+    return np.asarray(rows), np.asarray(known[rows].all(0) & rows.any())

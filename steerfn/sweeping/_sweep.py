@@ -53,9 +53,9 @@ def sweep(
     steered one elsewhere). Both give what a loop over the configurations gives: the same greedy tokens, and
     log-probabilities within rounding.
 
-    Log-odds say what the model prefers where both continuations are put into its mouth, not what it writes: the strength
-    that is best by them can be one at which generated texts fall apart, or one that changes none. Choose by them, then
-    look at texts at that strength.
+    Log-odds say what the model prefers where both continuations are put into its mouth, not what it writes: the
+    strength that is best by them can be one at which generated texts fall apart, or one that changes none. Choose by
+    them, then look at texts at that strength.
 
     Args:
         model: any transformers causal LM. Unchanged.

@@ -17,10 +17,9 @@ from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.sweeping._common import common
 from steerfn.sweeping._configs import Config
 
-
 LOG_ODDS = (
-    "Log-odds of given continuations and what is generated can part: look at texts at this strength (metrics= instead of "
-    "continuations=)."
+    "Log-odds of given continuations and what is generated can part: look at texts at this strength (metrics= instead "
+    "of continuations=)."
 )
 """What a table of scores does not show."""
 
@@ -140,8 +139,8 @@ class Sweep:
             known = int(np.isfinite(values).sum(1).max())
             raise DataError(
                 f"The metric {name!r} is a finite number for too few prompts to choose by: of {len(self.prompts)}, at "
-                f"most {known} under one configuration, and {int(shared.sum())} under all that have numbers for four of "
-                "five. Use more prompts, weaker strengths, or another metric."
+                f"most {known} under one configuration, and {int(shared.sum())} under all that have numbers for four "
+                "of five. Use more prompts, weaker strengths, or another metric."
             )
         means = np.where(rows, (-1 if lowest else 1) * values[:, choosing].mean(1), -np.inf)
         top = max(range(len(self)), key=lambda c: (means[c], -abs(self.configs[c].alpha)))
@@ -172,7 +171,8 @@ class Sweep:
         if not rows.all():
             yield f"{int((~rows).sum())} of {len(rows)} configurations have numbers for too few prompts to be chosen."
         if not shared.all():
-            yield f"{int((~shared).sum())} of {len(shared)} prompts have no number under some configuration, and are left out."
+            missing = int((~shared).sum())
+            yield f"{missing} of {len(shared)} prompts have no number under some configuration, and are left out."
         if self.log_probs is not None:
             yield LOG_ODDS
 
@@ -241,7 +241,9 @@ class Sweep:
         for label, (vector, sites) in zip(labels, rows, strict=True):
             lines.append(f"{label:<{wide}}" + "".join(f"{cells[Config(vector, sites, each)]:>10}" for each in alphas))
         if enough.any() and not shared.all():
-            lines.append(f"(means over the {int(shared.sum())} of {n} prompts that have a number in all of these cells)")
+            lines.append(
+                f"(means over the {int(shared.sum())} of {n} prompts that have a number in all of these cells)"
+            )
         if not enough.all():
             lines.append("([a/n]: a of n prompts have a number, too few for a mean)")
         return "\n".join(lines)

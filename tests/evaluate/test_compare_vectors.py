@@ -80,7 +80,9 @@ def test_few_prompts_have_fewer_random_vectors():
     assert random_slots(40, [0, 1, 2], 0)[0].shape == (10, 3) and random_slots(40, [0, 1, 2], 0)[0].max() == 9
     assert random_slots(7, range(30), 0)[0].tolist() == [[j] * 30 for j in range(7)]
     assert random_slots(25, range(30), 0)[0].max() == 26  # rounded up, so that every prompt has as many
-    assert random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 0].tolist() == random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 1].tolist()
+    assert (
+        random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 0].tolist() == random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 1].tolist()
+    )
 
 
 def test_groups_are_the_units(tiny):

@@ -140,8 +140,12 @@ def test_steerability_is_the_slope_of_a_loop(tiny):
         np.testing.assert_allclose(values(found, "propensity", condition), np.array(odds).T, atol=1e-4)
         if condition == "steered":
             assert found.figures["slope"].mean == pytest.approx(slopes.mean(), abs=1e-4)
+            assert found.figures["spread"].mean == pytest.approx(slopes.std(ddof=1), abs=1e-4)
+            assert found.figures["anti_steerable"].mean == pytest.approx((slopes <= 0).mean())
         given, turned = (
-            np.polyfit(alphas, np.array([o[:, 0] - o[:, 1] for o in (by_hand(tiny, v, a, items) for a in alphas)]), 1)[0]
+            np.polyfit(alphas, np.array([o[:, 0] - o[:, 1] for o in (by_hand(tiny, v, a, items) for a in alphas)]), 1)[
+                0
+            ]
             for items in BOTH
         )
         is_a = np.array([item["answer_matching_behavior"] == "(A)" for item in QUESTIONS])
@@ -149,8 +153,6 @@ def test_steerability_is_the_slope_of_a_loop(tiny):
         np.testing.assert_allclose(values(found, "letter_bias", condition), bias, atol=2e-4)
     drawn = [values(found, "slope", f"random {i + 1}") for i in range(5)]
     assert found.draws == 5 and found.controls["random"]["slope"].mean == pytest.approx(np.mean(drawn))
-        assert shown["spread"].mean == pytest.approx(slopes.std(ddof=1), abs=1e-4)
-        assert shown["anti_steerable"].mean == pytest.approx((slopes <= 0).mean())
     assert found.effects["unsteered"]["slope"].estimate.mean == pytest.approx(found.figures["slope"].mean)
     assert not found.baseline and found.about["alphas"] == alphas
 

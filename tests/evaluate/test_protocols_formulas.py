@@ -8,8 +8,8 @@ import pytest
 
 import steerfn as sf
 from steerfn.discover import Hits
-from steerfn.evaluate._statistics import Estimate, estimate, paired, proportion
 from steerfn.evaluate._pairs import analyse, planned
+from steerfn.evaluate._statistics import Estimate, estimate, paired, proportion
 from steerfn.evaluate._tally import exponential, outcome, records_of, resampled
 from steerfn.evaluate.protocols._axbench import best
 from steerfn.evaluate.protocols._axbench_offline import reached, within
@@ -157,9 +157,7 @@ def test_random_vectors_are_one_control_by_the_rule_of_compare_vectors():
     options = {"compared": ("x",), "about": {}, "level": 0.95, "seed": 0}
     found = outcome("test", "nobody", values, draws=list(draws), **options)
     numbers = np.stack([each["x"] for each in draws.values()])
-    plain, pair = analyse(
-        {"x": {"v": base + 9, "unsteered": base, "random like v": numbers}}, planned(["v"]), seed=0
-    )
+    plain, pair = analyse({"x": {"v": base + 9, "unsteered": base, "random like v": numbers}}, planned(["v"]), seed=0)
     effect = found.effects["random"]["x"]
     assert (effect.p, effect.estimate) == (pair.p, pair.difference.estimate) and found.draws == 5
     assert found.adjusted == {("unsteered", "x"): plain.adjusted, ("random", "x"): pair.adjusted}

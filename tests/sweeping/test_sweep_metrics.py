@@ -192,7 +192,14 @@ def test_scores_say_that_log_odds_are_not_texts(tiny):
     from steerfn.sweeping._table import LOG_ODDS
 
     scores = sf.sweep(
-        tiny, words(), ["a b", "c"], vector(sf.resid_post[1]), [0, 1], continuations=[" a", " b"], chat=False, progress=False
+        tiny,
+        words(),
+        ["a b", "c"],
+        vector(sf.resid_post[1]),
+        [0, 1],
+        continuations=[" a", " b"],
+        chat=False,
+        progress=False,
     )
     assert str(scores).endswith(LOG_ODDS) and LOG_ODDS in scores.best().notes
     assert LOG_ODDS not in str(swept(tiny, ["length"]))
