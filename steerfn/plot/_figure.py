@@ -51,6 +51,9 @@ def figure(width: float = 6.0, height: float = 4.0, ax: Any = None) -> Any:
             "plt.subplots(), not from add_axes()."
         )
     whole = ax.figure
+    root = whole.figure
+    if root.get_layout_engine() is None:
+        root.set_layout_engine("constrained")  # or titles and labels would lie on the neighbours'
     ax.remove()
     return whole.add_subfigure(spec)
 
@@ -167,7 +170,7 @@ def finished(made: Any, only: Any = None) -> Any:
         text.set_parse_math(False)
         text.set_usetex(False)
         text.set_fontfamily(families(text.get_fontfamily()[0]))
-    return made.get_figure(root=True) if hasattr(made, "_parent") else made.figure
+    return made.figure
 
 
 def contrasting(colour: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
-from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, legend, tidy, width_of
+from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, height_of, legend, tidy, width_of
 from steerfn.plot._separated import Separated, separated
 from steerfn.reading import Position
 
@@ -74,7 +74,7 @@ def separation(
     found = separated(
         model, tokenizer, *sides, v, site, position=position, chat=chat, batch_size=batch_size, progress=progress
     )
-    beside = width >= WIDE
+    beside = width >= WIDE if ax is None else width > height_of(ax)
     made = figure(width, 3.8 if beside else 6.6, ax)
     first, second = made.subplots(*((1, 2) if beside else (2, 1)))
     _along(first, found)

@@ -95,15 +95,16 @@ def tokens(
         made.set_layout_engine("none")  # every letter has its place
     height = inches(made)[1]
     body = body if ax is None else max(0.1, min(body, height - top - bottom))
+    low = max(0.0, height - top - body - bottom)  # of a place that is higher than the text needs
     made.text(MARGIN / width, 1 - 0.07 / height, "\n".join(lines), va="top", ha="left", fontsize=9)
-    axes = made.add_axes((MARGIN / width, bottom / height, across * LETTER / width, body / height))
+    axes = made.add_axes((MARGIN / width, (low + bottom) / height, across * LETTER / width, body / height))
     axes.set_axis_off()
     axes.set_xlim(0, across)
     axes.set_ylim(rows, 0)
     drawn = _boxes(axes, boxes, found.values, middle, span)
-    low, high = (off.min() < -span), (off.max() > span)
-    ends = "both" if low and high else "min" if low else "max" if high else "neither"
-    place = made.add_axes((0.15, 0.54 / height, 0.7, 0.1 / height))
+    below, above = (off.min() < -span), (off.max() > span)
+    ends = "both" if below and above else "min" if below else "max" if above else "neither"
+    place = made.add_axes((0.15, (low + 0.54) / height, 0.7, 0.1 / height))
     bar = made.colorbar(drawn, cax=place, orientation="horizontal", extend=ends)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     bar.outline.set_visible(False)

@@ -81,11 +81,12 @@ def side_effects(
         side: {metric: mean_of(of[condition], how) for metric, of in values.items()}
         for side, condition in ((STEERED, name), (UNSTEERED, UNSTEERED), (RANDOM, random_like(name)))
     }
+    units = len(set(effect.unit_of))
     missing = [
-        f"{len(effect.prompts) - each.n} of {len(effect.prompts)} prompts have no {metric} ({side}) and are left out."
+        f"{units - each.n} of {units} prompts have no {metric} ({side}) and are left out of it."
         for side, of in means.items()
         for metric, each in of.items()
-        if each.n < len(set(effect.unit_of))
+        if each.n < units
     ]
     pairs = analyse(
         {"repetition": values["repetition"]},

@@ -77,7 +77,7 @@ def test_every_difference_is_on_its_line_and_filled_where_shown():
             seen.add(pair.significant)
     assert seen == {True, False}
     assert [axes.get_xlabel() for axes in made.axes] == ["Difference (probability)", "Difference"]
-    assert "10 comparisons" in " ".join(made.get_suptitle().split())
+    assert "square: from random vectors, where p is that of an effect" in " ".join(made.get_suptitle().split())
 
 
 def test_the_first_line_is_on_top_and_zero_is_marked():
@@ -95,10 +95,10 @@ def test_what_too_few_prompts_cannot_carry_is_open_and_says_so():
     assert {note for *_, note in drawn.values()} == {"too few prompts, n = 4"}
 
 
-def test_one_random_vector_is_open_and_says_so():
+def test_a_few_random_vectors_are_open_and_says_so():
     lone = {"toxicity": {**VALUES["toxicity"], random_like("v2"): PLAIN}}
     _, _, filled, note = rows(sf.plot.comparison(compared(lone)).axes[0])["v2 − random"]
-    assert not filled and note == "one random vector, n = 24"
+    assert not filled and note == "too few random vectors, n = 24"
 
 
 def test_a_comparison_without_numbers_has_no_marker():
@@ -109,6 +109,15 @@ def test_a_comparison_without_numbers_has_no_marker():
     assert "no numbers, n = 0" in [t.get_text() for t in made.axes[0].texts]
     labels = [t.get_text() for t in made.axes[0].get_yticklabels()]
     assert labels[0] == "v1 − unsteered" and labels[0] not in drawn
+
+
+def test_names_that_begin_alike_stay_apart():
+    names = [f"a vector whose name goes on and ends in {i}" for i in range(3)]
+    of = {"unsteered": PLAIN} | {name: PLAIN - 1 for name in names}
+    of |= {random_like(name): PLAIN + RNG.normal(size=(5, 24)) for name in names}
+    for width in (3.0, 6.5):
+        labels = [t.get_text() for t in sf.plot.comparison(compared({"m": of}), width=width).axes[0].get_yticklabels()]
+        assert len(set(labels)) == len(labels) == 9
 
 
 def test_long_names_keep_what_they_are_compared_with():
