@@ -76,8 +76,8 @@ class Outcome:
 
         Its interval excludes 0, its p after Holm's correction is below 1 - level, four of five items have a number
         under both, and against "random" there are five random vectors or more: fewer do not show what others do. An
-        effect of the vector is a difference from the unsteered model and from random vectors; that against "random"
-        asks for both.
+        effect of the vector is a difference from the unsteered model and, the same way, from random vectors; that
+        against "random" asks for both.
 
         Args:
             figure: the name of a figure that is compared.
@@ -93,6 +93,9 @@ class Outcome:
         found = effect.estimate
         if self._is_sparse(effect) or self._lacks_draws(against):
             return False
+        plain = self.effects.get(UNSTEERED, {}).get(figure)
+        if against == RANDOM and plain is not None and plain.estimate.mean * found.mean <= 0:
+            return False  # random vectors do more
         return (found.low > 0 or found.high < 0) and self.adjusted[against, figure] < 1 - found.level
 
     def _lacks_draws(self, against: str) -> bool:

@@ -163,6 +163,9 @@ def test_random_vectors_are_one_control_by_the_rule_of_compare_vectors():
     assert found.adjusted == {("unsteered", "x"): plain.adjusted, ("random", "x"): pair.adjusted}
     assert found.is_shown("x", "random") == pair.significant
     assert found.controls["random"]["x"] == estimate(numbers.mean(0), seed=0) and list(found.controls) == ["random"]
+    more = {name: {"x": each["x"] + 40} for name, each in draws.items()}
+    beyond = outcome("test", "nobody", {**values, **more}, draws=list(draws), **options)
+    assert beyond.adjusted["random", "x"] < 0.05 and not beyond.is_shown("x", "random")  # they raise it more
     few = outcome("test", "nobody", values, draws=list(draws)[:4], **options)
     assert few.is_shown("x") and not few.is_shown("x", "random")  # pitfall 52
     assert "fewer than five random vectors do not show what others do; pass controls=5 or more" in str(few)

@@ -34,7 +34,7 @@ def compared(values=VALUES):
     means = {m: {c: mean_of(each, options) for c, each in of.items()} for m, of in values.items()}
     return sf.VectorComparison(
         tuple(f"p{i}" for i in range(n)), (0,), tuple(vectors), {c: ("",) * n for c in conditions}, values, means,
-        analyse(values, planned(vectors)), metrics,
+        analyse(values, planned(vectors)), metrics, tuple(range(n)), np.zeros((1, n), int),
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_an_effect_of_infinite_size_is_drawn():
 
 def test_errors_by_their_text():
     empty = outcome(figures={}, baseline={}, controls={}, effects={})
-    nothing = sf.VectorComparison(("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {})
+    nothing = sf.VectorComparison(("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {}, (0,), np.zeros((1, 1), int))
     for call, message in (
         (lambda: sf.plot.comparison(outcome()), "plot.comparison takes a VectorComparison, not a Outcome; make one"),
         (lambda: sf.plot.comparison(nothing), "This comparison compares nothing, so there is nothing to draw."),
