@@ -101,7 +101,7 @@ OWN = {
 LIMIT = {P.cast: {"limit": {"limit": 5}}}  # two of a side must choose
 NAMED = [(protocol, name) for protocol in BASE for name in [*OWN[protocol], *COMMON, *STEERED]]
 NAMED = [(p, name) for p, name in NAMED if not (p is P.refusal and name in STEERED)]
-GROUPED = (P.caa, P.steerability, P.truthfulqa, P.toxicity)
+GROUPED = (P.caa, P.steerability, P.truthfulqa, P.toxicity, P.axbench)
 
 
 def run(protocol, model=None, **options):
@@ -213,6 +213,10 @@ def test_a_limit_draws_items_by_the_seed_and_keeps_their_order():
 @pytest.mark.parametrize("protocol", GROUPED, ids=lambda p: p.__name__)
 def test_groups_are_the_units(protocol):
     data = BASE[protocol][2]
+    if protocol is P.axbench:  # half of the groups choose
+        found = run(protocol, groups=["a", "a", "b", "b"])
+        assert found.figures["score"].n == 1 and len({r["prompt"] for r in found.records}) == 2
+        return
     groups = [min(i, len(data) - 2) for i in range(len(data))]  # the last two belong together
     found, plain = run(protocol, groups=groups), run(protocol)
     name, effect = next(iter(found.effects["unsteered"].items()))

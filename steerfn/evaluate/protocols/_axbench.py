@@ -20,7 +20,7 @@ from steerfn.evaluate._tally import outcome
 from steerfn.evaluate.protocols._axbench_judge import PARTS, Judge, harmonic, named, ratings_of
 from steerfn.evaluate.protocols._axbench_offline import OFFLINE
 from steerfn.evaluate.protocols._data import texts_of
-from steerfn.evaluate.protocols._run import Run, Steering
+from steerfn.evaluate.protocols._run import Grouped, Run
 from steerfn.metrics._metric import Setting
 from steerfn.operators import Operator
 from steerfn.operators._base import as_vector
@@ -44,7 +44,7 @@ def axbench(
     activating: Any = None,
     max_new_tokens: int = 128,
     generation: Mapping[str, Any] | None = None,
-    **options: Unpack[Steering],
+    **options: Unpack[Grouped],
 ) -> Outcome:
     """AxBench's steering score: the harmonic mean of three ratings from 0 to 2, 0 where one is 0.
 
@@ -77,7 +77,7 @@ def axbench(
             length 1. Without them they are factors of the vector as it is, often a third as far.
         max_new_tokens: tokens of a text at most; the paper has 128.
         generation: more of what transformers' `generate` takes; by default the paper's sampling at temperature 1.
-        options: what every protocol takes, see `Steering`.
+        options: what every protocol takes, see `Grouped`.
 
     Raises:
         DataError: fewer than two different prompts, no concept, or a judge that gives something else than ratings.
@@ -93,11 +93,13 @@ def axbench(
         ... )  # doctest: +SKIP
         >>> print(found, found.about["chosen"])  # doctest: +SKIP
     """
-    run = Run.of("axbench", options, scope=None)
+    run = Run.of("axbench", options, scope=None, groups=None)
     if not isinstance(concept, str) or not concept.strip():
         raise DataError(f"concept says in words what the vector stands for, not {concept!r:.80}.")
-    prompts = run.chosen(texts_of(data, "data"))
-    reports = np.array(hold_out(prompts, 0.5, run.seed))
+    prompts, units = run.grouped(texts_of(data, "data"))
+    # Prompts of one group choose or report together.
+    alike = prompts if run.groups is None else [f"group {unit}" for unit in units]
+    reports = np.array(hold_out(alike, 0.5, run.seed))
     if not reports.any():
         raise DataError("AxBench chooses a strength on half of the prompts; pass at least two different ones.")
     strengths, decoding = alphas_of(alphas), {**SAMPLING, **(generation or {})}
@@ -151,6 +153,7 @@ def axbench(
             maximal_activation=reached,
         ),
         draws=run.draws,
+        units=[unit for unit, out in zip(units, reports, strict=True) if out],
         level=run.level,
         seed=run.seed,
     )  # fmt: skip
