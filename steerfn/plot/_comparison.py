@@ -52,12 +52,13 @@ def comparison(result: VectorComparison, *, ax: Any = None, title: str | None = 
     for pair in result.pairs:
         found.setdefault(pair.metric, []).append(pair)
     metrics, letters = distinct(list(found), 60), letters_of(width)
-    names = distinct(list(result.vectors), max(6, (letters - 3 - len("unsteered"))))
-    others = distinct(list(result.vectors), max(6, (letters - 3) // 2))
-    panels = {
-        metrics[metric]: [_row(pair, others if pair.against == "vector" else names) for pair in pairs]
-        for metric, pairs in found.items()
-    }
+    rooms = {
+        "unsteered": letters - 12,
+        "random": letters - 9,
+        "vector": (letters - 3) // 2,
+    }  # beside " − unsteered", ...
+    names = {against: distinct(result.vectors, max(6, room)) for against, room in rooms.items()}
+    panels = {metrics[metric]: [_row(pair, names[pair.against]) for pair in pairs] for metric, pairs in found.items()}
     units = {metrics[metric]: result.units.get(metric, "") for metric in found}
     labels = {name: f"Difference ({unit})" if unit else "Difference" for name, unit in units.items()}
     level = percent(result.pairs[0].difference.estimate.level)

@@ -88,8 +88,9 @@ def tokens(
     if title is None and abs(off[0]) > span:
         said.append(f"First token: {digits(found.values[0])}, beyond the colours")
     lines = [line for each in said if each for line in lines_of(each, width - 2 * MARGIN)]
+    unit = lines_of(f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {digits(middle)}", width)
     rows = boxes[-1][0] + 1
-    top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.76
+    top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.46 + 0.15 * len(unit)
     made = figure(width, top + body + bottom, ax)
     if ax is None:
         made.set_layout_engine("none")  # every letter has its place
@@ -104,11 +105,10 @@ def tokens(
     drawn = _boxes(axes, boxes, found.values, middle, span)
     below, above = (off.min() < -span), (off.max() > span)
     ends = "both" if below and above else "min" if below else "max" if above else "neither"
-    place = made.add_axes((0.15, (low + 0.54) / height, 0.7, 0.1 / height))
+    place = made.add_axes((0.15, (low + bottom - 0.22) / height, 0.7, 0.1 / height))
     bar = made.colorbar(drawn, cax=place, orientation="horizontal", extend=ends)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     bar.outline.set_visible(False)
-    unit = lines_of(f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {digits(middle)}", width)
     bar.set_label("\n".join(unit), fontsize=8, labelpad=1)
     return finished(made)
 

@@ -70,7 +70,7 @@ def test_no_text_lies_on_another_or_outside(name, width):
     assert width is None or made.get_size_inches()[0] == width
 
 
-SINGLE = ("token_probabilities", "sweep", "heat_map")
+SINGLE = ("token_probabilities", "sweep")
 """Those that draw in the axes that is given; the others put their panels in its place."""
 
 
@@ -91,6 +91,13 @@ def test_a_plot_stands_in_an_axes_of_the_callers(name):
     middle = whole.get_size_inches()[0] * whole.dpi / 2
     whole.canvas.draw()
     assert all(axes.get_window_extent().x1 < middle for axes in ours)
+
+
+def test_a_heat_map_of_one_vector_is_drawn_in_the_axes_itself():
+    whole = Figure(figsize=(9, 4))
+    axes = whole.subplots(1, 2)[0]
+    assert sf.plot.heat_map(table(), ax=axes, title="mine") is whole
+    assert axes in whole.axes and axes.collections and axes.get_title(loc="left") == "mine"
 
 
 @pytest.mark.parametrize("name", PLOTS)
