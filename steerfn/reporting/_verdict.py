@@ -127,7 +127,7 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
         f"themselves, with {level:g} % intervals that exclude 0 and the larger of the two p-values below "
         f"{(100 - level) / 100:.2g} after Holm's correction for {counted(len(tested), 'metric')}."
     )
-    if few := [pair.metric for pair in pairs if pair.few_draws]:
+    if few := [pair.metric for pair in pairs if pair.few_draws and not pair.sparse]:
         text += (
             f" For {listed(few)} fewer than five random vectors have numbers, which do not show what others do: "
             "nothing can be shown there; run controls=5 or more."
