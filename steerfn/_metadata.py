@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 
 
 class Metadata(Mapping[str, Any]):
@@ -24,7 +25,7 @@ class Metadata(Mapping[str, Any]):
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             raise DataError(f"Metadata is a mapping from names to JSON values, not {values!r}.")
         try:
-            self._text = json.dumps(dict(values), sort_keys=True, allow_nan=False)
+            self._text = json.dumps(dict(values), sort_keys=True, allow_nan=False, default=_plain)
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"Metadata holds JSON values only (text, numbers, lists, mappings): {error}.") from None
 
@@ -48,3 +49,10 @@ class Metadata(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Metadata, (json.loads(self._text),)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value that it does not know: numpy's numbers are numbers."""
+    if (plain := plain_number(value)) is value:
+        raise TypeError(f"{value!r:.80} of type {type(value).__name__}")
+    return plain

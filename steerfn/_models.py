@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ._errors import ModelError, SteerError
+from steerfn._errors import ModelError, SteerError
+from steerfn._extra import missing
 
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -159,7 +160,7 @@ def _quantization(name: str, where: str, dtype: str | torch.dtype) -> tuple[Any,
         from torchao.quantization import IntxWeightOnlyConfig as Intx
         from torchao.quantization import PerGroup
     except ImportError as error:
-        raise SteerError(f'quantization={name!r} needs torchao: run pip install "steerfn[quantized]".') from error
+        raise SteerError(missing("torchao", "quantized", error)) from error
     from transformers import TorchAoConfig
 
     if name == "int8":

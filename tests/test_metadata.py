@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 
+import numpy as np
 import pytest
 
 import steerfn as sf
@@ -73,3 +74,8 @@ def test_what_is_no_mapping_from_names_is_refused(values):
     text = f"Metadata is a mapping from names to JSON values, not {values!r}."
     with pytest.raises(sf.DataError, match=f"^{re.escape(text)}$"):
         Metadata(values)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"seed": np.int64(3), "scale": np.float32(0.5), "flag": np.True_, "list": np.arange(2)}
+    assert Metadata(given) == {"seed": 3, "scale": 0.5, "flag": True, "list": [0, 1]}

@@ -44,8 +44,17 @@ def test_pitfall_30_an_import_loads_neither_transformers_nor_an_extra():
     assert not loaded & {"transformers", "gguf", "accelerate", "torchao", "beartype", "matplotlib", "pytest"}
 
 
+def test_the_package_is_found_beside_its_clone(tmp_path):
+    """A folder of the same name in the working directory is an empty namespace package, which must not win."""
+    (tmp_path / "steerfn").mkdir()
+    code = "import steerfn; print(steerfn.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{sf.__version__}\n", done.stderr
+
+
 def test_core_packages_are_pinned_in_the_constraints():
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     needed = metadata.requires("steerfn")
     names = {re.split(r"[>=<\[; ]", d)[0].lower() for d in needed} - {"steerfn"}
     assert names - {"vllm"} <= pinned  # vLLM pins a torch and a transformers of its own: an environment for itself

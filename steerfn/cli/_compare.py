@@ -5,6 +5,7 @@ from typing import Any
 
 from steerfn._errors import DataError
 from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
+from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
 
 
@@ -14,15 +15,14 @@ def add_to(commands: Any) -> None:
     add_generation_options(command)
     command.add_argument("--vector", metavar="FILE", required=True, help="a vector file")
     command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
-    command.add_argument(
+    add_list(
+        command,
         "--metric",
-        action="extend",
-        nargs="+",
         metavar="NAME",
-        help="what to measure, such as sentiment or bleu (default: length, distinct_n, repetition)",
+        help="what to measure, such as sentiment,bleu (default: length, distinct_n, repetition)",
     )
-    command.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="with --sample: each gives every prompt a text (default: 0)"
+    add_list(
+        command, "--seeds", kind=int, metavar="N", help="with --sample: each gives every prompt a text (default: 0)"
     )
     command.add_argument(
         "--max-rows", type=int, default=8, metavar="N", help="texts to show; files hold all (default: %(default)s)"

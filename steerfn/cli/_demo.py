@@ -7,6 +7,8 @@ import textwrap
 import time
 from typing import Any
 
+from steerfn.cli._lists import add_list
+
 HAPPY = (
     "I am so happy today, everything is wonderful!",
     "What a beautiful morning, I feel full of joy.",
@@ -32,13 +34,13 @@ TOKENS = 32
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("demo", help="the whole idea on a real model, in a minute", description=__doc__)
-    command.add_argument(
+    add_list(
+        command,
         "--alphas",
-        type=float,
-        nargs="+",
+        kind=float,
         default=list(ALPHAS),
         metavar="A",
-        help="strengths to compare (default: %(default)s)",
+        help="strengths to compare, such as -2,0,2 (the default)",
     )
     command.add_argument("--prompt", action="append", metavar="TEXT", help="ask this instead (may be repeated)")
     command.add_argument(

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
+from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
 
 
@@ -12,12 +13,14 @@ def add_to(commands: Any) -> None:
     command = commands.add_parser("generate", help="generate text, steered or not", description=__doc__)
     add_generation_options(command)
     command.add_argument("--vector", metavar="FILE", help="a vector file (default: unsteered)")
-    command.add_argument(
+    add_list(
+        command,
         "--alpha",
-        type=float,
-        nargs="+",
+        "--alphas",
+        kind=float,
         default=[1.0],
-        help="strength; several are shown one after the other (default: 1)",
+        metavar="A",
+        help="strength; several, such as -2,0,2, are shown one after the other (default: 1)",
     )
     command.add_argument("--seed", type=int, default=0, help="for --sample (default: %(default)s)")
     add_model_options(command)

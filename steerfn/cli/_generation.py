@@ -1,6 +1,7 @@
 """What commands that generate text have in common: prompts, scope, how to decode, and vectors that fit the model."""
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -34,6 +35,12 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
         prompts = [line.strip() for line in sys.stdin if line.strip()]
     if not prompts:
         raise DataError("There is no prompt; stdin was empty.")
+    number = next((prompt for prompt in options.prompts if re.fullmatch(r"-?[\d.]+", prompt)), None)
+    if number is not None:  # what is left over from `--alphas -2 0 2` would be taken for prompts
+        raise DataError(
+            f"The prompt {number!r} is a number; an option that takes several values wants commas, as in "
+            "--alphas=-2,0,2. A prompt that really is a number comes from a --file or from stdin."
+        )
     return prompts
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerfn._errors import SteerError, SteerWarning
+from steerfn.cli._lists import accept_negative_numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _export, _bake, _serve):
         module.add_to(commands)
+    for command in commands.choices.values():
+        accept_negative_numbers(command)
     return top
 
 

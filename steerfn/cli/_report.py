@@ -9,6 +9,7 @@ from typing import Any
 from steerfn._errors import DataError
 from steerfn.cli._generation import SCOPES, scope_of
 from steerfn.cli._lines import lines
+from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
 
 FILES = ("vector", "data", "negative", "prompts", "passages", "questions", "out", "json")
@@ -34,10 +35,9 @@ def add_to(commands: Any) -> None:
     command.add_argument("--questions", metavar="FILE", help="questions with two answers, to see if knowledge suffers")
     command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
     command.add_argument("--scope", choices=SCOPES, default="everywhere", help="tokens to steer (default: %(default)s)")
-    command.add_argument(
+    add_list(
+        command,
         "--metric",
-        action="extend",
-        nargs="+",
         metavar="NAME",
         help="what to measure: name at least one of the behaviour, such as sentiment (default: length, distinct_n, "
         "repetition, which describe the text only)",
@@ -50,7 +50,7 @@ def add_to(commands: Any) -> None:
         "--max-new-tokens", type=int, default=40, metavar="N", help="tokens to generate at most (default: %(default)s)"
     )
     command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
-    command.add_argument("--seeds", type=int, nargs="+", metavar="N", help="with --sample (default: 0)")
+    add_list(command, "--seeds", kind=int, metavar="N", help="with --sample (default: 0)")
     command.add_argument("--raw", action="store_true", help="no chat template")
     command.add_argument("--strict", action="store_true", help="refuse a vector made for another model")
     command.add_argument("--title", help="of the page")
@@ -137,5 +137,5 @@ def command_of(options: argparse.Namespace) -> str:
         if name in FILES or (name == "model" and os.path.isdir(value)):
             value = os.path.basename(os.path.normpath(value))
         if value is not True:
-            words += map(str, value if isinstance(value, list) else [value])
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return shlex.join(words)

@@ -8,6 +8,7 @@ from typing import Any
 
 from steerfn._errors import DataError, SteerWarning
 from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
+from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
 
 
@@ -15,31 +16,34 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("sweep", help="which strength, which layer, which vector", description=__doc__)
     add_generation_options(command)
-    command.add_argument("--vector", metavar="FILE", nargs="+", required=True, help="vector files")
     command.add_argument(
+        "--vector", metavar="FILE", action="append", required=True, help="a vector file; may be repeated"
+    )
+    add_list(
+        command,
         "--alphas",
-        type=float,
-        nargs="+",
+        kind=float,
         default=[-2.0, -1.0, 0.0, 1.0, 2.0],
         metavar="A",
-        help="strengths; 0 is the unsteered model (default: -2 -1 0 1 2)",
+        help="strengths; 0 is the unsteered model (default: -2,-1,0,1,2)",
     )
-    command.add_argument(
+    add_list(
+        command,
         "--layers",
-        type=int,
-        nargs="+",
+        kind=int,
         metavar="N",
         help="blocks that are tried one by one, resid_post (default: each vector at all of its sites together)",
     )
     command.add_argument("--site", action="append", default=[], help="any other site to try; may be repeated")
     command.add_argument(
-        "--choices",
-        nargs="+",
+        "--choice",
+        action="append",
+        dest="choices",
         metavar="TEXT",
-        help="score these continuations of the prompts instead of generating: the first is the one that counts. They "
-        "follow the prompt directly, so blanks belong to them: ' good' ' bad'",
+        help="score these continuations of the prompts instead of generating: repeat it for each, the first is the one "
+        "that counts. They follow the prompt directly, so blanks belong to them: --choice ' good' --choice ' bad'",
     )
-    command.add_argument("--metric", action="extend", nargs="+", metavar="NAME", help="measure generated texts by this")
+    add_list(command, "--metric", metavar="NAME", help="measure generated texts by this")
     command.add_argument("--by", metavar="NAME", help="the metric that the best is chosen by (default: the first)")
     command.add_argument(
         "--lowest", action="store_true", help="the lowest is the best (default: where the metric says so)"
@@ -92,9 +96,11 @@ def refuse_generation(options: argparse.Namespace) -> None:
     """Options of generation do nothing where continuations are scored."""
     for given, option in ((options.metric, "--metric"), (options.sample, "--sample")):
         if given:
-            raise DataError(f"{option} goes with generated texts; leave it out, or leave out --choices.")
+            raise DataError(f"{option} goes with generated texts; leave it out, or leave out --choice.")
     if len(options.choices) < 2:
-        raise DataError("--choices takes two texts or more: the one that counts, and what it is compared with.")
+        raise DataError(
+            "--choice is needed at least twice: for the text that counts, and for what it is compared with."
+        )
 
 
 def warn_of_blanks(prompts: Sequence[str], options: argparse.Namespace) -> None:

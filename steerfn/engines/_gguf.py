@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import FileError, SiteError, SteerError
+from steerfn._extra import import_extra
 from steerfn._io_document import (
     MAX_BYTES,
     MAX_DOCUMENT,
@@ -158,8 +159,4 @@ def _text(reader: Any, key: str) -> str | None:
 
 
 def _package() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise SteerError('GGUF files need gguf, which is not installed: pip install "steerfn[gguf]".') from None
-    return gguf
+    return import_extra("gguf", "gguf")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 
 FEWEST_DRAWS = 5
 """With fewer random vectors nothing is said: they do not show how far random vectors differ from each other."""
@@ -109,7 +109,7 @@ def against_random(blocks: Iterable[Block], level: float = 0.95) -> AgainstRando
     total = np.maximum(of_draws + of_prompts, np.finfo(np.float64).tiny)
     freedom = total**2 / np.maximum(of_draws**2 / free_draws + of_prompts**2 / free_prompts, np.finfo(np.float64).tiny)
     freedom = np.clip(freedom, min(free_draws, free_prompts), free_draws + free_prompts)
-    special = imported("scipy.special", "evaluate")
+    special = import_extra("scipy.special", "evaluate")
     error = np.sqrt(total)
     p = 2 * special.stdtr(freedom, -np.abs(mean) / error)
     return AgainstRandom(mean, p, special.stdtrit(freedom, (1 + level) / 2) * error, draws)

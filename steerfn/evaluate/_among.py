@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
+from steerfn._extra import import_extra
 from steerfn.evaluate._bootstrap import ROUNDING
-from steerfn.metrics._extra import imported
 
 
 def among(value: float, others: Any, noise: float = 0.0) -> float:
@@ -45,7 +45,7 @@ def among(value: float, others: Any, noise: float = 0.0) -> float:
         raise DataError(
             f"A number is compared with two others at least, all finite, not {value!r:.80} with {others!r:.80}."
         )
-    special = imported("scipy.special", "evaluate")
+    special = import_extra("scipy.special", "evaluate")
     rest, k = numbers[1:], len(numbers) - 1
     off, spread = abs(float(numbers[0] - rest.mean())), max(float(rest.std(ddof=1)), noise)
     rounding = ROUNDING * float(np.abs(numbers).max())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 
 BATCH = 2_000_000
 """Indices that are drawn at once: 16 MB."""
@@ -45,7 +45,7 @@ def interval(
         return math.nan, math.nan
     if _constant(*samples):
         return around_a_constant(float(statistic(*samples)), n, level, scale)
-    stats, special = imported("scipy.stats", "evaluate"), imported("scipy.special", "evaluate")
+    stats, special = import_extra("scipy.stats", "evaluate"), import_extra("scipy.special", "evaluate")
     t = float(special.stdtrit(n - 1, (1 + level) / 2))
     tail = max(TAIL, float(special.ndtr(-t * math.sqrt(n / (n - 1)))))
     # Where BCa is undefined scipy warns and says NaN; the same resamples then give the percentile interval.

@@ -8,6 +8,7 @@ from torch import Tensor
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
 from steerfn._errors import DataError
+from steerfn._extra import import_extra
 from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared
 from steerfn._text import as_texts
@@ -19,7 +20,6 @@ from steerfn.evaluate._named import identified, told
 from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of
 from steerfn.evaluate._seeds import checked_seeds
 from steerfn.evaluate._statistics import Estimate, by_prompt, checked_options, units_of
-from steerfn.metrics._extra import imported
 from steerfn.operators import Scope
 from steerfn.reading._budget import limit_of
 from steerfn.sweeping._partial import Partial
@@ -104,7 +104,7 @@ def compare(
         )
     checked_options(level)
     unit_of = units_of(asked, groups)
-    imported("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
+    import_extra("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
     given, drawn = references_of(references, len(asked)), checked_seeds(seeds, model, hf)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     prepared(steering, root, layout(root), strict=False)  # what does not fit the model is known before anything runs

@@ -11,6 +11,7 @@ from typing import Any
 from steerfn import _forward
 from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerError
+from steerfn._extra import import_extra
 from steerfn._layout import layout
 from steerfn._substitute import substitutions_of
 from steerfn.discover import Workers
@@ -63,10 +64,7 @@ def ray_workers(
     for name, number in {"num_cpus": num_cpus, "num_gpus": num_gpus}.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
             raise DataError(f"{name} is a number from 0 for each worker, not {number!r}.")
-    try:
-        import ray.data  # here, so that its absence is told at once  # noqa: F401 # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise DataError(f'Ray Data is not installed ({error}); run: pip install "steerfn[ray]"') from None
+    import_extra("ray.data", "ray")  # fail before the work rather than on the workers
     return RayWorkers(num_workers, model_factory, {"num_cpus": num_cpus, "num_gpus": num_gpus})
 
 

@@ -1,4 +1,4 @@
-"""A LangChain chat model that is steered: `pip install "steerfn[langchain]"`. See `docs/agents.md`."""
+"""A LangChain chat model that is steered: `pip install -c constraints.txt -e ".[langchain]"`. See `docs/agents.md`."""
 
 import contextvars
 import json
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from steerfn._errors import DataError, SteerError
+from steerfn._extra import missing
 from steerfn.integrations._chat import OPTIONS, Answering, Options, Request
 from steerfn.integrations._together import Seat, Together
 
@@ -20,7 +21,7 @@ try:
     from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list, run_in_executor
     from pydantic import Field, PrivateAttr
 except ImportError as error:
-    raise ImportError(f'LangChain cannot be imported ({error}); run: pip install "steerfn[langchain]"') from error
+    raise ImportError(missing("LangChain", "langchain", error)) from error
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 FRAMEWORKS = ("stream", "stream_usage")

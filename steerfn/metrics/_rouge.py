@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 from steerfn.metrics._metric import metric
 from steerfn.metrics._paired import check_paired
 
@@ -53,4 +53,4 @@ def rouge(texts: Sequence[str], *, references: Sequence[str], variant: str = "ro
 def _scorer(variant: Any) -> Any:
     if not isinstance(variant, str) or not re.fullmatch("rouge([1-9]|L|Lsum)", variant):
         raise DataError(f"variant is 'rouge1' to 'rouge9', 'rougeL' or 'rougeLsum', not {variant!r:.80}.")
-    return imported("rouge_score.rouge_scorer", "evaluate").RougeScorer([variant])
+    return import_extra("rouge_score.rouge_scorer", "evaluate").RougeScorer([variant])

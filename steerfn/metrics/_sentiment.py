@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from steerfn.metrics._extra import imported
+from steerfn._extra import import_extra
 from steerfn.metrics._metric import metric
 from steerfn.metrics._scorer import probabilities
 
@@ -45,7 +45,7 @@ def sentiment(texts: Sequence[str]) -> list[float]:
 
 @functools.cache
 def _vader() -> Any:
-    return imported("vaderSentiment.vaderSentiment", "evaluate").SentimentIntensityAnalyzer()
+    return import_extra("vaderSentiment.vaderSentiment", "evaluate").SentimentIntensityAnalyzer()
 
 
 @metric(

@@ -1,4 +1,4 @@
-"""Plots: matplotlib Figures, made without a display. Needs the extra: `pip install "steerfn[plot]"`."""
+"""Plots: matplotlib Figures, made without a display. Needs the extra: `pip install -c constraints.txt -e ".[plot]"`."""
 
 from steerfn.plot._comparison import comparison as comparison
 from steerfn.plot._heat_map import heat_map as heat_map

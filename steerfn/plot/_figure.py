@@ -4,7 +4,8 @@ import math
 import textwrap
 from typing import Any
 
-from steerfn._errors import DataError, SteerError
+from steerfn._errors import DataError
+from steerfn._extra import import_extra
 from steerfn.plot._glyphs import families
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -27,10 +28,7 @@ def ready(width: Any) -> None:
     """
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not NARROWEST <= width < math.inf:
         raise DataError(f"width is a number of inches from {NARROWEST:g}, not {width!r}.")
-    try:
-        import matplotlib.figure  # here, so that its absence is told at once  # noqa: F401
-    except ImportError:
-        raise SteerError('Plots need matplotlib, which is not installed: pip install "steerfn[plot]".') from None
+    import_extra("matplotlib.figure", "plot")  # fail before the work rather than after it
 
 
 def figure(width: float = 6.0, height: float = 4.0, ax: Any = None) -> Any:

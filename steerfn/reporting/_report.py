@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SteerWarning
+from steerfn._extra import import_extra
 from steerfn._fingerprint import check_match
 from steerfn._layout import layout
 from steerfn._records import as_json, write_text
@@ -28,7 +29,6 @@ from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import checked_seeds, samples
 from steerfn.evaluate._side_by_side import shown_prompt, visible
 from steerfn.evaluate._statistics import RESAMPLES, checked_options
-from steerfn.metrics._extra import imported
 from steerfn.operators import Scope, add
 from steerfn.plot._figure import figure
 from steerfn.reading import Position
@@ -198,7 +198,7 @@ def report(
     if limit is not None:
         _check("limit", limit, 1)
     checked_options(level, seed, resamples)
-    _ = figure(), imported("scipy", "evaluate")  # what is missing is better missed before anything runs
+    _ = figure(), import_extra("scipy", "evaluate")  # what is missing is better missed before anything runs
     given, origin = vector_of(v)
     checked_controls(controls)
     checked_seeds(seeds, model, hf)

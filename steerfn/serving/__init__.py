@@ -2,14 +2,14 @@
 
     steerfn serve --model demo --vectors folder
 
-Needs `pip install "steerfn[serve]"`. See `docs/serving.md`. `app(...)` is the ASGI application, for servers of your
-own.
+Needs the extra `serve`. See `docs/serving.md`. `app(...)` is the ASGI application, for servers of your own.
 """
 
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from steerfn._errors import SteerError
+from steerfn._extra import missing
 from steerfn.serving._limits import Limits as Limits
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'steerfn.serving' has no attribute {name!r}")
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise SteerError(f'The server needs {package}, which is not installed: pip install "steerfn[serve]".')
+            raise SteerError(missing(package, "serve"))
     from steerfn.serving._app import app
 
     return app

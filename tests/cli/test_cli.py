@@ -62,7 +62,7 @@ def test_discover_generate_and_inspect(demo, tmp_path):
     told = json.loads(run("inspect", "v-1.5.json", "--json", cwd=tmp_path).stdout)
     assert told["sites"] == ["resid_post[14]", "attn_out[3]"] and told["metadata"]["counts"]["positive"] == 3
 
-    options = ("--vector", "v-1.5.json", "--alpha", "0", "2", "--max-new-tokens", 6, "--scope", "generated")
+    options = ("--vector", "v-1.5.json", "--alpha", "0,2", "--max-new-tokens", 6, "--scope", "generated")
     text = run("generate", *options, cwd=tmp_path, stdin="How are you?\n\nGood day.\n")
     plain = sf.generate(*demo, ["How are you?", "Good day."], max_new_tokens=6).texts
     assert text.returncode == 0, text.stderr

@@ -36,7 +36,7 @@ def told(capsys, *arguments):
 def test_it_prints_what_compare_gives(at_home, capsys):
     code, out, _ = told(
         capsys, *PROMPTS, "--vector", "v.safetensors", "--alpha", "-2", "--max-new-tokens", 4, "--scope", "generated",
-        "--metric", "length", "repetition", "--metric", "distinct_n", "--quiet",
+        "--metric", "length,repetition", "--metric", "distinct_n", "--quiet",
     )  # fmt: skip
     expected = sf.compare(
         at_home, words(template=True), PROMPTS, V, ["length", "repetition", "distinct_n"], alpha=-2.0,
@@ -50,7 +50,7 @@ def test_it_writes_what_was_asked_for(at_home, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
     code, out, _ = told(
         capsys, "--file", "prompts.txt", "--vector", "v.safetensors", "--max-new-tokens", 3, "--sample", "--raw",
-        "--seeds", 4, 5, "--max-rows", 1, "--html", "x.html", "--json", "x.json", "--markdown", "x.md", "--quiet",
+        "--seeds", "4,5", "--max-rows", 1, "--html", "x.html", "--json", "x.json", "--markdown", "x.md", "--quiet",
     )  # fmt: skip
     expected = sf.compare(
         at_home, words(), PROMPTS, V, seeds=(4, 5), do_sample=True, max_new_tokens=3, chat=False, progress=False

@@ -39,8 +39,8 @@ def told(capsys, *arguments):
 
 ARGUMENTS = (  # in the order of --help, in which the command in the report has them
     "v.safetensors", "--data", "pos.txt", "--negative", "neg.txt", "--prompts", "prompts.txt", "--passages",
-    "plain.txt", "--alpha", "-2.5", "--scope", "generated", "--metric", "length", "repetition", "--controls", "1",
-    "--max-new-tokens", "4", "--sample", "--seeds", "4", "5", "--raw", "--title", "Mine and yours",
+    "plain.txt", "--alpha", "-2.5", "--scope", "generated", "--metric", "length,repetition", "--controls", "1",
+    "--max-new-tokens", "4", "--sample", "--seeds", "4,5", "--raw", "--title", "Mine and yours",
 )  # fmt: skip
 
 

@@ -40,8 +40,9 @@ def swept(model, v, alphas, chat=None, **options):
 
 def test_scores_of_every_vector_layer_and_strength(at_home, tmp_path, capsys):
     code, out, err = told(
-        capsys, *PROMPTS, "--vector", "v.safetensors", "w.safetensors", "--alphas", -2, 0, 3, "--layers", 0, 1,
-        "--scope", "generated", "--choices", " a", " b c", "--raw", "--out", "table.json",
+        capsys, *PROMPTS, "--vector", "v.safetensors", "--vector", "w.safetensors", "--alphas", "-2,0,3",
+        "--layers", "0,1",
+        "--scope", "generated", "--choice", " a", "--choice", " b c", "--raw", "--out", "table.json",
     )  # fmt: skip
     options = {"sites": [0, 1], "scope": sf.generated, "continuations": [" a", " b c"]}
     expected = swept(at_home, {"v": V, "w": W}, [-2, 0, 3], chat=False, **options)
@@ -54,7 +55,19 @@ def test_scores_of_every_vector_layer_and_strength(at_home, tmp_path, capsys):
 
 
 def test_another_metric_and_the_lowest(at_home, capsys):
-    given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", -2, 2, "--choices", "a", "b", "--by", "log_prob"]
+    given = [
+        *PROMPTS,
+        "--vector",
+        "v.safetensors",
+        "--alphas",
+        "-2,2",
+        "--choice",
+        "a",
+        "--choice",
+        "b",
+        "--by",
+        "log_prob",
+    ]
     expected = swept(at_home, {"v": V}, [-2, 2], continuations=["a", "b"])
     assert told(capsys, *given)[1].endswith(f"best: {expected.best('log_prob')}\n")
     assert told(capsys, *given, "--lowest")[1].endswith(f"best: {expected.best('log_prob', lowest=True)}\n")
@@ -64,12 +77,12 @@ def test_another_metric_and_the_lowest(at_home, capsys):
 def test_texts_by_metrics_of_which_lower_may_be_better(at_home, capsys, monkeypatch):
     few = sf.metrics.Metric("few", lambda texts: [float(len(text)) for text in texts], better="lower")
     monkeypatch.setitem(_registry, "few", few)
-    given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", 0, 3, "--max-new-tokens", 6, "--site", "resid_post[1]"]
+    given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", "0,3", "--max-new-tokens", 6, "--site", "resid_post[1]"]
     options = {"sites": ["resid_post[1]"], "metrics": ["few", "length"], "max_new_tokens": 6}
     expected = swept(at_home, {"v": V}, [0, 3], **options)
     most, least = expected.best("few"), expected.best("few", lowest=True)
     assert most.config != least.config
-    assert told(capsys, *given, "--metric", "few", "length")[1] == f"{expected}\n\nbest: {least}\n"
+    assert told(capsys, *given, "--metric", "few,length")[1] == f"{expected}\n\nbest: {least}\n"
     by_length = told(capsys, *given, "--metric", "few", "--metric", "length", "--by", "length")[1]
     assert by_length == f"{expected}\n\nbest: {expected.best('length')}\n"
 
@@ -78,7 +91,9 @@ def test_the_table_is_written_where_nothing_is_best(at_home, tmp_path, capsys, m
     monkeypatch.setitem(_registry, "none", sf.metrics.Metric("none", lambda texts: [math.nan] * len(texts)))
     given = [*PROMPTS, "--vector", "v.safetensors", "--max-new-tokens", 2, "--metric", "none", "--out", "table.json"]
     code, out, err = told(capsys, *given)
-    assert code == 2 and "Wrote table.json." in out and "'none' is a finite number for too few prompts to choose by" in err
+    assert (
+        code == 2 and "Wrote table.json." in out and "'none' is a finite number for too few prompts to choose by" in err
+    )
     assert len(json.loads((tmp_path / "table.json").read_text())["records"]) == 5 * len(PROMPTS)
 
 
@@ -88,7 +103,7 @@ def test_those_who_ask_for_no_metric_get_no_best(at_home, capsys):
 
 
 def test_samples_with_a_seed(at_home, tmp_path, capsys):
-    given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", 0, 2, "--max-new-tokens", 5, "--out", "t.json"]
+    given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", "0,2", "--max-new-tokens", 5, "--out", "t.json"]
     texts = []
     for more in ([], ["--sample"], ["--sample", "--seed", 1]):
         assert told(capsys, *given, *more)[0] == 0
@@ -99,7 +114,7 @@ def test_samples_with_a_seed(at_home, tmp_path, capsys):
 
 
 def test_an_interrupted_sweep_goes_on(at_home, tmp_path, capsys, monkeypatch):
-    given = [*PROMPTS, "--vector", "v.safetensors", "--choices", "a", "b", "--checkpoint", "run.json"]
+    given = [*PROMPTS, "--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--checkpoint", "run.json"]
     monkeypatch.setattr(Scorer, "batches", lambda self: [[i] for i in range(len(self.items))])
     passes, stop = [], None
 
@@ -121,36 +136,55 @@ def test_an_interrupted_sweep_goes_on(at_home, tmp_path, capsys, monkeypatch):
 
 def test_vectors_of_one_name_are_told_apart_by_their_folders(at_home, capsys):
     files = ["v.safetensors", "old/v.safetensors"]
-    code, out, _ = told(capsys, *PROMPTS, "--vector", *files, "--alphas", 1, "--choices", "a", "b")
+    code, out, _ = told(
+        capsys,
+        *PROMPTS,
+        *[word for file in files for word in ("--vector", file)],
+        "--alphas",
+        1,
+        "--choice",
+        "a",
+        "--choice",
+        "b",
+    )
     assert code == 0 and "\nv.safetensors  2 sites" in out and "\nold/v.safetensors  2 sites" in out
 
 
 @pytest.mark.filterwarnings("always::steerfn.SteerWarning")  # the command line prints them
 def test_a_continuation_glued_to_the_prompt_is_warned_of(at_home, capsys):
     given = [*PROMPTS, "--vector", "v.safetensors", "--alphas", 1, "--raw"]
-    code, _, err = told(capsys, *given, "--choices", "good", "bad")
+    code, _, err = told(capsys, *given, "--choice", "good", "--choice", "bad")
     assert code == 0 and err == (
         "steerfn: warning: The continuation 'good' follows the prompt without a blank, as in 'a b cgood'; write "
         "' good' if it is a word of its own.\n"
     )
-    assert told(capsys, *given, "--choices", " a", " b")[2] == ""
+    assert told(capsys, *given, "--choice", " a", "--choice", " b")[2] == ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--vector", "none.safetensors"], "Cannot load 'none.safetensors': there is no such file"),
-        (["--vector", "v.safetensors", "v.safetensors"], "--vector names a file twice: v.safetensors v.safetensors"),
-        (["--vector", "v.safetensors", "--choices", "a"], "--choices takes two texts or more"),
         (
-            ["--vector", "v.safetensors", "--choices", "a", "b", "--metric", "length"],
+            ["--vector", "v.safetensors", "--vector", "v.safetensors"],
+            "--vector names a file twice: v.safetensors v.safetensors",
+        ),
+        (["--vector", "v.safetensors", "--choice", "a"], "--choice is needed at least twice"),
+        (
+            ["--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--metric", "length"],
             "--metric goes with generated texts",
         ),
-        (["--vector", "v.safetensors", "--choices", "a", "b", "--sample"], "--sample goes with generated texts"),
-        (["--vector", "v.safetensors", "--alphas", "1", "1"], "alphas names a strength twice: [1.0, 1.0]"),
+        (
+            ["--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--sample"],
+            "--sample goes with generated texts",
+        ),
+        (["--vector", "v.safetensors", "--alphas", "1,1"], "alphas names a strength twice: [1.0, 1.0]"),
         (["--vector", "v.safetensors", "--layers", "9"], "9"),
         (["--vector", "v.safetensors", "--metric", "lenght"], "There is no metric 'lenght'; did you mean 'length'?"),
-        (["--vector", "v.safetensors", "--choices", "a", "b", "--by", "x"], "This sweep has no metric 'x'; it has"),
+        (
+            ["--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--by", "x"],
+            "This sweep has no metric 'x'; it has",
+        ),
         (["--vector", "v.safetensors", "--max-new-tokens", "0"], "--max-new-tokens is 0; use 1 or more."),
     ],
 )

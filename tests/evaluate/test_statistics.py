@@ -315,6 +315,6 @@ def test_errors_by_their_text(call, message):
 
 def test_without_scipy_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(sf.SteerError, match=r'pip install "steerfn\[evaluate\]"'):
+    with pytest.raises(sf.SteerError, match=r'pip install -c constraints.txt -e "\.\[evaluate\]"'):
         estimate([1.0, 2.0])
     assert proportion(1, 2).n == 2 and holm([0.5]) == [0.5]  # which need none

@@ -353,5 +353,5 @@ def test_what_is_no_model_no_tokenizer_no_template_and_no_tool(model, tokenizer,
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "steerfn.integrations.langchain")
     monkeypatch.setitem(sys.modules, "langchain_core.callbacks", None)
-    with pytest.raises(ImportError, match=r'run: pip install "steerfn\[langchain\]"'):
+    with pytest.raises(ImportError, match=r'run: pip install -c constraints.txt -e "\.\[langchain\]"'):
         importlib.import_module("steerfn.integrations.langchain")

@@ -164,5 +164,5 @@ def test_no_template_no_chat_and_too_long(model, llm):
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "steerfn.integrations.llamaindex")
     monkeypatch.setitem(sys.modules, "llama_index.core.llms", None)
-    with pytest.raises(ImportError, match=r'run: pip install "steerfn\[llamaindex\]"'):
+    with pytest.raises(ImportError, match=r'run: pip install -c constraints.txt -e "\.\[llamaindex\]"'):
         importlib.import_module("steerfn.integrations.llamaindex")

