@@ -59,7 +59,7 @@ def forest(
     letters = letters_of(width)
     for axes, (title, rows) in zip(every[:, 0], panels.items(), strict=True):
         for place, row in enumerate(rows):
-            _draw(axes, place, row, narrow=width < 4)
+            _draw(axes, place, row, narrow=width < 4 and ax is None)
         if zero:
             axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         tidy(axes, "x")
