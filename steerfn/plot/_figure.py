@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import Any
 
-from steerfn._errors import DataError
+from steerfn._errors import DataError, SteerError
 from steerfn._extra import import_extra
 from steerfn.plot._glyphs import families
 
