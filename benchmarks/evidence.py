@@ -6,9 +6,10 @@ All on SmolLM2-135M-Instruct and on the CPU, greedy. What chooses (texts of the 
 reports (prompts) are different texts everywhere.
 
 effect    A sentiment vector from movie reviews, on the beginnings of other reviews; beside a random vector of the same
-          norm, ten more of them as the control of each, and a vector from shuffled labels. Then what it costs.
-shuffled  The same with ten shuffles of the labels, each against as many random vectors as is the default: how many of them
-          are said to have an effect, and how many would be by sign flips over prompts alone.
+          norm, as many more of them as is the default as the control of each, and a vector from shuffled labels. Then what
+          it costs.
+shuffled  The same with ten shuffles of the labels: how many of them are said to have an effect, and how many would be by
+          sign flips over prompts alone.
 axbench   Mean difference, PCA and a probe for the ten concepts of AxBench's Concept10, with the OFFLINE judge: three small
           scorers, no language model. Needs pandas and pyarrow.
 
@@ -80,7 +81,7 @@ def effect(model, tokenizer, save: Path | None) -> None:
     labels = sf.SteeringVector({site: labels[labels.sites[0]]})
     vectors = {"sentiment": v, "random": sf.random_vector(v, 100), "shuffled labels": labels * (norm(v) / norm(labels))}
     compared = sf.compare_vectors(
-        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha, controls=10,
+        model, tokenizer, vectors, prompts, ["sentiment", "sentiment_minilm"], alpha=alpha.alpha,
         max_new_tokens=TOKENS, chat=False, **QUIET,
     )  # fmt: skip
     saved(compared, save, "effect")
@@ -123,12 +124,11 @@ def shuffles(model, tokenizer, save: Path | None, count: int = 10) -> None:
             compared.pair("sentiment", "shuffled", "random like shuffled"),
         )
         same_way = plain.difference.estimate.mean * chance.difference.estimate.mean > 0
-        claimed = same_way and plain.significant and chance.significant
-        flips = holm([plain.difference.p, chance.difference.p])
-        shown, by_flips = shown + claimed, by_flips + (same_way and max(flips) < 0.05)
+        claimed = same_way and chance.significant  # which stands for both comparisons
+        shown, by_flips = shown + claimed, by_flips + (same_way and max(plain.p, chance.difference.p) < 0.05)
         print(
             f"  {seed}: {site!s:<14} AUC {quality.auc:.3f}  against unsteered {told(plain)}, random {told(chance)} "
-            f"(by flips {flips[1]:.2g}): {'EFFECT' if claimed else 'no effect'}",
+            f"(by flips {chance.difference.p:.2g}): {'EFFECT' if claimed else 'no effect'}",
             flush=True,
         )
     print(
@@ -166,7 +166,7 @@ def axbench(model, tokenizer, save: Path | None, layer: int = 14) -> None:
             outcome = sf.protocols.axbench(
                 model, tokenizer, v * (usual / norm(v)), DATA / "instructions" / "vicuna_question.jsonl",
                 concept=row.concept, alphas=[0.5, 1, 1.5, 2, 3, 4], limit=16, max_new_tokens=32,
-                controls=int(name == "mean difference"), **QUIET,
+                controls=5 * (name == "mean difference"), **QUIET,
             )  # fmt: skip
             saved(outcome, save, f"axbench-{row.concept_id}-{name.replace(' ', '-')}")
             line[name] = outcome.figures["score"].mean

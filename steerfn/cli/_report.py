@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
         "repetition, which describe the text only)",
     )
     command.add_argument(
-        "--controls", type=int, default=5, metavar="N", help="random vectors to compare with (default: %(default)s)"
+        "--controls", type=int, default=40, metavar="N", help="random vectors to compare with (default: %(default)s)"
     )
     command.add_argument("--limit", type=int, metavar="N", help="texts a side, prompts and passages at most")
     command.add_argument(

@@ -14,9 +14,9 @@ def among(value: float, others: Any, noise: float = 0.0) -> float:
     """The p-value of a two-sided test that a number comes from where some others come from.
 
     `t = (value - mean) / (s sqrt(1 + 1/k))` with the mean and standard deviation `s` of `k` others, and Student's
-    distribution with `k - 1` degrees of freedom. For a steering vector: its mean effect among those of `k` random
-    vectors on the same prompts. More prompts do not make this p smaller, more random vectors do: two directions hardly
-    ever have the *same* effect, and with prompts enough any vector differs from the mean of five others.
+    distribution with `k - 1` degrees of freedom: for a steering vector, its mean effect among those of random vectors.
+    `compare_vectors` and the protocols do not use it: where the numbers behind each mean are at hand, `against_random`
+    knows how much of `s` is noise.
 
     Args:
         value: the number.

@@ -1,6 +1,7 @@
 """Bootstrap intervals: BCa from scipy, with tails that are right for few units."""
 
 import math
+import statistics
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,12 @@ ROUNDING = 1e-12
 
 
 def interval(
-    samples: tuple[np.ndarray, ...], statistic: Callable[..., Any], level: float, seed: int, resamples: int
+    samples: tuple[np.ndarray, ...],
+    statistic: Callable[..., Any],
+    level: float,
+    seed: int,
+    resamples: int,
+    scale: float = 0.0,
 ) -> tuple[float, float]:
     """The expanded BCa interval of a statistic; see `estimate`.
 
@@ -29,15 +35,16 @@ def interval(
         level: how often such intervals cover.
         seed: of the resampling.
         resamples: how many.
+        scale: how far units may lie from each other where all are the same; see `around_a_constant`.
 
     Returns:
-        Its ends: NaN for fewer than two units, and both the statistic where it is the same in every resample.
+        Its ends; NaN for fewer than two units. They are never one and the same: see `around_a_constant`.
     """
     n = len(samples[0])
     if n < 2:
         return math.nan, math.nan
     if _constant(*samples):
-        return (only := float(statistic(*samples)), only)
+        return around_a_constant(float(statistic(*samples)), n, level, scale)
     stats, special = import_extra("scipy.stats", "evaluate"), import_extra("scipy.special", "evaluate")
     t = float(special.stdtrit(n - 1, (1 + level) / 2))
     tail = max(TAIL, float(special.ndtr(-t * math.sqrt(n / (n - 1)))))
@@ -61,6 +68,18 @@ def interval(
         known = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
         ends = np.quantile(known, (tail, 1 - tail)) if len(known) else (math.nan, math.nan)
     return float(ends[0]), float(ends[1])
+
+
+def around_a_constant(value: float, n: int, level: float, scale: float = 0.0) -> tuple[float, float]:
+    """The interval of a statistic whose `n` units are all the same: its value plus and minus `scale * q`.
+
+    Units that are all the same do not say how far others may lie, and a bootstrap would say that none does. The share
+    `q = z^2 / (n + z^2)` of others is not excluded (Wilson's limit for none of `n`); they are taken to lie as far off
+    as `scale`: if it is 0, as 0 does from the value, or 1 where the value is 0.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    margin = (scale or abs(value) or 1.0) * z * z / (n + z * z)
+    return value - margin, value + margin
 
 
 def _constant(sample: np.ndarray, other: np.ndarray | None = None) -> bool:

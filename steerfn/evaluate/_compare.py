@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from steerfn._about import about_of
@@ -21,7 +22,7 @@ from steerfn.evaluate._conditions import Condition
 from steerfn.evaluate._named import identified, told
 from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of
 from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._statistics import by_prompt, checked_options
+from steerfn.evaluate._statistics import Estimate, by_prompt, checked_options, units_of
 from steerfn.operators import Scope
 from steerfn.reading._budget import limit_of
 from steerfn.sweeping._partial import Partial
@@ -43,6 +44,7 @@ def compare(
     scope: Scope | None = None,
     seeds: Any = (0,),
     references: Any = None,
+    groups: Any = None,
     max_new_tokens: int | None = None,
     chat: Chat = None,
     batch_size: int | str = "auto",
@@ -55,9 +57,10 @@ def compare(
     Both texts of a prompt are rows of common batches. They are greedy unless `do_sample=True` asks for sampling, and
     then sampled with the same random numbers, so they differ by the steering alone; `about["decoding"]` says which.
     Each metric gives a number for every text. With `b_p` and `a_p` the numbers of prompt `p` before and after,
-    averaged over its seeds, what steering did is the mean of `a_p - b_p`, with a bootstrap interval and a sign-flip
-    test over prompts, corrected by Holm's method over the metrics. Metrics that compare with references (`bleu`,
-    `semantic_similarity`, ...) compare the text after with the text before, unless `references` are given.
+    averaged over its seeds, what steering did is the mean of `a_p - b_p` over the prompts that have both, with its
+    interval and a sign-flip test (`paired`), corrected by Holm's method over the metrics. Metrics that compare with
+    references (`bleu`, `semantic_similarity`, ...) compare the text after with the text before, unless `references`
+    are given.
 
     Whether a random push would have done the same is not asked here: that is `compare_vectors`.
 
@@ -72,6 +75,8 @@ def compare(
         seeds: of sampling; several need `do_sample=True`: each gives every prompt one text before and one after.
             Prompt `p` is sampled with `seed * 1000003 + p`.
         references: for each prompt the text that metrics such as bleu compare with, before and after.
+        groups: a label for each prompt, where several belong together: their mean is one unit, so that signs are
+            flipped, and units resampled, by group.
         max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to memory.
@@ -103,6 +108,7 @@ def compare(
             f"alpha is one number, not a tensor of shape {list(alpha.shape)}: all prompts are steered alike."
         )
     checked_options(level)
+    unit_of = units_of(asked, groups)
     import_extra("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
     given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
     decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
@@ -120,6 +126,7 @@ def compare(
         "hf": hf,
         "decoding": decoding.name,
         "references": given,
+        "groups": None if groups is None else unit_of,
         "level": level,
         "metrics": {name: told(each) for name, each in measures.items()},
     }
@@ -129,12 +136,10 @@ def compare(
     )  # fmt: skip
     values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
     # A prompt is one unit, however many seeds and copies of it there are.
-    units = {
-        metric: {name: by_prompt(each, asked * len(drawn)) for name, each in of.items()}
-        for metric, of in values.items()
-    }
+    entries = unit_of * len(drawn)
+    units = {metric: {name: by_prompt(each, entries) for name, each in of.items()} for metric, of in values.items()}
     how = {"level": level, "seed": 0}
-    means = {metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in units.items()}
+    means = {metric: _means(of, how) for metric, of in units.items()}
     return Comparison(
         prompts=tuple(asked),
         seeds=drawn,
@@ -146,6 +151,12 @@ def compare(
         metrics=measures,
         about=about_of(root, [steering], options),
     )
+
+
+def _means(values: dict[str, np.ndarray], how: dict[str, Any]) -> dict[str, Estimate]:
+    """The means before and after, over the prompts that have a number both times: others would be survivors."""
+    both = np.isfinite(np.stack(list(values.values()))).all(0)
+    return {name: mean_of(np.where(both, each, np.nan), how) for name, each in values.items()}
 
 
 def _described(op: Any, alpha: Any, scope: Scope | None) -> str:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from steerfn._about import about_of
 from steerfn._blocks import unwrapped
 from steerfn._chat_template import Chat
@@ -13,11 +11,11 @@ from steerfn._layout import layout
 from steerfn._steer import prepared
 from steerfn._text import as_texts
 from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
-from steerfn.evaluate._conditions import conditions_of, named_vectors, strengths_of
+from steerfn.evaluate._conditions import CONTROLS, conditions_of, named_vectors, random_slots, strengths_of
 from steerfn.evaluate._named import identified, told
-from steerfn.evaluate._pairs import analyse, mean_of, planned
+from steerfn.evaluate._pairs import analyse, mean_of, planned, random_like
 from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._statistics import RESAMPLES, by_prompt, checked_options
+from steerfn.evaluate._statistics import RESAMPLES, by_unit, checked_options, units_of
 from steerfn.evaluate._vector_comparison import VectorComparison
 from steerfn.operators import Scope, add
 from steerfn.reading._budget import limit_of
@@ -35,8 +33,9 @@ def compare_vectors(
     alpha: Any = 1.0,
     scope: Scope | None = None,
     operator: Make = add,
-    controls: int = 5,
+    controls: int = CONTROLS,
     references: Any = None,
+    groups: Any = None,
     seeds: Any = (0,),
     max_new_tokens: int | None = None,
     chat: Chat = None,
@@ -54,17 +53,24 @@ def compare_vectors(
     the same random numbers (`about["decoding"]` says which). Each
     metric gives a number for every text; the numbers of a prompt (its seeds, its draws of a random vector) are
     averaged, since prompts are the independent units. For every metric each vector is compared with the unsteered
-    model, with its random vectors, and with every other vector: the mean paired difference with a bootstrap interval
-    (`estimate`), a sign-flip test (`paired`), the effect size `d_z`, and p-values corrected by Holm's method over
-    *all* of these comparisons. Differences are in percent of the control's mean where the metric is nowhere negative
-    and that mean is more than three standard errors above 0, else in the metric's unit.
+    model, with its random vectors, and with every other vector: the mean paired difference with its interval
+    (`paired`), a sign-flip test, the effect size `d_z`, and a corrected p-value. Differences are in percent of the
+    control's mean where the metric is nowhere negative and that mean is more than three standard errors above 0, else
+    in the metric's unit.
 
     Against random vectors `p` is the larger of two: of the sign flips over prompts, and of the vector's mean as one
-    more of the random vectors' means (`among`). With prompts enough any direction differs from the mean of a few
-    others; a vector must differ by more than they do among themselves.
+    more of the random vectors' means (`against_random`, from which the interval is, too). With prompts enough any
+    direction differs from the mean of a few others; a vector must differ by more than they do among themselves. Each
+    random vector is run on a part of the prompts: many of them on few prompts say more of how far they scatter than
+    few of them on all.
 
-    A difference counts as shown only if the corrected p-value is below `1 - level`, the interval excludes 0, and there
-    are prompts, sign flips and random vectors enough that the test could have come out so at all.
+    An effect is claimed where a vector differs from the unsteered model *and* from random vectors. The p-value of that
+    claim is the larger of the two, and Holm's correction runs over metrics x vectors. Differences from the unsteered
+    model alone, and those between vectors, are corrected among themselves.
+
+    A difference counts as shown only if the corrected p-value is below `1 - level`, the interval excludes 0, four of
+    five prompts have a number under both, and there are prompts, sign flips and random vectors enough that the test
+    could have come out so at all.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -76,17 +82,19 @@ def compare_vectors(
         alpha: the strength of all, or one for each name.
         scope: the tokens to steer, as in `at`; default all.
         operator: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
-        controls: random vectors for each vector: same sites, norms, strength, scope and operator. One is run and told,
-            but carries no claim, since it does not say what others do. With one vector and one metric, five show what
-            is 3 to 3.8 of their standard deviations from their mean, ten what is 2.4 to 2.8; more vectors and metrics
-            need more.
+        controls: random vectors for each vector: same sites, norms, strength, scope and operator. Up to ten are run on
+            all prompts; more are divided over the prompts, each of which is continued under ten, so that forty cost as
+            much as ten (with fewer than eight prompts they are fewer). Fewer than five are run and told, but carry no
+            claim, since they do not say what others do.
         references: for each prompt the text that metrics such as bleu compare with.
+        groups: a label for each prompt, where several belong together (the questions of one topic): their mean is one
+            unit, so that signs are flipped, and units resampled, by group.
         seeds: of generation; several need sampling (`do_sample=True`): each gives every prompt one text. Prompt `p` is
             sampled with `seed * 1000003 + p`.
         max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`.
         batch_size: rows at once; "auto" fits them to memory.
-        level: of the intervals; `1 - level` is the rate of false claims allowed over all comparisons.
+        level: of the intervals; `1 - level` is the rate of false claims allowed over all effects.
         resamples: of every interval and test.
         seed: of the random vectors, resamples and sign flips.
         checkpoint: a file that keeps the texts while this runs; the same call goes on from it.
@@ -104,7 +112,7 @@ def compare_vectors(
         SteerError: scipy is not installed.
 
     Source: random controls as in Turner et al. 2023 and Arditi et al. 2024; the statistics are those of `estimate`,
-    `paired`, `among` and `holm`.
+    `paired`, `against_random` and `holm`.
 
     Example:
         >>> import steerfn as sf
@@ -122,7 +130,9 @@ def compare_vectors(
     decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
     limit, root = limit_of(batch_size, "rows"), unwrapped(model)
     found = layout(root)
-    conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, controls=controls, seed=seed)
+    units = units_of(asked, groups)
+    slots, block = random_slots(controls, units, seed)
+    conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, slots=slots, seed=seed)
     ops = [op for condition in conditions for op in condition.ops]
     for op in ops:  # what does not fit the model is known before anything runs
         if op is not None:
@@ -132,7 +142,8 @@ def compare_vectors(
         "alpha": strengths,
         "operator": _called(operator),
         "scope": scope,
-        "controls": controls,
+        "controls": int(slots.max()) + 1,
+        "groups": None if groups is None else units,
         "seed": seed,
         "prompts": asked,
         "seeds": drawn,
@@ -148,10 +159,8 @@ def compare_vectors(
             chat=chat, progress=progress, hf=hf,
         )  # fmt: skip
         values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
-    draws = {condition.name: len(condition.ops) for condition in conditions}
-    units = {
-        metric: {name: _units(each, asked, draws[name]) for name, each in of.items()} for metric, of in values.items()
-    }
+    entries = units * len(drawn)
+    numbers = {metric: {name: by_unit(each, entries) for name, each in of.items()} for metric, of in values.items()}
     how = {"level": level, "seed": seed, "resamples": resamples}
     return VectorComparison(
         prompts=tuple(asked),
@@ -159,18 +168,13 @@ def compare_vectors(
         vectors=tuple(named),
         texts=texts,
         values=values,
-        means={metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in units.items()},
-        pairs=analyse(units, planned(list(named)), **how),
+        means={metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in numbers.items()},
+        pairs=analyse(numbers, planned(list(named)), blocks={random_like(name): block for name in named}, **how),
         metrics=measures,
+        unit_of=tuple(units),
+        slots=slots,
         about=about | how | {"references": given, "metrics": {name: told(each) for name, each in measures.items()}},
     )
-
-
-def _units(values: np.ndarray, prompts: list[Any], draws: int) -> np.ndarray:
-    """A number for each different prompt, however many seeds and copies of it there are; of several draws, for each."""
-    once = values.reshape(draws, -1)
-    found = [by_prompt(each, prompts * (len(each) // len(prompts))) for each in once]
-    return np.stack(found) if draws > 1 else found[0]
 
 
 def _called(operator: Any) -> str:

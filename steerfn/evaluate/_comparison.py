@@ -216,8 +216,10 @@ class Comparison:
         return found
 
     def _head(self) -> str:
-        different = len({repr(prompt) for prompt in self.prompts})
-        repeated = "" if different == len(self.prompts) else f" ({different} different ones, which are what counts)"
+        groups = self.about.get("groups")
+        units = len(set(groups or map(repr, self.prompts)))
+        what = "groups" if groups else "different ones"
+        repeated = "" if units == len(self.prompts) else f" ({units} {what}, which are what counts)"
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         steering = visible(str(self.about["steering"]))  # a vector's file may call its method anything
         return f"{_counted(len(self.prompts), 'prompt')}{repeated}{seeds}, with and without {steering}"

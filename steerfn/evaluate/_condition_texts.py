@@ -16,7 +16,7 @@ from steerfn.sweeping._generated import generated
 from steerfn.sweeping._partial import Partial
 
 Texts = Mapping[str, tuple[str, ...]]
-"""By condition, `[draws * seeds * prompts]`, prompts fastest."""
+"""By condition, `[slots * seeds * prompts]`, prompts fastest."""
 
 
 def texts_of(
@@ -39,30 +39,29 @@ def texts_of(
     """
     from tqdm import tqdm
 
+    n = len(prompts)
     ops = [op for condition in conditions for op in condition.ops]
-    total = len(seeds) * len(ops) * len(prompts)
+    starts = np.cumsum([0, *(len(condition.ops) for condition in conditions)])
+    runs = [start + condition.runs(n) for start, condition in zip(starts, conditions, strict=False)]
+    pairs = sorted({(int(c), p) for rows in runs for row in rows for p, c in enumerate(row)})
+    total = len(seeds) * len(pairs)
     with tqdm(
         total=total, initial=len(partial.found), desc="Generating", unit="text", disable=not progress, leave=False
     ) as bar:
         for s, seed in enumerate(seeds):
-            todo = [(c, p) for c in range(len(ops)) for p in range(len(prompts)) if f"{s} {c} {p}" not in partial.found]
+            todo = [(c, p) for c, p in pairs if f"{s} {c} {p}" not in partial.found]
             for batch in generated(
                 model, tokenizer, prompts, ops, todo, limit=limit, max_new_tokens=max_new_tokens,
                 seed=seed_of_rows(seed), chat=chat, hf=hf,
             ):  # fmt: skip
                 partial.add({f"{s} {c} {p}": text for (c, p), text in batch.items()})
                 bar.update(len(batch))
-    found, start = {}, 0
-    for condition in conditions:
-        keys = [
-            f"{s} {start + draw} {p}"
-            for draw in range(len(condition.ops))
-            for s in range(len(seeds))
-            for p in range(len(prompts))
-        ]
-        found[condition.name] = tuple(partial.found[key] for key in keys)
-        start += len(condition.ops)
-    return found
+    return {
+        condition.name: tuple(
+            partial.found[f"{s} {c} {p}"] for row in rows for s in range(len(seeds)) for p, c in enumerate(row)
+        )
+        for condition, rows in zip(conditions, runs, strict=True)
+    }
 
 
 def tried(metrics: Any) -> dict[str, Metric]:
@@ -113,8 +112,10 @@ def numbers_of(
     condition has no number in metrics that compare: its texts would be compared with themselves.
     """
     flat = [text for condition in conditions for text in texts[condition.name]]
-    once = len(texts[UNSTEERED])
-    ops = [op for condition in conditions for op in condition.ops for _ in range(once)]
+    once, n = len(texts[UNSTEERED]), len(prompts)
+    ops = [
+        condition.ops[c] for condition in conditions for row in condition.runs(n) for _ in range(once // n) for c in row
+    ]
     setting = Setting(
         prompts=list(prompts) * (len(flat) // len(prompts)),
         references=[*texts[UNSTEERED]] * (len(flat) // once)

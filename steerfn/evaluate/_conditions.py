@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from steerfn._blocks import Layout
 from steerfn._errors import DataError
@@ -13,18 +15,32 @@ from steerfn.evaluate._pairs import UNSTEERED, random_like
 from steerfn.operators import Operator, Scope
 from steerfn.sweeping._configs import Make, made
 
+CONTROLS = 40
+"""Random vectors for each vector, unless told otherwise."""
+PER_PROMPT = 10
+"""Random vectors that a prompt is continued under at most. How far random vectors scatter is better known from forty of
+them on a quarter of the prompts each than from ten on all, at the same cost (`benchmarks/power.py`)."""
+FEWEST_PROMPTS = 2
+"""Prompts of a random vector at least, or what it does could not be told from what the prompts do."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Condition:
     """One way to generate.
 
     Attributes:
         name: "unsteered", a vector's name, or "random like" one.
         ops: its operator, or one for each draw of a random vector; None is the unsteered model.
+        slots: which of the operators each prompt is continued under, `[slots, prompts]`; None is the first for all.
     """
 
     name: str
     ops: tuple[Operator | None, ...]
+    slots: np.ndarray | None = None
+
+    def runs(self, prompts: int) -> np.ndarray:
+        """The index of the operator of every text, `[slots, prompts]`."""
+        return np.zeros((1, prompts), int) if self.slots is None else self.slots
 
 
 def named_vectors(vectors: Any) -> dict[str, SteeringVector]:
@@ -84,6 +100,38 @@ def checked_controls(controls: Any) -> None:
         raise DataError(f"controls is a number of random vectors for each vector, from 1, not {controls!r}.")
 
 
+def random_slots(controls: int, units: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which random vectors each prompt is continued under, and the block of each unit.
+
+    Up to ten random vectors are run on all prompts. More of them are divided, ten at most to a block of units, so that
+    every prompt is continued under the same number of them; that number is rounded up to fill the blocks, and blocks
+    are fewer where they would have fewer than two units.
+
+    Args:
+        controls: how many random vectors are wanted.
+        units: the unit of each prompt, from 0: equal prompts, or prompts of one group, are one unit.
+        seed: of the division.
+
+    Returns:
+        The index of a random vector for each slot and prompt, `[slots, prompts]`; and the block of each unit.
+
+    Raises:
+        DataError: no number of random vectors.
+
+    Example:
+        >>> slots, block = random_slots(20, [0, 1, 2, 3], seed=0)
+        >>> slots.shape, sorted(block.tolist())
+        ((10, 4), [0, 0, 1, 1])
+    """
+    checked_controls(controls)
+    wanted, n = math.ceil(controls / PER_PROMPT), max(units) + 1
+    blocks = max(1, min(wanted, n // FEWEST_PROMPTS))
+    each = math.ceil(controls / wanted)
+    block = np.empty(n, int)
+    block[np.random.default_rng(seed).permutation(n)] = np.arange(n) % blocks
+    return each * block[np.asarray(units)] + np.arange(each)[:, None], block
+
+
 def conditions_of(
     found: Layout,
     vectors: Mapping[str, SteeringVector],
@@ -91,7 +139,7 @@ def conditions_of(
     *,
     operator: Make,
     scope: Scope | None,
-    controls: int,
+    slots: np.ndarray,
     seed: int,
 ) -> list[Condition]:
     """Every condition with its operators.
@@ -102,19 +150,18 @@ def conditions_of(
         strengths: their strengths.
         operator: makes an operator of a vector and a strength.
         scope: where the operators act.
-        controls: random vectors for each vector; the `j`-th of the `i`-th vector is drawn with
-            `seed + i * controls + j`, so that two vectors of one length have different ones.
+        slots: which random vectors each prompt is continued under, as from `random_slots`. Of `k` in all the `j`-th of
+            the `i`-th vector is drawn with `seed + i * k + j`, so that two vectors of one length have different ones.
         seed: of the random vectors.
 
     Raises:
-        DataError: no number of random vectors.
         SteerError: an operator that is none.
     """
-    checked_controls(controls)
+    controls = int(slots.max()) + 1
     steered, random = [], []
     for i, (name, vector) in enumerate(vectors.items()):
         whole, alpha = vector.resolve(found.n_layers), strengths[name]
         draws = [random_vector(like=whole, seed=seed + i * controls + j) for j in range(controls)]
         steered.append(Condition(name, (made(operator, whole, alpha, scope),)))
-        random.append(Condition(random_like(name), tuple(made(operator, draw, alpha, scope) for draw in draws)))
+        random.append(Condition(random_like(name), tuple(made(operator, draw, alpha, scope) for draw in draws), slots))
     return [Condition(UNSTEERED, (None,)), *steered, *random]

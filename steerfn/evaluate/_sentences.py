@@ -7,6 +7,8 @@ from steerfn.evaluate._pairs import Pair
 from steerfn.evaluate._shown import percent, shown, shown_p
 
 RANDOM = "a random vector of the same length"
+COUNTED = {"unsteered": "comparison", "random": "claim", "vector": "comparison"}
+"""What Holm's correction counts: beside random vectors the claims of an effect, which stand against both."""
 BARE = ("share", "probability")
 """What a table calls numbers that have no unit: behind one it would read as if it were."""
 
@@ -25,7 +27,7 @@ def sentences(pairs: Sequence[Pair], units: Mapping[str, str]) -> list[str]:
         key = pair.metric, pair.treatment
         if pair.against == "unsteered" and pair.significant and key in random:
             found.append(f"{sentence(pair, units)[:-1]}, {_beside(pair, random[key], units)}.")
-        elif pair.against != "random" or key not in plain or (pair.significant and not plain[key].significant):
+        elif pair.against != "random" or key not in plain:
             found.append(sentence(pair, units))
     return found
 
@@ -34,7 +36,7 @@ def sentence(pair: Pair, units: Mapping[str, str]) -> str:
     """One comparison, in a sentence."""
     control = _named(pair)
     between = f"{control} and {pair.treatment}" if pair.against == "vector" else f"{pair.treatment} and {control}"
-    what, over = f"{pair.metric} between {between}", f"Holm over {_counted(pair.family, 'comparison')}"
+    what, over = f"{pair.metric} between {between}", f"Holm over {_counted(pair.family, COUNTED[pair.against])}"
     if pair.n < 2:
         return (
             f"Nothing can be said of {what}: {pair.n} of {_counted(pair.n + pair.left_out, 'prompt')} "
@@ -42,10 +44,15 @@ def sentence(pair: Pair, units: Mapping[str, str]) -> str:
         )
     if pair.n < pair.needed:
         return f"n = {pair.n} prompts cannot carry a difference in {what} ({over}); use at least {pair.needed}."
-    if pair.lone:
+    if pair.sparse:
         return (
-            f"A single random vector with numbers cannot carry a difference in {what} ({over}), since others may do "
-            f"more or less; run controls=5 or more (against that one: {_apart(pair, units)})."
+            f"Only {pair.n} of {pair.n + pair.left_out} prompts have a number of {what}: nothing is said of those that "
+            f"are left ({_apart(pair, units)})."
+        )
+    if pair.few_draws:
+        return (
+            f"{_counted(pair.draws, 'random vector')} with numbers cannot carry a difference in {what} ({over}), since "
+            f"others may do more or less; run controls=5 or more (against {_those(pair)}: {_apart(pair, units)})."
         )
     if not pair.carried:
         enough = math.ceil(pair.family / pair.alpha)
@@ -70,13 +77,22 @@ def _beside(pair: Pair, random: Pair, units: Mapping[str, str]) -> str:
     if random.significant and same_way:
         amount, ends = _size(random, units)
         return f"and {verb} it by {amount} against {RANDOM} ({_tested(random, ends)})"
-    if random.lone:
+    if random.sparse:
         return (
-            f"but whether {RANDOM} does as much, a single one with numbers cannot tell; run controls=5 or more "
-            f"(against that one: {_apart(random, units)})"
+            f"but only {random.n} of {random.n + random.left_out} prompts have a number that could be compared with "
+            f"that of {RANDOM}"
+        )
+    if random.few_draws:
+        return (
+            f"but whether {RANDOM} does as much, {_counted(random.draws, 'random vector')} with numbers cannot tell; "
+            f"run controls=5 or more (against {_those(random)}: {_apart(random, units)})"
         )
     how = f"which {verb} it more" if random.significant else "as far as could be shown"
     return f"but is no better than {RANDOM}, {how} (against that: {_numbers(random, units, same_way)})"
+
+
+def _those(pair: Pair) -> str:
+    return "that one" if pair.draws == 1 else "those"
 
 
 def _named(pair: Pair) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
+from steerfn._groups import number_groups
 from steerfn._numbers import plain_number
 from steerfn.evaluate._bootstrap import ROUNDING, interval
 from steerfn.evaluate._shown import percent, shown, shown_p
@@ -58,28 +59,37 @@ class Difference:
         effect: `d_z`, the mean of the differences over their standard deviation; infinite where all are the same
             and not 0, NaN for fewer than two.
         n: how many units.
+        left_out: units that have no number under one of the two conditions.
     """
 
     estimate: Estimate
     p: float
     effect: float
     n: int
+    left_out: int = 0
 
     def __str__(self) -> str:
         return f"{self.estimate}, {shown_p(self.p)}, d_z = {shown(self.effect)}"
 
 
-def estimate(values: Any, *, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The mean of some numbers with a bootstrap interval.
+def estimate(
+    values: Any, *, groups: Any = None, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """The mean of some numbers with an interval: Wilson's where all are 0 or 1 (`proportion`), else by bootstrap.
 
-    The interval is BCa (bias-corrected and accelerated), from `scipy.stats.bootstrap`, and percentile where BCa is
-    undefined, as it is for some tiny samples. A plain bootstrap is too narrow for few units, by the factor
-    `z sqrt((n - 1) / n) / t_{n-1}`; the tails cut off are therefore `Phi(-sqrt(n / (n - 1)) t)` on each side, with `t`
-    the quantile of Student's distribution at the level asked for ("expanded" intervals). Values that are all the
-    same have an interval of no width, and a single value has none.
+    The bootstrap interval is BCa (bias-corrected and accelerated), from `scipy.stats.bootstrap`, and percentile where
+    BCa is undefined, as it is for some tiny samples. A plain bootstrap is too narrow for few units, by the factor `z
+    sqrt((n - 1) / n) / t_{n-1}`; the tails cut off are therefore `Phi(-sqrt(n / (n - 1)) t)` on each side, with `t` the
+    quantile of Student's distribution at the level asked for ("expanded" intervals).
+
+    No interval has width 0: that all units of a sample have one value `c` does not show that all others have it. Such
+    an interval is `c` plus and minus `|c| z^2 / (n + z^2)`, or `z^2 / (n + z^2)` where `c` is 0. A single value has no
+    interval.
 
     Args:
         values: the numbers, one for each unit.
+        groups: a label for each number, where several belong together (the answers of one question): their mean is
+            one unit, and `n` counts groups.
         level: how often such intervals cover the true mean, between 0 and 1.
         seed: of the resampling.
         resamples: how many resamples, from 99.
@@ -93,17 +103,25 @@ def estimate(values: Any, *, level: float = 0.95, seed: int = 0, resamples: int 
 
     Example:
         >>> from steerfn.evaluate import estimate
-        >>> print(estimate([3, 3, 3, 3]))
-        3 (95 % CI 3 to 3, n = 4)
+        >>> print(estimate([0] * 8))
+        0 (95 % CI 0 to 0.324, n = 8)
     """
     checked_options(level, seed, resamples)
-    numbers = _numbers(values, "values")
+    numbers = _by_group(_numbers(values, "values"), groups)
+    if _is_binary(numbers) and len(numbers) > 1:
+        return proportion(int(numbers.sum()), len(numbers), level)
     low, high = interval((numbers,), _mean, level, seed, resamples)
     return Estimate(float(numbers.mean()), low, high, len(numbers), level)
 
 
 def paired(
-    treatment: Any, control: Any, *, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+    treatment: Any,
+    control: Any,
+    *,
+    groups: Any = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """The difference of two conditions on the same units, tested by flipping the signs of the units' differences.
 
@@ -111,9 +129,15 @@ def paired(
     part of all sign patterns `s` with `|sum s_i d_i| >= |sum d_i|`. All `2^n` patterns are tried where they are no more
     than `resamples`; else `resamples` random ones, the observed pattern counted among them.
 
+    The interval is that of `estimate`. Where both conditions are 0 or 1 in every unit it is Bonett and Price's: with
+    `b` units that only the treatment has and `c` that only the control has, `p = (b + 1) / (n + 2)` and
+    `q = (c + 1) / (n + 2)`, it is `p - q` plus and minus `z sqrt((p + q - (p - q)^2) / (n + 2))`.
+
     Args:
         treatment: one number for each unit, averaged over seeds already (`by_prompt`).
         control: the same of the control, in the same order.
+        groups: a label for each unit, where several belong together (the answers of one question): their mean
+            difference is one unit, so that signs are flipped, and units resampled, by group.
         level: of the interval.
         seed: of the resampling and the flips.
         resamples: how many resamples and flips, from 99.
@@ -123,12 +147,13 @@ def paired(
         SteerError: scipy is not installed.
 
     Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, "Permutation P-values Should
-    Never Be Zero".
+    Never Be Zero"; Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
+    Based on Paired Data".
 
     Example:
         >>> from steerfn.evaluate import paired
-        >>> print(paired([2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6]))
-        1 (95 % CI 1 to 1, n = 6), p = 0.031, d_z = inf
+        >>> print(paired([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0]))
+        0.875 (95 % CI 0.303 to 1, n = 8), p = 0.016, d_z = 2.47
     """
     first, second = _numbers(treatment, "treatment"), _numbers(control, "control")
     if len(first) != len(second):
@@ -139,14 +164,30 @@ def paired(
     differences = first - second
     # What two equal numbers differ by after averaging would otherwise be an effect of infinite size.
     differences[np.abs(differences) <= ROUNDING * np.maximum(np.abs(first), np.abs(second))] = 0.0
-    found = estimate(differences, level=level, seed=seed, resamples=resamples)
+    checked_options(level, seed, resamples)
+    differences = _by_group(differences, groups)
+    n = len(differences)
+    if groups is None and n > 1 and _is_binary(first) and _is_binary(second):
+        low, high = _of_two_shares(differences, level)
+    else:
+        low, high = interval((differences,), _mean, level, seed, resamples)
+    found = Estimate(float(differences.mean()), low, high, n, level)
     return Difference(found, sign_flip(differences, seed, resamples), _effect(differences), len(differences))
 
 
-def ratio(treatment: Any, control: Any, *, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def ratio(
+    treatment: Any,
+    control: Any,
+    *,
+    groups: Any = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
     """The change of a mean in percent, `100 (mean(treatment) / mean(control) - 1)`, on the same units.
 
-    Both means are resampled together, so the interval knows that the control's mean is uncertain too.
+    Both means are resampled together, so the interval knows that the control's mean is uncertain too. `groups` are as
+    in `paired`.
 
     Raises:
         DataError: as `paired`, or a control's mean of 0.
@@ -154,17 +195,18 @@ def ratio(treatment: Any, control: Any, *, level: float = 0.95, seed: int = 0, r
 
     Example:
         >>> from steerfn.evaluate import ratio
-        >>> print(ratio([2, 4, 6], [1, 2, 3]))
-        100 (95 % CI 100 to 100, n = 3)
+        >>> print(ratio([2, 4, 6, 9, 8, 7], [1, 2, 3, 4, 5, 6], resamples=999))
+        71.4 (95 % CI 27.1 to 116, n = 6)
     """
     checked_options(level, seed, resamples)
     first, second = _numbers(treatment, "treatment"), _numbers(control, "control")
     if len(first) != len(second):
         raise DataError(f"There are {len(first)} numbers of the treatment and {len(second)} of the control.")
+    first, second = _by_group(first, groups), _by_group(second, groups)
     if second.mean() == 0:
         raise DataError("A change in percent needs a control whose mean is not 0; take the difference instead.")
     found = float(_change(first, second))
-    low, high = interval((first, second), _change, level, seed, resamples)
+    low, high = interval((first, second), _change, level, seed, resamples, scale=abs(100 + found) or 100.0)
     return Estimate(found, low, high, len(first), level)
 
 
@@ -254,6 +296,28 @@ def by_prompt(values: Any, prompts: Sequence[Any]) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
+def by_unit(values: Any, units: Sequence[int]) -> np.ndarray:
+    """The mean of each unit's texts, `[units]`; of several such lists in a row, `[lists, units]`."""
+    rows = np.stack([by_prompt(each, units) for each in np.reshape(values, (-1, len(units)))])
+    return rows if len(rows) > 1 else rows[0]
+
+
+def units_of(prompts: Sequence[Any], groups: Any = None) -> list[int]:
+    """The unit of each prompt, from 0 in order of appearance: equal prompts are one, and so are prompts of one group.
+
+    Raises:
+        DataError: groups that do not fit.
+
+    Example:
+        >>> units_of(["a", "b", "a"]), units_of(["a", "b", "c"], groups=["x", "x", "y"])
+        ([0, 1, 0], [0, 0, 1])
+    """
+    if groups is not None:
+        return number_groups(groups, len(prompts), "prompts")
+    order: dict[str, int] = {}
+    return [order.setdefault(repr(prompt), len(order)) for prompt in prompts]
+
+
 def checked_options(level: Any = 0.95, seed: Any = 0, resamples: Any = RESAMPLES) -> None:
     """Refuse options that no interval can be made with.
 
@@ -282,6 +346,24 @@ def _numbers(values: Any, what: str) -> np.ndarray:
         where = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise DataError(f"{what}[{where}] is {numbers[where]}; leave out units without a number first.")
     return numbers
+
+
+def _by_group(numbers: np.ndarray, groups: Any) -> np.ndarray:
+    """The mean of each group, where there are groups."""
+    return numbers if groups is None else by_prompt(numbers, number_groups(groups, len(numbers), "numbers"))
+
+
+def _is_binary(numbers: np.ndarray) -> bool:
+    return bool(np.isin(numbers, (0.0, 1.0)).all())
+
+
+def _of_two_shares(differences: np.ndarray, level: float) -> tuple[float, float]:
+    """Bonett and Price's interval of a difference of paired shares; see `paired`."""
+    n, z = len(differences) + 2, statistics.NormalDist().inv_cdf((1 + level) / 2)
+    more, less = ((differences == each).sum() + 1 for each in (1, -1))
+    middle = (more - less) / n
+    wide = z * math.sqrt(((more + less) / n - middle**2) / n)
+    return max(-1.0, float(middle - wide)), min(1.0, float(middle + wide))
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

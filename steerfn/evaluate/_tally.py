@@ -1,14 +1,16 @@
 """From the values of items under several conditions to an `Outcome`."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from steerfn.evaluate._outcome import STEERED, Outcome
-from steerfn.evaluate._pairs import UNSTEERED
-from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate, estimate, paired, proportion
+from steerfn.evaluate._bootstrap import ROUNDING, around_a_constant
+from steerfn.evaluate._outcome import RANDOM, STEERED, Outcome
+from steerfn.evaluate._pairs import UNSTEERED, against_draws
+from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate, by_prompt, estimate, paired, proportion
 
 Values = Mapping[str, Mapping[str, np.ndarray]]
 """By condition and figure, one number for each item; NaN where an item has none."""
@@ -21,6 +23,8 @@ def outcome(
     source: str,
     values: Values,
     *,
+    draws: Sequence[str] = (),
+    units: Sequence[int] | None = None,
     rates: Collection[str] = (),
     compared: Collection[str],
     also: Mapping[str, Mapping[str, Estimate]] | None = None,
@@ -36,6 +40,8 @@ def outcome(
         protocol: its name.
         source: its paper.
         values: by condition and figure, a number for each item. The condition "steered" is compared with all others.
+        draws: the conditions that are random vectors: they are one control, "random", and compared with together.
+        units: the unit of each item, where several items belong together; None: each item is one.
         rates: the figures that are 0 or 1 for each item: their intervals are Wilson's.
         compared: the figures whose paired differences are taken; each one more makes all p-values larger.
         also: estimates that are no means of items, by condition and name.
@@ -45,56 +51,107 @@ def outcome(
         level: of the intervals.
         seed: of the resampling.
     """
-    also = also or {}
-    notes = [*notes]
-    conditions = dict.fromkeys([*values, *also])
-    found: dict[str, dict[str, Estimate]] = {}
-    for condition in conditions:
+    also, notes, options = also or {}, [*notes], {"level": level, "seed": seed}
+    named = [each for each in dict.fromkeys([*values, *also]) if each not in draws]
+    by_unit = {
+        condition: {name: _by_unit(numbers, units) for name, numbers in of.items()} for condition, of in values.items()
+    }
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for condition in named:
         mine = {}
-        for name, numbers in values.get(condition, {}).items():
-            mine[name] = _estimate(numbers, name in rates, level, seed)
+        for name, numbers in by_unit.get(condition, {}).items():
+            mine[name] = _estimate(numbers, name in rates, options)
             if missing := int(np.isnan(numbers).sum()):
                 notes.append(f"{missing} of {len(numbers)} items have no {name} ({condition}) and are left out of it.")
-        found[condition] = {**mine, **also.get(condition, {})}
+        estimates[condition] = {**mine, **also.get(condition, {})}
     effects = {
-        condition: _effects(values[STEERED], values[condition], compared, level, seed)
-        for condition in values
-        if condition != STEERED
+        condition: _effects(by_unit[STEERED], by_unit[condition], compared, options)
+        for condition in named
+        if condition != STEERED and condition in by_unit
     }
+    if draws:
+        estimates[RANDOM] = _of_draws(
+            [by_unit.get(each, {}) for each in draws], [also.get(e, {}) for e in draws], options
+        )
+        effects[RANDOM] = _against_draws(by_unit[STEERED], [by_unit.get(each, {}) for each in draws], compared, options)
     return Outcome(
         protocol=protocol,
         source=source,
-        figures=found[STEERED],
-        baseline=found.get(UNSTEERED, {}),
-        controls={name: each for name, each in found.items() if name not in (STEERED, UNSTEERED)},
+        figures=estimates[STEERED],
+        baseline=estimates.get(UNSTEERED, {}),
+        controls={name: each for name, each in estimates.items() if name not in (STEERED, UNSTEERED)},
         effects={name: each for name, each in effects.items() if each},
+        draws=len(draws),
         records=tuple(records),
         notes=tuple(notes),
         about=about,
     )
 
 
-def _estimate(numbers: np.ndarray, is_rate: bool, level: float, seed: int) -> Estimate:
+def _by_unit(numbers: np.ndarray, units: Sequence[int] | None) -> np.ndarray:
+    # Figures of one side only have fewer items than there are units; they come without.
+    return numbers if units is None else by_prompt(numbers, units)
+
+
+def _estimate(numbers: np.ndarray, is_rate: bool, options: Mapping[str, Any]) -> Estimate:
     known = numbers[~np.isnan(numbers)]
     if not len(known):
-        return Estimate(math.nan, math.nan, math.nan, 0, level)
-    if is_rate:
-        return proportion(int(known.sum()), len(known), level)
-    return estimate(known, level=level, seed=seed)
+        return Estimate(math.nan, math.nan, math.nan, 0, options["level"])
+    if is_rate and np.isin(known, (0.0, 1.0)).all():
+        return proportion(int(known.sum()), len(known), options["level"])
+    return estimate(known, **options)
+
+
+def _of_draws(
+    values: Sequence[Mapping[str, np.ndarray]], also: Sequence[Mapping[str, Estimate]], options: Mapping[str, Any]
+) -> dict[str, Estimate]:
+    """The mean of random vectors in every figure: over them first, so that items are the units of its interval."""
+    means = {name: _over_draws(np.stack([of[name] for of in values])) for name in values[0]}
+    found = {name: _estimate(numbers, False, options) for name, numbers in means.items()}
+    for name, first in also[0].items():
+        # What is no mean of items has no interval of its mean over random vectors here.
+        mean = float(np.mean([of[name].mean for of in also]))
+        found[name] = Estimate(mean, math.nan, math.nan, first.n, options["level"])
+    return found
+
+
+def _over_draws(numbers: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(numbers)
+    sums, counts = np.where(known, numbers, 0.0).sum(0), known.sum(0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _effects(
     steered: Mapping[str, np.ndarray],
     other: Mapping[str, np.ndarray],
     compared: Collection[str],
-    level: float,
-    seed: int,
+    options: Mapping[str, Any],
 ) -> dict[str, Difference]:
     found = {}
     for name in [name for name in steered if name in other and name in compared]:
         known = ~np.isnan(steered[name]) & ~np.isnan(other[name])
         if known.sum() > 1:
-            found[name] = paired(steered[name][known], other[name][known], level=level, seed=seed)
+            difference = paired(steered[name][known], other[name][known], **options)
+            found[name] = dataclasses.replace(difference, left_out=int((~known).sum()))
+    return found
+
+
+def _against_draws(
+    steered: Mapping[str, np.ndarray],
+    draws: Sequence[Mapping[str, np.ndarray]],
+    compared: Collection[str],
+    options: Mapping[str, Any],
+) -> dict[str, Difference]:
+    """The steered model against random vectors, by the rule of `compare_vectors`."""
+    found = {}
+    for name in [name for name in steered if name in draws[0] and name in compared]:
+        random = np.stack([of[name] for of in draws])
+        difference, _, left_out, test = against_draws(
+            steered[name], random, None, from_zero=False, options={**options, "resamples": RESAMPLES}
+        )
+        if difference.n > 1:
+            p = float(np.fmax(difference.p, test.p))  # a single random vector has no p of its own, and no claim
+            found[name] = dataclasses.replace(difference, p=p, left_out=left_out)
     return found
 
 
@@ -137,7 +194,10 @@ def resampled(
         for start in range(0, resamples, DRAWS)
     ]
     low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(statistic(values)), float(low), float(high), n, level)
+    found = float(statistic(values))
+    if high - low <= ROUNDING * max(abs(high), abs(low)):
+        low, high = around_a_constant(found, n, level)
+    return Estimate(found, float(low), float(high), n, level)
 
 
 def exponential(found: Estimate) -> Estimate:

@@ -13,9 +13,9 @@ from steerfn._errors import DataError
 from steerfn._page import page, part, table
 from steerfn._records import as_json, write_text
 from steerfn._text import Text
-from steerfn.evaluate._pairs import UNSTEERED, Pair
+from steerfn.evaluate._pairs import RANDOM, UNSTEERED, Pair
 from steerfn.evaluate._sentences import sentences
-from steerfn.evaluate._statistics import Estimate
+from steerfn.evaluate._statistics import Estimate, by_unit
 from steerfn.evaluate._vector_tables import as_markdown, as_text, escaped, means_table, pairs_table
 from steerfn.metrics._metric import Metric
 
@@ -30,13 +30,15 @@ class VectorComparison:
         prompts: the prompts as given.
         seeds: the seeds of generation.
         vectors: the names of the vectors.
-        texts: by condition ("unsteered", each vector, "random like" each), the texts in the order of draws of random
-            vectors, then seeds, then prompts: `[draws * seeds * prompts]`, prompts fastest.
+        texts: by condition ("unsteered", each vector, "random like" each), the texts in the order of slots (of random
+            vectors; others have one), then seeds, then prompts: `[slots * seeds * prompts]`, prompts fastest.
         values: by metric and condition, one number for each of those texts. Where unsteered texts are what others
             are compared with (bleu, ...), the unsteered condition has none.
         means: by metric and condition, the mean over different prompts with its interval.
         pairs: every comparison of two conditions in a metric; see `Pair`.
         metrics: the metrics by name.
+        unit_of: the unit of each prompt, from 0: equal prompts, or prompts of one group, are one unit.
+        slots: which random vector each prompt is continued under, `[slots, prompts]`.
         about: what was run: options, versions, hashes.
     """
 
@@ -48,6 +50,8 @@ class VectorComparison:
     means: Mapping[str, Mapping[str, Estimate]]
     pairs: tuple[Pair, ...]
     metrics: Mapping[str, Metric]
+    unit_of: tuple[int, ...]
+    slots: np.ndarray
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -59,6 +63,16 @@ class VectorComparison:
     def units(self) -> dict[str, str]:
         """The unit of every metric."""
         return {name: metric.unit for name, metric in self.metrics.items()}
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """The block of each unit: units of one block have the same random vectors."""
+        _, units = np.unique(self.unit_of, return_index=True)
+        return self.slots[0, units]
+
+    def by_unit(self, values: np.ndarray) -> np.ndarray:
+        """The numbers of a condition's texts as means of units: `[units]`, or `[slots, units]` of random vectors."""
+        return by_unit(values, self.unit_of * len(self.seeds))
 
     def pair(self, metric: str, treatment: str, control: str = UNSTEERED) -> Pair:
         """One comparison.
@@ -78,9 +92,9 @@ class VectorComparison:
     def summary(self) -> str:
         """What was shown and what was not, a sentence for each comparison.
 
-        A difference is called one only where the p-value after Holm's correction over all comparisons is below
-        1 - level, the interval excludes 0, and there are prompts and random vectors enough to carry that. One to the
-        unsteered model is qualified by what random vectors of the same length do.
+        A difference is called one only where the p-value after Holm's correction is below 1 - level, the interval
+        excludes 0, and there are prompts and random vectors enough to carry that. One to the unsteered model is
+        qualified by what random vectors of the same length do: an effect is what stands against both.
         """
         return "\n".join(sentences(self.pairs, self.units))
 
@@ -89,12 +103,12 @@ class VectorComparison:
         found = []
         for condition, texts in self.texts.items():
             for i, text in enumerate(texts):
-                of_draw, p = divmod(i, len(self.prompts))
-                draw, s = divmod(of_draw, len(self.seeds))
+                of_slot, p = divmod(i, len(self.prompts))
+                slot, s = divmod(of_slot, len(self.seeds))
                 prompt = self.prompts[p]
                 row = {
                     "condition": condition,
-                    "draw": draw,
+                    "draw": int(self.slots[slot, p]) if condition.startswith(RANDOM) else 0,
                     "seed": self.seeds[s],
                     "prompt": prompt if isinstance(prompt, str) else json.dumps(list(prompt)),
                     "text": text,
@@ -156,13 +170,14 @@ class VectorComparison:
         )
 
     def _head(self) -> str:
-        different = len({repr(prompt) for prompt in self.prompts})
-        repeated = "" if different == len(self.prompts) else f" ({different} different ones, which are what counts)"
+        units, groups = len(set(self.unit_of)), self.about.get("groups")
+        what = "groups" if groups else "different ones"
+        repeated = "" if units == len(self.prompts) else f" ({units} {what}, which are what counts)"
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         return f"{len(self.conditions)} conditions x {len(self.prompts)} prompts{repeated}{seeds}: means with intervals"
 
     def _means(self) -> tuple[list[str], list[list[str]]]:
-        return means_table(self.means, self.conditions, self.units)
+        return means_table(self.means, self.conditions, self.units, len(set(self.unit_of)))
 
     def _tests(self) -> tuple[list[str], list[list[str]]]:
         return pairs_table(self.pairs, self.units)

@@ -11,11 +11,14 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def means_table(
-    means: Mapping[str, Mapping[str, Estimate]], conditions: Sequence[str], units: Mapping[str, str]
+    means: Mapping[str, Mapping[str, Estimate]], conditions: Sequence[str], units: Mapping[str, str], n: int
 ) -> Table:
-    """The mean of every metric with its interval: conditions down, metrics across."""
+    """The mean of every metric with its interval: conditions down, metrics across.
+
+    Means of fewer than all `n` units say how many have a number: they may be those that survived the steering.
+    """
     headers = ["condition", *(f"{name} [{units[name]}]" if units.get(name) else name for name in means)]
-    return headers, [[each, *(_cell(found.get(each)) for found in means.values())] for each in conditions]
+    return headers, [[each, *(_cell(found.get(each), n) for found in means.values())] for each in conditions]
 
 
 def pairs_table(pairs: Sequence[Pair], units: Mapping[str, str]) -> Table:
@@ -73,7 +76,10 @@ def p_cell(p: float) -> str:
     return "< 0.001" if p < 0.001 else shown(p)
 
 
-def _cell(found: Estimate | None) -> str:
+def _cell(found: Estimate | None, n: int) -> str:
     if found is None or not found.n:
         return "-"
-    return shown(found.mean) if found.n < 2 else f"{shown(found.mean)} ({shown(found.low)} to {shown(found.high)})"
+    ends = "" if found.n < 2 else f"{shown(found.low)} to {shown(found.high)}"
+    of = "" if found.n == n else f"{found.n} of {n}"
+    inside = "; ".join(filter(None, (ends, of)))
+    return f"{shown(found.mean)} ({inside})" if inside else shown(found.mean)

@@ -1,27 +1,31 @@
 """A comparison of vectors as a forest plot."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from steerfn._errors import DataError, SteerError
 from steerfn.evaluate import Pair, VectorComparison
 from steerfn.evaluate._shown import percent, shown_p
-from steerfn.plot._figure import figure, finished, heading, lines_of, ready
+from steerfn.plot._figure import finished, heading, lines_of, width_of
 from steerfn.plot._forest import Row, forest, letters_of
-from steerfn.plot._labels import shown
+from steerfn.plot._labels import distinct
 
 LOOKS = {"unsteered": 0, "random": 1, "vector": 2}
 
 
-def comparison(result: VectorComparison, *, width: float = 6.5) -> Any:
+def comparison(result: VectorComparison, *, ax: Any = None, title: str | None = None, width: float = 6.5) -> Any:
     """Every difference of a comparison with its interval, a panel for each metric.
 
-    A marker is filled where the difference is shown (`Pair.significant`: the p-value after Holm's correction over all
-    comparisons, the interval, and enough to carry it), and open where it is not. At the right the p-value after the
-    correction, or why there is none. Differences are treatment minus control; 0 is dashed. Colours and shapes tell what
-    a vector was compared with: the unsteered model, "random" vectors as long as it, another vector.
+    A marker is filled where the difference is shown (`Pair.significant`: the p-value after Holm's correction, the
+    interval, and enough to carry it), and open where it is not. At the right the p-value after the correction, or why
+    there is none; against random vectors it is that of an effect, which needs both comparisons. Differences are
+    treatment minus control; 0 is dashed. Colours and shapes tell what a vector was compared with: the unsteered model,
+    "random" vectors as long as it, another vector.
 
     Args:
         result: from `compare_vectors`.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -43,28 +47,34 @@ def comparison(result: VectorComparison, *, width: float = 6.5) -> Any:
         )
     if not result.pairs:
         raise DataError("This comparison compares nothing, so there is nothing to draw.")
-    figure(width)  # what is wrong with it is known before anything is measured by it
-    ready(width)
+    width = width_of(width, ax)
     found: dict[str, list[Pair]] = {}
     for pair in result.pairs:
         found.setdefault(pair.metric, []).append(pair)
-    # A name in two metrics' titles would be one panel: names of metrics differ.
-    panels = {shown(name, 60): [_row(pair, letters_of(width)) for pair in pairs] for name, pairs in found.items()}
-    units = {shown(name, 60): result.units.get(name, "") for name in found}
+    metrics, letters = distinct(list(found), 60), letters_of(width)
+    rooms = {
+        "unsteered": letters - 12,
+        "random": letters - 9,
+        "vector": (letters - 3) // 2,
+    }  # beside " − unsteered", ...
+    names = {against: distinct(result.vectors, max(6, room)) for against, room in rooms.items()}
+    panels = {metrics[metric]: [_row(pair, names[pair.against]) for pair in pairs] for metric, pairs in found.items()}
+    units = {metrics[metric]: result.units.get(metric, "") for metric in found}
     labels = {name: f"Difference ({unit})" if unit else "Difference" for name, unit in units.items()}
-    first = result.pairs[0]
-    title = (
-        f"Differences with {percent(first.difference.estimate.level)} intervals over prompts. Filled: shown; open: not "
-        f"shown. p after Holm, {first.family} comparisons"
+    level = percent(result.pairs[0].difference.estimate.level)
+    said = (
+        f"Differences with {level} intervals. Filled: shown; open: not shown. Circle: from the unsteered model; "
+        "square: from random vectors, where p is that of an effect, which needs both; triangle: from another vector. "
+        "p after Holm"
     )
-    made = forest(panels, width, len(lines_of(title, width - 0.2)), labels, zero=True)
-    heading(made, title)
+    said = said if title is None else title
+    made = forest(panels, width, len(lines_of(said, width - 0.2)), labels, zero=True, ax=ax)
+    heading(made, said)
     return finished(made)
 
 
-def _row(pair: Pair, letters: int) -> Row:
+def _row(pair: Pair, names: Mapping[str, str]) -> Row:
     p = pair.verdict if pair.n < 2 or not pair.carried else shown_p(pair.adjusted)
-    room = letters - 3
-    control = pair.against if pair.against != "vector" else shown(pair.control, max(6, room // 2))
-    label = f"{shown(pair.treatment, max(6, room - len(control)))} − {control}"
+    control = pair.against if pair.against != "vector" else names[pair.control]
+    label = f"{names[pair.treatment]} − {control}"
     return Row(label, pair.difference.estimate, pair.significant, LOOKS[pair.against], f"{p}, n = {pair.n}")

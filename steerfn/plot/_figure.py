@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import Any
 
-from steerfn._errors import DataError
+from steerfn._errors import DataError, SteerError
 from steerfn._extra import import_extra
 from steerfn.plot._glyphs import families
 
@@ -31,16 +31,68 @@ def ready(width: Any) -> None:
     import_extra("matplotlib.figure", "plot")  # fail before the work rather than after it
 
 
-def figure(width: float = 6.0, height: float = 4.0) -> Any:
-    """An empty `matplotlib.figure.Figure`, in inches.
+def figure(width: float = 6.0, height: float = 4.0, ax: Any = None) -> Any:
+    """An empty `matplotlib.figure.Figure`, in inches; in the place of an axes, a subfigure.
 
     Raises:
-        SteerError: as `ready`.
+        SteerError: as `ready`, or an axes that stands in no grid.
     """
     ready(width)
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    if ax is None:
+        return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    spec = checked_axes(ax).get_subplotspec()
+    if spec is None:
+        raise SteerError(
+            "This plot has several panels, and puts them in the place of ax, so ax must stand in a grid: take one from "
+            "plt.subplots(), not from add_axes()."
+        )
+    whole = ax.figure
+    root = whole.figure
+    if root.get_layout_engine() is None:
+        root.set_layout_engine("constrained")  # or titles and labels would lie on the neighbours'
+    ax.remove()
+    return whole.add_subfigure(spec)
+
+
+def one_axes(width: float, height: float, ax: Any = None) -> tuple[Any, Any]:
+    """A figure with one axes; or the axes that is given, and its figure."""
+    if ax is not None:
+        return checked_axes(ax).figure, ax
+    made = figure(width, height)
+    return made, made.subplots()
+
+
+def checked_axes(ax: Any) -> Any:
+    """An axes as it is.
+
+    Raises:
+        SteerError: it is none.
+    """
+    if not hasattr(ax, "get_subplotspec") or not hasattr(ax, "set_title"):
+        raise SteerError(f"ax is a matplotlib axes, such as fig, ax = plt.subplots() gives, not {ax!r:.80}.")
+    return ax
+
+
+def width_of(width: Any, ax: Any, least: float = NARROWEST) -> float:
+    """How many inches a plot has: those asked for, or those of the axes that it is drawn in."""
+    if ax is None:
+        ready(width)
+        return width
+    ready(NARROWEST)
+    found = checked_axes(ax).get_window_extent().width / ax.figure.get_dpi()
+    return max(least, float(found))
+
+
+def height_of(ax: Any) -> float:
+    """How many inches an axes is high."""
+    return ax.get_window_extent().height / ax.figure.get_dpi()
+
+
+def inches(made: Any) -> tuple[float, float]:
+    """The width and height of a figure or subfigure."""
+    return made.bbox.width / made.get_dpi(), made.bbox.height / made.get_dpi()
 
 
 def tidy(axes: Any, grid: str = "y") -> None:
@@ -57,31 +109,53 @@ def lines_of(text: str, width: float) -> list[str]:
     return textwrap.wrap(text, max(12, int(width * PER_INCH))) or [""]
 
 
-def heading(made: Any, *paragraphs: str) -> int:
-    """Put a title over a whole figure, from its left edge; its number of lines."""
-    lines = [line for each in paragraphs if each for line in lines_of(each, made.get_size_inches()[0] - 0.2)]
-    made.suptitle("\n".join(lines), x=0.1 / made.get_size_inches()[0], ha="left", fontsize=9)
+def heading(made: Any, *paragraphs: str, title: str | None = None, axes: Any = None) -> int:
+    """Put a title over a whole figure, from its left edge; its number of lines.
+
+    Args:
+        made: the figure.
+        paragraphs: what it says, unless the caller has a title of their own.
+        title: the caller's own; an empty one is none.
+        axes: where the figure is the caller's, the axes to put it over.
+    """
+    wide = inches(made)[0] if axes is None else width_of(None, axes)
+    said = paragraphs if title is None else (str(title),)
+    lines = [line for each in said if each for part in each.split("\n") for line in lines_of(part, wide - 0.2)]
+    if axes is not None:
+        axes.set_title("\n".join(lines), loc="left", fontsize=9)
+    elif lines:
+        made.suptitle("\n".join(lines), x=0.1 / wide, ha="left", fontsize=9)
     return len(lines)
 
 
-def legend(made: Any, handles: Any, labels: Any) -> int:
-    """A legend below the axes, where no line runs through it, in the columns that the figure has room for; its rows."""
-    columns = int((made.get_size_inches()[0] - 0.2) * 15 / (max(map(len, labels)) + 7))
+def legend(made: Any, handles: Any, labels: Any, axes: Any = None) -> int:
+    """A legend below the axes, where no line runs through it, in the columns that the figure has room for; its rows.
+
+    In an axes of the caller's it is inside, since a legend of the figure would stand below other axes too.
+    """
+    if axes is not None:
+        axes.legend(handles, labels, fontsize=7, framealpha=0.8)
+        return len(labels)
+    columns = int((inches(made)[0] - 0.2) * 15 / (max(map(len, labels)) + 7))
     columns = max(1, min(columns, 4, len(labels)))
     made.legend(handles, labels, frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
     return math.ceil(len(labels) / columns)
 
 
-def finished(made: Any) -> Any:
-    """The figure with its texts taken literally: a token's dollar sign or underscore is no mathematics.
+def finished(made: Any, only: Any = None) -> Any:
+    """The whole figure, with the texts that were drawn taken literally: a token's dollar sign is no mathematics.
 
     Texts also fall back on installed fonts that know more characters than matplotlib's own.
+
+    Args:
+        made: a figure or subfigure of ours, or the caller's figure.
+        only: the axes that is ours in the caller's figure.
     """
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-    texts = [*made.texts, *(text for legend in made.legends for text in legend.get_texts())]
-    for axes in made.axes:
+    texts = [] if only else [*made.texts, *(text for legend in made.legends for text in legend.get_texts())]
+    for axes in [only] if only else made.axes:
         texts += [axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         texts += axes.get_legend().get_texts() if axes.get_legend() else []
         for axis in (axes.xaxis, axes.yaxis):
@@ -94,7 +168,7 @@ def finished(made: Any) -> Any:
         text.set_parse_math(False)
         text.set_usetex(False)
         text.set_fontfamily(families(text.get_fontfamily()[0]))
-    return made
+    return made.figure
 
 
 def contrasting(colour: Any) -> str:

@@ -33,7 +33,13 @@ class Row:
 
 
 def forest(
-    panels: Mapping[str, Sequence[Row]], width: float, heads: int, labels: Mapping[str, str], *, zero: bool
+    panels: Mapping[str, Sequence[Row]],
+    width: float,
+    heads: int,
+    labels: Mapping[str, str],
+    *,
+    zero: bool,
+    ax: Any = None,
 ) -> Any:
     """A figure with a panel for each quantity.
 
@@ -43,16 +49,17 @@ def forest(
         heads: how many lines the figure's title has.
         labels: what the axis of a panel shows, by its title; "" leaves it out.
         zero: whether 0 is marked, and always seen.
+        ax: the caller's axes, in whose place the panels stand.
     """
     said = {title: lines_of(title, width - 0.2) for title in panels}
     extra = [0.15 * len(said[title]) + (0.17 if labels[title] else 0.0) for title in panels]
     parts = [ROW * len(rows) + PANEL - 0.2 + more for rows, more in zip(panels.values(), extra, strict=True)]
-    made = figure(width, sum(parts) + 0.2 + 0.16 * heads)
+    made = figure(width, sum(parts) + 0.2 + 0.16 * heads, ax)
     every = made.subplots(len(panels), 1, squeeze=False, height_ratios=[max(len(rows), 1) for rows in panels.values()])
     letters = letters_of(width)
     for axes, (title, rows) in zip(every[:, 0], panels.items(), strict=True):
         for place, row in enumerate(rows):
-            _draw(axes, place, row, narrow=width < 4)
+            _draw(axes, place, row, narrow=width < 4 and ax is None)
         if zero:
             axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         tidy(axes, "x")

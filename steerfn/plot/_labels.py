@@ -1,5 +1,6 @@
 """Texts of people and models in figures: nothing invisible, nothing without a glyph, nothing too long."""
 
+import collections
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,31 @@ def shown(
             break
         kept.append(piece)
     return CUT + "".join(reversed(kept)) if end else "".join(kept) + CUT
+
+
+def distinct(names: Sequence[str], limit: int) -> dict[str, str]:
+    """Different names as different labels of at most so many characters: cut at the end, or else in the middle.
+
+    Names that differ nowhere but in what is cut are numbered.
+    """
+    labels = {name: shown(name, limit) for name in dict.fromkeys(names)}
+    for again in (_without_middle, _numbered):
+        counts = collections.Counter(labels.values())
+        alike = [name for name, label in labels.items() if counts[label] > 1]
+        labels |= {name: again(name, limit, i) for i, name in enumerate(alike, 1)}
+    return labels
+
+
+def _without_middle(name: str, limit: int, _: int) -> str:
+    end = (limit - 1) // 2
+    if columns(shown(name)) <= limit:
+        return shown(name)
+    return shown(name, limit - end)[:-1] + shown(name, end + 1, end=True)
+
+
+def _numbered(name: str, limit: int, number: int) -> str:
+    mark = f" ({number})"
+    return shown(name, max(2, limit - len(mark))) + mark
 
 
 def fitting(text: str, inches: float, points: float, weight: str = "normal") -> str:

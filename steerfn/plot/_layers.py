@@ -5,16 +5,18 @@ from typing import Any
 
 from steerfn._errors import DataError, SteerError
 from steerfn.discover._profile import Profile
-from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, finished, legend, lines_of, tidy
+from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, finished, legend, lines_of, tidy, width_of
 
 
-def layers(profile: Profile, *, width: float = 6.0) -> Any:
+def layers(profile: Profile, *, ax: Any = None, title: str | None = None, width: float = 6.0) -> Any:
     """How well the two sides are told apart at every layer: held-out AUC above, Cohen's d below.
 
     One line for each kind of site, points for heads. Chance is dashed, the site with the best AUC ringed and named.
 
     Args:
         profile: from `layer_profile`.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -40,7 +42,8 @@ def layers(profile: Profile, *, width: float = 6.0) -> Any:
             "This profile has no held-out AUC, because there were too few texts to cross-validate; pass more texts to "
             "layer_profile, at least two a side."
         )
-    made = figure(width)
+    width = width_of(width, ax)
+    made = figure(width, ax=ax)
     upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     kinds: dict[str, list[Any]] = collections.defaultdict(list)
     for site, each in table:
@@ -65,8 +68,8 @@ def layers(profile: Profile, *, width: float = 6.0) -> Any:
     upper.set_ylim(max(min(known) - margin, -0.03), min(max(known) + margin, 1.03))
     (positive, negative), folds = table[0][1].n, max(each.folds for _, each in table)
     method = str(profile.vectors.metadata.get("method", "direction")).replace("_", " ")
-    title = lines_of(f"{method}: {positive} positive, {negative} negative texts, {folds} folds", width - 0.9)
-    upper.set_title("\n".join(title), fontsize=9, loc="left", pad=10)
+    said = f"{method}: {positive} positive, {negative} negative texts, {folds} folds" if title is None else str(title)
+    upper.set_title("\n".join(lines_of(said, width - 0.9)), fontsize=9, loc="left", pad=10)
     upper.set_ylabel("Held-out AUC\n(dashed: chance)", fontsize=9)
     lower.set_ylabel("Cohen's d\n(pooled SD)", fontsize=9)
     lower.set_xlabel("Layer (block index, from 0)", fontsize=9)

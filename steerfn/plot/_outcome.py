@@ -4,16 +4,52 @@ from typing import Any
 
 from steerfn._errors import DataError, SteerError
 from steerfn.evaluate import Estimate, Outcome
-from steerfn.evaluate._outcome import STEERED
+from steerfn.evaluate._outcome import RANDOM, STEERED
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._shown import percent, shown_p
 from steerfn.evaluate._shown import shown as digits
-from steerfn.plot._figure import figure, finished, heading, lines_of, ready
+from steerfn.plot._figure import finished, heading, lines_of, width_of
 from steerfn.plot._forest import Row, forest
-from steerfn.plot._labels import shown
+from steerfn.plot._labels import distinct
+
+UNITS = {
+    "slope": "nats per unit of alpha",
+    "spread": "nats per unit of alpha",
+    "letter_bias": "nats per unit of alpha",
+    "cross_entropy": "nats per token",
+    "kl": "nats per token",
+    "perplexity": "perplexity",
+    "perplexity_ratio": "times the unsteered perplexity",
+    "anti_steerable": "share of items",
+    "accuracy": "share of questions",
+    "probability": "share of prompts",
+    "mass": "probability",
+    "p_match": "probability",
+    "p_match_given_order": "probability",
+    "p_first_letter": "probability",
+    "p_correct": "probability",
+    "mc1": "share of questions",
+    "mc2": "probability",
+    "mc3": "share of true answers",
+    "f1": "F1, 0 to 1",
+    "harmful_refused": "share of prompts",
+    "harmless_refused": "share of prompts",
+    "repetition": "share of n-grams",
+    "distinct_n": "share of n-grams",
+    "score": "0 to 2",
+    "concept": "0 to 2",
+    "instruction": "0 to 2",
+    "fluency": "0 to 2",
+} | {
+    f"{way}_{side}_{name}": unit
+    for way in ("ablated", "added")
+    for side in ("harmful", "harmless")
+    for name, unit in (("refused", "share of prompts"), ("log_odds", "nats"), ("kl", "nats"))
+}
+"""The units of the protocols' figures."""
 
 
-def outcome(outcome: Outcome, *, width: float = 6.0) -> Any:
+def outcome(outcome: Outcome, *, ax: Any = None, title: str | None = None, width: float = 6.0) -> Any:
     """Every figure of a protocol with its interval: steered, unsteered and controls, one under the other.
 
     Each figure has a panel of its own, since they differ in scale. The steered model's marker is filled where its
@@ -23,6 +59,8 @@ def outcome(outcome: Outcome, *, width: float = 6.0) -> Any:
 
     Args:
         outcome: from `benchmark` or a protocol.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -46,10 +84,10 @@ def outcome(outcome: Outcome, *, width: float = 6.0) -> Any:
     names = dict.fromkeys(name for found in columns.values() for name in found)
     if not names:
         raise DataError("This outcome has no figures, so there is nothing to draw.")
-    figure(width)  # what is wrong with it is known before anything is measured by it
-    ready(width)
+    width = width_of(width, ax)
+    labels = distinct(list(names), 80)
     panels = {
-        shown(name, 80): [
+        labels[name]: [
             _row(outcome, name, condition, found[name], look)
             for look, (condition, found) in enumerate(columns.items())
             if name in found
@@ -57,13 +95,16 @@ def outcome(outcome: Outcome, *, width: float = 6.0) -> Any:
         for name in names
     }
     levels = {percent(found[name].level) for found in columns.values() for name in found}
-    title = f"{outcome.protocol} ({outcome.source})"
-    said = f"{', '.join(sorted(levels))} intervals"
+    said = [f"{outcome.protocol} ({outcome.source})", f"{', '.join(sorted(levels))} intervals"]
     if any(outcome.effects.get(UNSTEERED, {})):
-        said += ". Open: no difference from unsteered shown"
-    heads = len(lines_of(title, width - 0.2)) + len(lines_of(said, width - 0.2))
-    made = forest(panels, width, heads, dict.fromkeys(panels, ""), zero=False)
-    heading(made, title, said)
+        said[1] += ". Open: no difference from unsteered shown"
+    if RANDOM in outcome.controls:
+        said[1] += f". random: the mean of {outcome.draws} random vector{'s' * (outcome.draws > 1)}"
+    said = said if title is None else [title]
+    heads = sum(len(lines_of(each, width - 0.2)) for each in said)
+    units = {labels[name]: UNITS.get(name, "") for name in names}
+    made = forest(panels, width, heads, units, zero=False, ax=ax)
+    heading(made, *said)
     return finished(made)
 
 

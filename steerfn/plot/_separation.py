@@ -7,7 +7,7 @@ import numpy as np
 from steerfn._chat_template import Chat
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
-from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, legend, ready, tidy
+from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, height_of, legend, tidy, width_of
 from steerfn.plot._separated import Separated, separated
 from steerfn.reading import Position
 
@@ -28,6 +28,8 @@ def separation(
     chat: Chat = False,
     batch_size: int | str = "auto",
     progress: bool = True,
+    ax: Any = None,
+    title: str | None = None,
     width: float = 8.0,
 ) -> Any:
     """How well a direction tells two sides of texts apart, and whether they differ in other ways more.
@@ -52,6 +54,8 @@ def separation(
         chat: True puts texts into the chat template; None does so where there is one.
         batch_size: texts at once.
         progress: show a progress bar on stderr.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -67,19 +71,19 @@ def separation(
         >>> sf.plot.separation(model, tokenizer, happy, sad, v)  # doctest: +SKIP
     """
     sides = as_texts(positive, "positive"), as_texts(negative, "negative")
-    ready(width)
+    width = width_of(width, ax)
     found = separated(
         model, tokenizer, *sides, v, site, position=position, chat=chat, batch_size=batch_size, progress=progress
     )
-    beside = width >= WIDE
-    made = figure(width, 3.8 if beside else 6.6)
+    beside = width >= WIDE if ax is None else width > height_of(ax)
+    made = figure(width, 3.8 if beside else 6.6, ax)
     first, second = made.subplots(*((1, 2) if beside else (2, 1)))
     _along(first, found)
     _plane(second, found)
     counts = f"{len(sides[0])} positive, {len(sides[1])} negative texts"
     d = "" if found.cohens_d is None else f", d {found.cohens_d:.2f}"
     own = "; the direction was made of these texts" if v is None else ""
-    heading(made, f"{found.site}: {counts}; AUC along the direction {found.auc:.3f}{d}{own}")
+    heading(made, f"{found.site}: {counts}; AUC along the direction {found.auc:.3f}{d}{own}", title=title)
     legend(made, *second.get_legend_handles_labels())
     return finished(made)
 

@@ -6,9 +6,18 @@ import numpy as np
 
 from steerfn._errors import DataError
 from steerfn.evaluate import Estimate, estimate
-from steerfn.plot._figure import COLOURS, GREY, MARKERS, figure, finished, heading, legend, ready, tidy
-from steerfn.plot._labels import shown
-from steerfn.plot._swept import checked, finite_mean, label_of, nothing_to_draw, numbers_of, place, unsteered
+from steerfn.plot._figure import COLOURS, GREY, MARKERS, finished, heading, legend, one_axes, tidy, width_of
+from steerfn.plot._labels import distinct
+from steerfn.plot._swept import (
+    checked,
+    comparable,
+    finite_mean,
+    label_of,
+    nothing_to_draw,
+    numbers_of,
+    place,
+    unsteered,
+)
 from steerfn.sweeping._table import Sweep
 
 LINES = 8
@@ -16,17 +25,29 @@ RESAMPLES = 1999
 """Enough for what an eye can tell."""
 
 
-def sweep(table: Sweep, metric: str | None = None, *, level: float = 0.95, width: float = 6.0) -> Any:
+def sweep(
+    table: Sweep,
+    metric: str | None = None,
+    *,
+    level: float = 0.95,
+    ax: Any = None,
+    title: str | None = None,
+    width: float = 6.0,
+) -> Any:
     """A metric against the strength: a line for each vector and choice of sites, the mean over prompts.
 
-    The bands are bootstrap intervals of the mean over prompts, see `steerfn.evaluate.estimate`; entries of the same
-    prompt count once. The unsteered model's mean is dashed, where strength 0 is in the sweep. Intervals of two
-    configurations may overlap although their difference on the same prompts is clear: `sf.compare_vectors` tests it.
+    The bands are intervals of the mean over prompts, see `steerfn.evaluate.estimate`; entries of the same prompt count
+    once. Means are those of `Sweep.mean`: over the prompts that all configurations share, and gaps where too few of a
+    configuration's texts have a number. The unsteered model's mean is dashed, where strength 0 is in the sweep.
+    Intervals of two configurations may overlap although their difference on the same prompts is clear:
+    `sf.compare_vectors` tests it.
 
     Args:
         table: from `sf.sweep`.
         metric: one of its metrics; None is the first.
         level: of the intervals.
+        ax: an axes of yours to draw in.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -42,11 +63,10 @@ def sweep(table: Sweep, metric: str | None = None, *, level: float = 0.95, width
         >>> sf.plot.sweep(table, "length").savefig("sweep.svg")  # doctest: +SKIP
     """
     name = checked(table, metric, "sweep")
-    ready(width)
+    width = width_of(width, ax)
     lines = curves(table, name, level)
-    made = figure(width, 4.0)
-    axes = made.subplots()
-    base = unsteered(table, numbers_of(table, name))
+    made, axes = one_axes(width, 4.0, ax)
+    base = unsteered(table, comparable(numbers_of(table, name)))
     if base is not None:
         axes.axhline(finite_mean(base), color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label="unsteered")
     for i, (label, points) in enumerate(lines.items()):
@@ -64,11 +84,14 @@ def sweep(table: Sweep, metric: str | None = None, *, level: float = 0.95, width
     n = len({repr(prompt) for prompt in table.prompts})
     bands = f"; bands: {100 * level:g} % intervals" if n > 1 else ""
     missing = int((~np.isfinite(table.values[name])).sum())
+    shared = int(np.isfinite(comparable(numbers_of(table, name))).any(0).sum())
+    over = f"{shared} of {n} prompts (others have no number somewhere)" if missing else f"{n} prompt{'s' * (n > 1)}"
     gaps = f"; {missing} of {table.values[name].size} numbers missing" if missing else ""
-    heading(made, f"{name}: mean over {n} prompt{'s' * (n > 1)}{bands}{gaps}")
-    rows = legend(made, *axes.get_legend_handles_labels())
-    made.set_figheight(3.65 + 0.17 * rows)
-    return finished(made)
+    heading(made, f"{name}: mean over {over}{bands}{gaps}", title=title, axes=ax)
+    rows = legend(made, *axes.get_legend_handles_labels(), axes=ax)
+    if ax is None:
+        made.set_figheight(3.65 + 0.17 * rows)
+    return finished(made, ax)
 
 
 def curves(table: Sweep, metric: str, level: float = 0.95) -> dict[str, dict[float, Estimate]]:
@@ -78,7 +101,7 @@ def curves(table: Sweep, metric: str, level: float = 0.95) -> dict[str, dict[flo
         DataError: more than eight lines, or a metric that is no number anywhere.
     """
     found: dict[tuple[str, tuple[str, ...]], dict[float, Estimate]] = {}
-    numbers = numbers_of(table, metric)
+    numbers = comparable(numbers_of(table, metric))
     rows = dict.fromkeys((config.vector, config.sites) for config in table.configs)
     if len(rows) > LINES:
         raise DataError(
@@ -92,11 +115,11 @@ def curves(table: Sweep, metric: str, level: float = 0.95) -> dict[str, dict[flo
         found.setdefault((config.vector, config.sites), {})[config.alpha] = value
     if not any(each.n for points in found.values() for each in points.values()):
         raise nothing_to_draw(metric)
-    vectors = {vector for vector, _ in found}
-    return {
-        f"{shown(vector, 24)}, {place(sites)}" if len(vectors) > 1 else place(sites): points
-        for (vector, sites), points in found.items()
-    }
+    names = distinct([vector for vector, _ in found], 24)
+    several = len({sites for _, sites in found if len(sites) > 1}) > 1  # "3 sites" twice would be one line
+    at = {sites: "+".join(sites) if several else place(sites) for _, sites in found}
+    labels = {key: f"{names[key[0]]}, {at[key[1]]}" if len(names) > 1 else at[key[1]] for key in found}
+    return {labels[key]: points for key, points in found.items()}
 
 
 def rows_shown(rows: Any) -> str:

@@ -9,6 +9,7 @@ from steerfn import metrics
 from steerfn._errors import DataError, SteerError
 from steerfn._site import Site
 from steerfn.evaluate import by_prompt
+from steerfn.sweeping._common import common
 from steerfn.sweeping._table import Sweep
 
 SCORED = {
@@ -50,6 +51,12 @@ def label_of(table: Sweep, metric: str) -> str:
 def numbers_of(table: Sweep, metric: str) -> np.ndarray:
     """A metric by configuration and different prompt, `[configs, prompts]`; NaN where there is none."""
     return np.stack([by_prompt(row, table.prompts) for row in table.values[metric]])
+
+
+def comparable(numbers: np.ndarray) -> np.ndarray:
+    """The numbers that may be compared, `[configs, prompts]`: NaN where a mean were one of survivors; see `common`."""
+    rows, shared = common(numbers)
+    return np.where(rows[:, None] & shared, numbers, np.nan)
 
 
 def unsteered(table: Sweep, numbers: np.ndarray) -> np.ndarray | None:

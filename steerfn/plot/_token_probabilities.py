@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._chat_template import Chat
-from steerfn.plot._figure import COLOURS, figure, finished, heading, legend, lines_of, ready, tidy
+from steerfn.plot._figure import COLOURS, finished, heading, legend, lines_of, one_axes, tidy, width_of
 from steerfn.plot._labels import prompt_text, shown, token_texts
 from steerfn.plot._next_token import counted, next_token, one_prompt
 
@@ -13,7 +13,16 @@ BEFORE = "#999999"
 
 
 def token_probabilities(
-    model: Any, tokenizer: Any, prompt: Any, op: Any, *, top: int = 10, chat: Chat = None, width: float = 6.0
+    model: Any,
+    tokenizer: Any,
+    prompt: Any,
+    op: Any,
+    *,
+    top: int = 10,
+    chat: Chat = None,
+    ax: Any = None,
+    title: str | None = None,
+    width: float = 6.0,
 ) -> Any:
     """What the model would say next, without and with steering: a pair of bars for each token.
 
@@ -28,6 +37,8 @@ def token_probabilities(
         op: an operator, or a vector, which means `add(vector)`.
         top: how many of the likeliest tokens of either.
         chat: True puts the prompt into the chat template; None (default) does so where there is one.
+        ax: an axes of yours to draw in.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches.
 
     Returns:
@@ -42,11 +53,10 @@ def token_probabilities(
         >>> sf.plot.token_probabilities(model, tokenizer, "I feel so", sf.add(v, 2.0))  # doctest: +SKIP
     """
     asked, top = one_prompt(prompt), counted(top, "top is a number of tokens")
-    ready(width)
+    width = width_of(width, ax)
     found = next_token(model, tokenizer, asked, op, top, chat)
     n = len(found.ids)
-    made = figure(width, 1.35 + 0.29 * n)
-    axes = made.subplots()
+    made, axes = one_axes(width, 1.35 + 0.29 * n, ax)
     places = np.arange(n)
     looks = ((found.before, -0.2, BEFORE, "unsteered"), (found.after, 0.2, COLOURS[0], "steered"))
     for values, offset, colour, name in looks:
@@ -69,6 +79,8 @@ def token_probabilities(
         made,
         f"Next token after “{shown(prompt_text(asked), int(10 * width), end=True)}”",
         f"KL(steered || unsteered) = {found.divergence:.3g} nats",
+        title=title,
+        axes=ax,
     )
-    legend(made, *axes.get_legend_handles_labels())
-    return finished(made)
+    legend(made, *axes.get_legend_handles_labels(), axes=ax)
+    return finished(made, ax)

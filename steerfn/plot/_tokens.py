@@ -1,6 +1,7 @@
 """A text whose tokens are coloured by where their states lie along a direction."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from steerfn._errors import DataError
 from steerfn._text import as_texts
 from steerfn._vector import SteeringVector
 from steerfn.evaluate._shown import shown as digits
-from steerfn.plot._figure import DIVERGING, contrasting, figure, finished, lines_of, ready
+from steerfn.plot._figure import DIVERGING, contrasting, figure, finished, inches, lines_of, width_of
 from steerfn.plot._labels import columns, shown, token_texts
-from steerfn.plot._projections import projections
+from steerfn.plot._projections import Projections, projections
 
 LETTER, LINE = 0.602 * 8 / 72, 0.2
 """Inches of a letter and a line of DejaVu Sans Mono at 8 points, whose letters are all 0.602 em wide."""
@@ -28,16 +29,20 @@ def tokens(
     v: SteeringVector,
     site: Any = None,
     *,
+    centre: float | tuple[Any, Any] | None = None,
     chat: Chat = False,
+    ax: Any = None,
+    title: str | None = None,
     width: float = 6.0,
 ) -> Any:
     """A text with each token coloured by `<h_i, v / |v|>`, `h_i` being the state at the site after that token.
 
     Every token is shown, the special ones that the tokenizer adds included, spaces as "·" and line breaks as "⏎".
-    Colours diverge around 0. The state of a first token is often many times as long as the others (an attention sink),
-    so the colours span the values of the tokens after it; where the first lies outside, the colour bar has a tip, and
-    its value is in the title. A state knows the tokens up to its own, none after it. Inside a steering context of the
-    calling thread the states are the steered ones.
+    Colours diverge around `centre`, which is white. 0 is not neutral: all states may lie on one side of it. The state
+    of a first token is often many times as long as the others (an attention sink), so the colours span the values of
+    the tokens after it; where the first lies outside, the colour bar has a tip, and its value is in the title. A state
+    knows the tokens up to its own, none after it. Inside a steering context of the calling thread the states are the
+    steered ones.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -45,7 +50,12 @@ def tokens(
         text: a text or a conversation.
         v: a vector; its length does not matter.
         site: where to read, an int means `resid_post`; None is the vector's only site.
+        centre: what is white: a number; positive and negative texts, between whose tokens' means it then lies; or None,
+            which takes the boundary of a vector that is a classifier (`linear_probe`, `lda`), and of others the median
+            of this text's tokens, so that colours compare tokens with each other only. The colour bar says which.
         chat: True puts the text into the chat template; None does so where there is one.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches. The height follows from the text.
 
     Returns:
@@ -65,36 +75,42 @@ def tokens(
     asked = as_texts(text, "text")
     if len(asked) != 1:
         raise DataError(f"One text is drawn, not {len(asked)}; make a figure for each.")
-    ready(width)
+    width = width_of(width, ax)
     found = projections(model, tokenizer, asked[0], v, site, chat)
     if len(found.ids) > MOST:
         raise DataError(f"The text has {len(found.ids)} tokens, and a figure holds {MOST}; draw a part of it.")
+    middle, said_middle = _centre(model, tokenizer, v, found, centre, chat)
     texts = token_texts(tokenizer, found.ids)
     across = int((width - 2 * MARGIN) / LETTER)
     boxes = wrapped(texts, across)
-    span = float(np.abs(found.values[1:] if len(found.values) > 1 else found.values).max()) or 1.0
-    title = [f"Projection on the direction at {found.site}, token by token"]
-    if abs(found.values[0]) > span:
-        title.append(f"First token: {digits(found.values[0])}, beyond the colours")
-    lines = [line for each in title for line in lines_of(each, width - 2 * MARGIN)]
+    off = found.values - middle
+    span = float(np.abs(off[1:] if len(off) > 1 else off).max()) or 1.0
+    said = [f"Projection on the direction at {found.site}, token by token"] if title is None else [str(title)]
+    if title is None and abs(off[0]) > span:
+        said.append(f"First token: {digits(found.values[0])}, beyond the colours")
+    lines = [line for each in said if each for line in lines_of(each, width - 2 * MARGIN)]
+    unit = lines_of(f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {digits(middle)}", width)
     rows = boxes[-1][0] + 1
-    top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.62
-    made = figure(width, top + body + bottom)
-    made.set_layout_engine("none")  # every letter has its place
-    height = made.get_size_inches()[1]
+    top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.46 + 0.15 * len(unit)
+    made = figure(width, top + body + bottom, ax)
+    if ax is None:
+        made.set_layout_engine("none")  # every letter has its place
+    height = inches(made)[1]
+    body = body if ax is None else max(0.1, min(body, height - top - bottom))
+    low = max(0.0, height - top - body - bottom)  # of a place that is higher than the text needs
     made.text(MARGIN / width, 1 - 0.07 / height, "\n".join(lines), va="top", ha="left", fontsize=9)
-    axes = made.add_axes((MARGIN / width, bottom / height, across * LETTER / width, body / height))
+    axes = made.add_axes((MARGIN / width, (low + bottom) / height, across * LETTER / width, body / height))
     axes.set_axis_off()
     axes.set_xlim(0, across)
     axes.set_ylim(rows, 0)
-    drawn = _boxes(axes, boxes, found.values, span)
-    low, high = (found.values.min() < -span), (found.values.max() > span)
-    ends = "both" if low and high else "min" if low else "max" if high else "neither"
-    place = made.add_axes((0.15, 0.4 / height, 0.7, 0.1 / height))
+    drawn = _boxes(axes, boxes, found.values, middle, span)
+    below, above = (off.min() < -span), (off.max() > span)
+    ends = "both" if below and above else "min" if below else "max" if above else "neither"
+    place = made.add_axes((0.15, (low + bottom - 0.22) / height, 0.7, 0.1 / height))
     bar = made.colorbar(drawn, cax=place, orientation="horizontal", extend=ends)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     bar.outline.set_visible(False)
-    bar.set_label("<h, v / |v|>, in units of the residual stream", fontsize=8, labelpad=1)
+    bar.set_label("\n".join(unit), fontsize=8, labelpad=1)
     return finished(made)
 
 
@@ -116,14 +132,47 @@ def wrapped(texts: list[str], across: int) -> list[tuple[int, int, str]]:
     return found
 
 
-def _boxes(axes: Any, boxes: list[tuple[int, int, str]], values: np.ndarray, span: float) -> Any:
+def _centre(
+    model: Any, tokenizer: Any, v: SteeringVector, found: Projections, centre: Any, chat: bool | None
+) -> tuple[float, str]:
+    """Where the colours are white, and what that is called.
+
+    Raises:
+        DataError: neither a number nor two sides of texts.
+    """
+    if isinstance(centre, (int, float)) and not isinstance(centre, bool):
+        return float(centre), "as asked"
+    if centre is not None:
+        if not isinstance(centre, tuple) or len(centre) != 2:
+            raise DataError(
+                f"centre is a number, or a pair of lists of positive and negative texts, not {centre!r:.80}."
+            )
+        sides = [
+            np.concatenate(
+                [
+                    projections(model, tokenizer, text, v, found.site, chat).values[1:]
+                    for text in as_texts(side, "centre")
+                ]
+            )
+            for side in centre
+        ]
+        if not all(map(len, sides)):
+            raise DataError("The texts of centre have a single token each; pass longer ones.")
+        return float(np.mean([side.mean() for side in sides])), "between the two sides"
+    bias = v.metadata.get("bias")
+    if isinstance(bias, Mapping) and isinstance(bias.get(found.site.name), (int, float)):
+        return -float(bias[found.site.name]) / float(v.magnitude[found.site]), "the classifier's boundary"
+    return float(np.median(found.values[1:] if len(found.values) > 1 else found.values)), "the median of these tokens"
+
+
+def _boxes(axes: Any, boxes: list[tuple[int, int, str]], values: np.ndarray, middle: float, span: float) -> Any:
     """A box of its colour with its text for each token; what the colour bar is made of."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    scale = ScalarMappable(Normalize(-span, span), colormaps[DIVERGING])
+    scale = ScalarMappable(Normalize(middle - span, middle + span), colormaps[DIVERGING])
     for (row, column, label), value in zip(boxes, values, strict=True):
         if math.isnan(value):
             colour = (1.0, 1.0, 1.0, 1.0)

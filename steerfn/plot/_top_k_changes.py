@@ -16,6 +16,7 @@ from steerfn.plot._figure import (
     lines_of,
     ready,
     tidy,
+    width_of,
 )
 from steerfn.plot._labels import fitting, prompt_text, shown, token_texts
 from steerfn.plot._next_token import Steps, counted, one_prompt, steps_of
@@ -33,6 +34,8 @@ def top_k_changes(
     steps: int = 12,
     top: int = 5,
     chat: Chat = None,
+    ax: Any = None,
+    title: str | None = None,
     width: float | None = None,
 ) -> Any:
     """How steering changes what is likely at every step: the `top` tokens without it, with it, and their divergence.
@@ -50,6 +53,8 @@ def top_k_changes(
         steps: tokens to generate at most; the end of the text ends them.
         top: how many of the likeliest tokens.
         chat: True puts the prompt into the chat template; None (default) does so where there is one.
+        ax: an axes of yours, from plt.subplots(), in whose place the plot stands.
+        title: what stands above it instead; "" is nothing.
         width: of the figure, in inches; None fits it to the steps.
 
     Returns:
@@ -65,11 +70,14 @@ def top_k_changes(
     """
     asked, steps = one_prompt(prompt), counted(steps, "steps is a number of tokens")
     top = counted(top, "top is a number of tokens")
-    ready(6.0 if width is None else width)
+    if ax is None:
+        ready(6.0 if width is None else width)
+    else:
+        width = width_of(width, ax)
     found, _ = steps_of(model, tokenizer, asked, op, steps, top, chat)
     width = max(4.5, 1.6 + CELL * len(found)) if width is None else width
     ranks = found.before.shape[1]
-    made = figure(width, 2.3 + 0.44 * ranks)
+    made = figure(width, 2.3 + 0.44 * ranks, ax)
     upper, lower, below = made.subplots(3, 1, sharex=True, height_ratios=(ranks, ranks, 2.2))
     room = (width - BESIDE) / len(found) - 0.06
     _cells(upper, tokenizer, found.before, found.before_probs, found.chosen, room)
@@ -94,6 +102,7 @@ def top_k_changes(
         made,
         f"Likeliest tokens after “{shown(prompt_text(asked), int(9 * width), end=True)}” and what follows",
         f"Framed: not among the {ranks} likeliest without steering. Bold: generated.",
+        title=title,
     )
     return finished(made)
 

@@ -37,14 +37,15 @@ def effect(found: Findings) -> str:
     result, about = found.effect, found.about
     level = next((percent(pair.difference.estimate.level) for pair in result.pairs), "95 %")
     seeds = f" with {counted(len(result.seeds), 'seed')} each" if about["sampled"] else ", decoded greedily"
-    headers, means = means_table(result.means, result.conditions, result.units)
+    headers, means = means_table(result.means, result.conditions, result.units, len(set(result.unit_of)))
     pairs = [_pair(pair, result.units.get(pair.metric)) for pair in result.pairs]
     return "\n".join(
         [
             paragraph(
                 f"{counted(len(result.prompts), 'prompt')}{seeds}, at most {about['max_new_tokens']} tokens, generated "
                 f"without steering, with the vector at alpha {found.alpha:g}, and with "
-                f"{counted(about['controls'], 'random vector')} of the same sites, lengths and strength. Prompts: "
+                f"{counted(about['controls'], 'random vector')} of the same sites, lengths and strength, "
+                f"{len(result.slots)} to a prompt. Prompts: "
                 f"{about['prompts_from']}. Prompts are the units of all statistics."
             ),
             items(result.summary().splitlines()),
@@ -59,10 +60,12 @@ def effect(found: Findings) -> str:
             "<h3>Differences</h3>",
             table(PAIRS, pairs, numeric=range(2, len(PAIRS) - 1)),
             paragraph(
-                f"Vector minus the other, with {level} intervals in brackets. p (Holm): of a paired sign-flip test, "
-                "two-sided, and of the vector as one more random vector where that is larger, corrected for all "
-                "comparisons of this table. Intervals are over prompts, for these random vectors. d_z: mean difference "
-                "over the standard deviation of the differences. n: prompts with a number on both sides."
+                f"Vector minus the other, with {level} intervals in brackets. p (Holm), beside the unsteered model: of "
+                "a paired sign-flip test, two-sided. Beside random vectors: of the claim of an effect, which is the "
+                "largest of that p-value, of sign flips against random vectors, and of the vector as one more random "
+                f"vector. Both are corrected for {counted(len(result.metrics), 'metric')}. Intervals beside random "
+                "vectors know that those differ among themselves. d_z: mean difference over the standard deviation of "
+                "the differences. n: prompts with a number on both sides."
             ),
         ]
     )
@@ -85,7 +88,7 @@ def side_effects(found: Findings) -> str:
             f"Measured on {counted(found.about['passages'], 'passage')} of plain text "
             f"{found.about['passages_from']}, which should have nothing to do with the behaviour; repetition and "
             "distinct n-grams on the texts of section 4. Means, with their intervals in brackets, beside "
-            f"{counted(len(costs.controls), 'random vector')} of section 4."
+            f"the mean of {counted(costs.draws, 'random vector')} of section 4."
         ),
         table(["figure", *columns], rows, numeric=range(1, len(columns) + 1)),
     ]

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 from steerfn._vector import SteeringVector
-from steerfn.evaluate import Difference, Estimate, Outcome, VectorComparison, by_prompt, paired, protocols
-from steerfn.evaluate._outcome import STEERED
-from steerfn.evaluate._pairs import UNSTEERED, mean_of, random_like
+from steerfn.evaluate import Difference, Estimate, Outcome, VectorComparison, protocols
+from steerfn.evaluate._against_random import FEWEST_DRAWS
+from steerfn.evaluate._outcome import RANDOM, STEERED
+from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of, random_like
 from steerfn.evaluate._shown import percent, shown
 from steerfn.metrics._metric import Setting, as_metrics, measure
 
 PERPLEXITY_RATIO = 1.1
 """As `calibrate` puts up with unless told otherwise."""
 KL = 0.1
-"""Nats for each token, as Arditi et al. 2024 put up with."""
+"""Nats for each token of plain text. The number is that of Arditi et al. 2024, who bound another quantity: the
+divergence at the last token of harmless prompts, with the direction ablated."""
 REPETITION = 0.05
 """A share of n-grams that readers begin to notice."""
 ACCURACY = 0.05
 """A loss that is more than rounding in a table."""
 FLUENCY = ("repetition", "distinct_n")
-BESIDE = 3
-"""Random vectors whose side effects are measured at most: what a page is wide enough for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,53 +73,52 @@ def side_effects(
     """
     found = protocols.side_effects(
         model, tokenizer, vector, passages, questions=questions, level=level, seed=seed,
-        controls=min(controls, BESIDE), **options,
+        controls=min(controls, FEWEST_DRAWS), **options,
     )  # fmt: skip
-    values = fluency(effect, {STEERED: name, UNSTEERED: UNSTEERED}, tuple(found.controls), random_like(name))
     how = {"level": level, "seed": seed}
-    means = {c: {metric: mean_of(each, how) for metric, each in of.items()} for c, of in values.items()}
+    values = fluency(effect)
+    means = {
+        side: {metric: mean_of(of[condition], how) for metric, of in values.items()}
+        for side, condition in ((STEERED, name), (UNSTEERED, UNSTEERED), (RANDOM, random_like(name)))
+    }
+    units = len(set(effect.unit_of))
     missing = [
-        f"{int(np.isnan(each).sum())} of {len(each)} prompts have no {metric} ({condition}) and are left out of it."
-        for condition, of in values.items()
+        f"{units - each.n} of {units} prompts have no {metric} ({side}) and are left out of it."
+        for side, of in means.items()
         for metric, each in of.items()
-        if np.isnan(each).any()
+        if each.n < units
     ]
-    effects = {against: dict(found.effects.get(against, {})) for against in values if against != STEERED}
-    for against, each in effects.items():
-        both = np.isfinite(values[STEERED]["repetition"]) & np.isfinite(values[against]["repetition"])
-        if both.sum() > 1:
-            mine, other = (values[of]["repetition"][both] for of in (STEERED, against))
-            each["repetition"] = paired(mine, other, **how)
+    pairs = analyse(
+        {"repetition": values["repetition"]},
+        [(name, UNSTEERED, "unsteered"), (name, random_like(name), "random")],
+        blocks={random_like(name): effect.blocks},
+        **how,
+    )
+    effects = {against: dict(found.effects.get(against, {})) for against in (UNSTEERED, RANDOM)}
+    for pair in pairs:
+        if pair.n > 1:
+            p = pair.p if pair.p == pair.p else pair.difference.p
+            side = effects[UNSTEERED if pair.against == "unsteered" else RANDOM]
+            side["repetition"] = dataclasses.replace(pair.difference, p=p, left_out=pair.left_out)
     return dataclasses.replace(
         found,
         figures={**found.figures, **means[STEERED]},
         baseline={**found.baseline, **means[UNSTEERED]},
-        controls={control: {**each, **means[control]} for control, each in found.controls.items()},
+        controls={RANDOM: {**found.controls.get(RANDOM, {}), **means[RANDOM]}},
         effects={against: each for against, each in effects.items() if each},
         notes=(*found.notes, *missing),
     )
 
 
-def fluency(
-    effect: VectorComparison, conditions: Mapping[str, str], draws: tuple[str, ...], random: str
-) -> dict[str, dict[str, np.ndarray]]:
-    """Repetition and distinct n-grams of the texts there are, a number for each prompt.
-
-    Args:
-        effect: the comparison.
-        conditions: its conditions, by the name that they are to have.
-        draws: the names of the random vectors, in the order in which they were drawn.
-        random: the condition that holds the texts of all of them.
-    """
-    once = len(effect.texts[UNSTEERED])
-    texts = {name: effect.texts[condition] for name, condition in conditions.items()}
-    for i, name in enumerate(draws):
-        texts[name] = effect.texts[random][i * once : (i + 1) * once]
-    prompts = list(effect.prompts) * (once // len(effect.prompts))
+def fluency(effect: VectorComparison) -> dict[str, dict[str, np.ndarray]]:
+    """Repetition and distinct n-grams of the texts there are, by metric and condition, as `analyse` takes them."""
     metrics = as_metrics(list(FLUENCY))
     return {
-        name: {metric: by_prompt(each, prompts) for metric, each in measure(metrics, list(some), Setting()).items()}
-        for name, some in texts.items()
+        metric: {
+            condition: effect.by_unit(measure({metric: each}, list(texts), Setting())[metric])
+            for condition, texts in effect.texts.items()
+        }
+        for metric, each in metrics.items()
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from steerfn.evaluate import VectorComparison
+from steerfn.evaluate._against_random import FEWEST_DRAWS
 from steerfn.reporting._verdict import describes
 from steerfn.reporting._words import counted, listed
 
@@ -143,8 +144,11 @@ def _of_effect(facts: Facts) -> Iterator[str]:
         f"One strength was tried (alpha {facts.alpha:g}). Others may do more, or harm; and if this one was chosen on "
         "the same prompts, its effect owes something to that choice."
     )
-    if facts.draws == 1:
-        yield "One random vector was drawn. Random vectors differ: another might do more, or less."
+    if facts.draws < FEWEST_DRAWS:
+        yield (
+            f"Only {counted(facts.draws, 'random vector')} drawn: fewer than {FEWEST_DRAWS} do not show what others "
+            "do, and carry no claim."
+        )
 
 
 def _of_texts(facts: Facts) -> Iterator[str]:

@@ -27,7 +27,7 @@ from steerfn._vector import SteeringVector
 from steerfn.evaluate import VectorComparison, compare_vectors
 from steerfn.evaluate._compare import METRICS
 from steerfn.evaluate._condition_texts import tried
-from steerfn.evaluate._conditions import checked_controls, strengths_of
+from steerfn.evaluate._conditions import CONTROLS, checked_controls, strengths_of
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import checked_seeds
 from steerfn.evaluate._side_by_side import shown_prompt, visible
@@ -108,7 +108,7 @@ def report(
     alpha: float = 1.0,
     scope: Scope | None = None,
     operator: Make = add,
-    controls: int = 5,
+    controls: int = CONTROLS,
     passages: Any = None,
     questions: Any = None,
     position: Position | None = None,
@@ -152,8 +152,8 @@ def report(
         alpha: the strength to report on.
         scope: the tokens to steer, as in `at`; default all.
         operator: how the vector and its strength become an operator: `sf.add`, `sf.rotate`, ...
-        controls: random vectors of the same sites and norms to compare with; one carries no claim (`compare_vectors`).
-            Side effects are compared with the first three.
+        controls: random vectors of the same sites and norms to compare with, divided over the prompts; fewer than five
+            carry no claim (`compare_vectors`). Side effects are compared with the first five.
         passages: plain texts on which side effects are measured; default 16 short ones that state facts.
         questions: questions with two answers, or a file of them as in `protocols.caa`, to see if knowledge suffers.
         position: where texts of the data are read; default where the vector says that it was read.
@@ -241,7 +241,7 @@ def report(
         alpha=effect.about["alpha"][name],
         max_new_tokens=most,
         sampled=decoding.sampled,
-        draws=controls,
+        draws=effect.about["controls"],
         own_prompts=prompts is None,
         overlap=shared,
         made_from=_counts(given),
@@ -266,7 +266,7 @@ def report(
         "passages": len(plain),
         "passages_from": "that come with steerfn" if passages is None else "given for this report",
         "passages_sha256": texts_sha256(plain),
-        "controls": controls,
+        "controls": effect.about["controls"],
         "sampled": facts.sampled,
         "seed": seed,
         "max_new_tokens": most,

@@ -124,16 +124,18 @@ def _rested(n: int, pairs: Sequence[Pair], tested: Mapping[str, Pair]) -> str:
     text = (
         f"Tested on {n} prompts with {counted(len(tested), 'metric')}: an effect counts as shown if it differs from "
         f"the unsteered model and, the same way, from random vectors of the same length by more than they differ among "
-        f"themselves, with {level:g} % intervals that exclude 0 and p-values corrected by Holm's method for "
-        f"{counted(pairs[0].family, 'comparison')}."
+        f"themselves, with {level:g} % intervals that exclude 0 and the larger of the two p-values below "
+        f"{(100 - level) / 100:.2g} after Holm's correction for {counted(len(tested), 'metric')}."
     )
-    if lone := [pair.metric for pair in pairs if pair.lone]:
+    if few := [pair.metric for pair in pairs if pair.few_draws and not pair.sparse]:
         text += (
-            f" For {listed(lone)} a single random vector has numbers, which does not say what others do: nothing can "
-            "be shown there; run controls=5 or more."
+            f" For {listed(few)} fewer than five random vectors have numbers, which do not show what others do: "
+            "nothing can be shown there; run controls=5 or more."
         )
-    weak = [pair for pair in pairs if not pair.carried and not pair.lone]
-    if weak and len(weak) == len(pairs) - len(lone):
+    if sparse := list(dict.fromkeys(pair.metric for pair in pairs if pair.sparse)):
+        text += f" For {listed(sparse)} too few texts have a number for anything to be shown."
+    weak = [pair for pair in pairs if not pair.carried and not pair.few_draws and not pair.sparse]
+    if weak and len(weak) == sum(not pair.few_draws and not pair.sparse for pair in pairs):
         needed = max(pair.needed for pair in weak)
         text += f" So few prompts or resamples cannot show anything; use at least {needed} prompts."
     return text

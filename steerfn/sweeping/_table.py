@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,17 @@ import numpy as np
 from steerfn._dataframe import dataframe
 from steerfn._errors import DataError
 from steerfn._records import as_json, write_text
+from steerfn._site import Site
 from steerfn._text import Text
 from steerfn.discover.search._held_out import held_out as hold_out
+from steerfn.sweeping._common import common
 from steerfn.sweeping._configs import Config
+
+LOG_ODDS = (
+    "Log-odds of given continuations and what is generated can part: look at texts at this strength (metrics= instead "
+    "of continuations=)."
+)
+"""What a table of scores does not show."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +35,10 @@ class Best:
         reported: its mean on the other prompts; None where no prompt was held out.
         error: the standard error of `reported`; None for fewer than two prompts.
         baseline: the unsteered model's mean on those prompts; None where alpha 0 is not in the sweep.
-        n: how many prompts chose, and how many report; those without a number do neither.
+        n: how many prompts chose, and how many report: those that have a number under every configuration that could be
+            chosen.
+        notes: what to know of it, a sentence each: that it stands at the edge of what was tried, that prompts or
+            configurations are left out, that log-odds are not texts.
     """
 
     config: Config
@@ -37,8 +48,12 @@ class Best:
     error: float | None
     baseline: float | None
     n: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        return "\n".join([self._numbers(), *(f"  {note}" for note in self.notes)])
+
+    def _numbers(self) -> str:
         text = f"{self.config}: {self.metric} {self.chosen:.4g} on the {self.n[0]} prompts that chose it"
         if self.reported is None:
             return text + "; no prompt was held out"
@@ -77,20 +92,32 @@ class Sweep:
         """The names of its metrics, the first being the one that `best` goes by."""
         return tuple(self.values)
 
-    def mean(self, metric: str | None = None) -> dict[Config, float]:
-        """The mean of a metric over the prompts (by default of the first metric) for every configuration.
-
-        Prompts whose text has no number, such as the repetition of a single word, are left out.
+    def counts(self, metric: str | None = None) -> dict[Config, int]:
+        """How many prompts have a number of a metric (by default the first) under every configuration.
 
         Raises:
             DataError: a metric that it does not have.
         """
-        return dict(zip(self.configs, _means(self._values(metric)).tolist(), strict=True))
+        return dict(zip(self.configs, np.isfinite(self._values(metric)).sum(1).tolist(), strict=True))
+
+    def mean(self, metric: str | None = None) -> dict[Config, float]:
+        """The mean of a metric (by default of the first) for every configuration, over the prompts that all share.
+
+        A text may have no number, such as the repetition of a single word. A configuration that has numbers for fewer
+        than four of five prompts has no mean (NaN); the means of the others are over the prompts that have a number
+        under every one of them. Otherwise a strength that ruins most texts would be judged by those that survive.
+
+        Raises:
+            DataError: a metric that it does not have.
+        """
+        return dict(zip(self.configs, self._means(self._values(metric)).tolist(), strict=True))
 
     def best(self, metric: str | None = None, *, lowest: bool = False, held_out: float = 0.5, seed: int = 0) -> Best:
         """The configuration with the highest mean on some prompts, with its mean on the others.
 
-        Prompts that are the same but for case and white space stay on one side. Ties go to the weaker alpha.
+        Only configurations that have numbers for four of five prompts can be chosen, and they are compared, and
+        reported, on the prompts that have a number under every one of them. Prompts that are the same but for case and
+        white space stay on one side. Ties go to the weaker alpha.
 
         Args:
             metric: by default the first.
@@ -99,29 +126,59 @@ class Sweep:
             seed: another seed holds out other prompts.
 
         Raises:
-            DataError: a metric that it does not have, a part outside 0 to 1, or a metric that is no number anywhere.
+            DataError: a metric that it does not have, a part outside 0 to 1, or a metric that has numbers for too few
+                prompts in every configuration.
         """
         if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
             raise DataError(f"held_out is a part of the prompts, from 0 to below 1, not {held_out!r}.")
         name, values = metric or self.metrics[0], self._values(metric)
+        rows, shared = common(values)
         kept = np.array(hold_out(self.prompts, held_out, seed)) if held_out else np.zeros(len(self.prompts), bool)
-        sign = -1 if lowest else 1
-        means = np.where(np.isfinite(m := sign * _means(values[:, ~kept])), m, -np.inf)
-        if not np.isfinite(means).any():
-            raise DataError(f"The metric {name!r} is no finite number in any configuration, so none is the best.")
+        choosing, reporting = shared & ~kept, shared & kept
+        if not choosing.any():
+            known = int(np.isfinite(values).sum(1).max())
+            raise DataError(
+                f"The metric {name!r} is a finite number for too few prompts to choose by: of {len(self.prompts)}, at "
+                f"most {known} under one configuration, and {int(shared.sum())} under all that have numbers for four "
+                "of five. Use more prompts, weaker strengths, or another metric."
+            )
+        means = np.where(rows, (-1 if lowest else 1) * values[:, choosing].mean(1), -np.inf)
         top = max(range(len(self)), key=lambda c: (means[c], -abs(self.configs[c].alpha)))
-        chose, others = (row[~np.isnan(row)] for row in (values[top, ~kept], values[top, kept]))
-        n = len(chose), len(others)
-        plain = next((c for c, config in enumerate(self.configs) if config.alpha == 0), None)
+        others, n = values[top, reporting], (int(choosing.sum()), int(reporting.sum()))
+        plain = next((c for c, config in enumerate(self.configs) if config.alpha == 0 and rows[c]), None)
+        error = float(others.std(ddof=1) / math.sqrt(n[1])) if n[1] > 1 else 0.0
         return Best(
             self.configs[top],
             name,
-            float(chose.mean()),
+            float(values[top, choosing].mean()),
             float(others.mean()) if n[1] else None,
-            float(others.std(ddof=1) / math.sqrt(n[1])) if n[1] > 1 else None,
-            float(_means(values[plain, kept])) if plain is not None and n[1] else None,
+            error or None,  # that a few prompts agree is no certainty
+            float(values[plain, reporting].mean()) if plain is not None and n[1] else None,
             n,
+            tuple(self._notes(self.configs[top], rows, shared)),
         )
+
+    def _notes(self, best: Config, rows: np.ndarray, shared: np.ndarray) -> Iterator[str]:
+        """What to know of the best configuration."""
+        alphas = [each.alpha for each in self.configs if (each.vector, each.sites) == (best.vector, best.sites)]
+        if len(alphas) > 1 and best.alpha in (min(alphas), max(alphas)):
+            end = "largest" if best.alpha == max(alphas) else "smallest"
+            yield f"At the edge of the grid: alpha {best.alpha:g} is the {end} that was tried; beyond it may be better."
+        sites = sorted({Site.parse(each.sites[0]) for each in self.configs if len(each.sites) == 1}, key=_depth)
+        if len(best.sites) == 1 and len(sites) > 1 and best.sites[0] in (sites[0].name, sites[-1].name):
+            end = "deepest" if best.sites[0] == sites[-1].name else "first"
+            yield f"At the edge of the grid: {best.sites[0]} is the {end} site that was tried."
+        if not rows.all():
+            yield f"{int((~rows).sum())} of {len(rows)} configurations have numbers for too few prompts to be chosen."
+        if not shared.all():
+            missing = int((~shared).sum())
+            yield f"{missing} of {len(shared)} prompts have no number under some configuration, and are left out."
+        if self.log_probs is not None:
+            yield LOG_ODDS
+
+    def _means(self, values: np.ndarray) -> np.ndarray:
+        rows, shared = common(values)
+        return np.where(rows, values[:, shared].mean(1) if shared.any() else np.nan, np.nan)
 
     def _values(self, metric: str | None) -> np.ndarray:
         name = self.metrics[0] if metric is None else metric
@@ -165,29 +222,35 @@ class Sweep:
         return text
 
     def __str__(self) -> str:
-        parts = [self._grid(name, _means(values)) for name, values in self.values.items()]
+        parts = [self._grid(name, values) for name, values in self.values.items()]
         head = f"{len(self.configs)} configurations x {len(self.prompts)} prompts"
-        return "\n\n".join([head, *parts])
+        return "\n\n".join([head, *parts, *([LOG_ODDS] if self.log_probs is not None else [])])
 
-    def _grid(self, name: str, means: np.ndarray) -> str:
-        """The means of a metric: vectors and sites down, strengths across."""
+    def _grid(self, name: str, values: np.ndarray) -> str:
+        """The means of a metric: vectors and sites down, strengths across; counts where too few prompts have one."""
         alphas = list(dict.fromkeys(config.alpha for config in self.configs))
         rows = list(dict.fromkeys((config.vector, config.sites) for config in self.configs))
         labels = [f"{vector}  {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}" for vector, sites in rows]
         wide = max(map(len, [*labels, name]))
         lines = [f"{name:<{wide}}" + "".join(f"{f'{alpha:+g}' if alpha else '0':>10}" for alpha in alphas)]
-        found = dict(zip(self.configs, means, strict=True))
+        (enough, shared), n = common(values), values.shape[1]
+        cells = {
+            config: f"{mean:.4g}" if fits else f"[{int(np.isfinite(row).sum())}/{n}]"
+            for config, mean, fits, row in zip(self.configs, self._means(values), enough, values, strict=True)
+        }
         for label, (vector, sites) in zip(labels, rows, strict=True):
-            cells = (found[Config(vector, sites, alpha)] for alpha in alphas)
-            lines.append(f"{label:<{wide}}" + "".join(f"{cell:>10.4g}" for cell in cells))
+            lines.append(f"{label:<{wide}}" + "".join(f"{cells[Config(vector, sites, each)]:>10}" for each in alphas))
+        if enough.any() and not shared.all():
+            lines.append(
+                f"(means over the {int(shared.sum())} of {n} prompts that have a number in all of these cells)"
+            )
+        if not enough.all():
+            lines.append("([a/n]: a of n prompts have a number, too few for a mean)")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Sweep({len(self.configs)} configurations, {len(self.prompts)} prompts, metrics {list(self.metrics)})"
 
 
-def _means(values: np.ndarray) -> np.ndarray:
-    """Means over prompts, the last axis, of those that have a number; NaN where none has."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(-1) / known.sum(-1)
+def _depth(site: Site) -> tuple[Any, ...]:
+    return (*site.order, -1 if site.head is None else site.head)

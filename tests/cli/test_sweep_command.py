@@ -91,7 +91,9 @@ def test_the_table_is_written_where_nothing_is_best(at_home, tmp_path, capsys, m
     monkeypatch.setitem(_registry, "none", sf.metrics.Metric("none", lambda texts: [math.nan] * len(texts)))
     given = [*PROMPTS, "--vector", "v.safetensors", "--max-new-tokens", 2, "--metric", "none", "--out", "table.json"]
     code, out, err = told(capsys, *given)
-    assert code == 2 and "Wrote table.json." in out and "'none' is no finite number in any configuration" in err
+    assert (
+        code == 2 and "Wrote table.json." in out and "'none' is a finite number for too few prompts to choose by" in err
+    )
     assert len(json.loads((tmp_path / "table.json").read_text())["records"]) == 5 * len(PROMPTS)
 
 

@@ -406,6 +406,7 @@ CASES = {
     "chat": (texts, lambda: texts(chat=True)),
     "batch_size": (passes, lambda: passes(batch_size=1)),
     "level": (numbers, lambda: numbers(level=0.5)),
+    "groups": (numbers, lambda: numbers(groups=[i // 2 for i in range(len(PROMPTS))])),
 }
 
 

@@ -16,7 +16,9 @@ from steering import vector
 from words import words
 
 import steerfn as sf
-from steerfn.evaluate import among, by_prompt, estimate, paired
+from steerfn.evaluate import by_prompt, estimate, paired
+from steerfn.evaluate._against_random import Block, against_random
+from steerfn.evaluate._conditions import random_slots
 
 PROMPTS = ["a b c", "d e f g a", "b", "c c d", "e a b f", "g h", "i j k l", "m", "n o p", "q r"]
 V1, V2 = vector(sf.resid_post[0], scale=2.0), vector(sf.resid_post[1], seed=1, scale=2.0)
@@ -58,6 +60,41 @@ def test_texts_are_those_of_a_loop_under_every_condition(tiny):
     assert len(set(found.texts.values())) > 3
 
 
+def test_many_random_vectors_are_divided_over_the_prompts(tiny):
+    """Each prompt is continued under ten of forty, all prompts of a block under the same ten."""
+    found = compared(tiny, {"v1": V1}, alpha=2.0, seed=3)
+    slots, block = random_slots(40, range(len(PROMPTS)), 3)
+    assert np.array_equal(found.slots, slots) and np.array_equal(found.blocks // 10, block)
+    assert slots.shape == (10, 10) and sorted(np.bincount(block)) == [2, 2, 3, 3]
+    texts = found.texts["random like v1"]
+    assert len(texts) == 100 and found.about["controls"] == 40
+    for slot, p in ((0, 0), (4, 7), (9, 9)):
+        op = sf.add(sf.random_vector(like=V1, seed=3 + int(slots[slot, p])), 2.0)
+        [expected] = sf.generate(tiny, words(), [PROMPTS[p]], op, max_new_tokens=4, chat=False).texts
+        assert texts[slot * len(PROMPTS) + p] == expected
+    [pair] = [pair for pair in found.pairs if pair.against == "random"]
+    assert pair.draws == 40 and {row["draw"] for row in found.records()} == set(range(40))
+
+
+def test_few_prompts_have_fewer_random_vectors():
+    assert random_slots(40, [0, 1, 2], 0)[0].shape == (10, 3) and random_slots(40, [0, 1, 2], 0)[0].max() == 9
+    assert random_slots(7, range(30), 0)[0].tolist() == [[j] * 30 for j in range(7)]
+    assert random_slots(25, range(30), 0)[0].max() == 26  # rounded up, so that every prompt has as many
+    assert (
+        random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 0].tolist() == random_slots(20, [0, 0, 1, 2, 3], 1)[0][:, 1].tolist()
+    )
+
+
+def test_groups_are_the_units(tiny):
+    groups = ["a", "a", "b", "b", "c", "c", "d", "d", "e", "e"]
+    found = compared(tiny, {"v1": V1}, alpha=2.0, groups=groups)
+    plain = found.pair("late", "v1")
+    values = {c: by_prompt(found.values["late"][c], groups) for c in ("v1", "unsteered")}
+    assert plain.n == 5 and plain.difference == paired(values["v1"], values["unsteered"], resamples=199)
+    assert (found.slots[:, ::2] == found.slots[:, 1::2]).all()  # a group is in one block
+    assert "10 prompts (5 groups, which are what counts)" in str(found)
+
+
 def test_every_condition_samples_with_the_same_random_numbers(tiny):
     found = compared(tiny, alpha=2.0, **SAMPLE)
     for condition, op in (("unsteered", None), ("v2", sf.add(V2, 2.0))):
@@ -76,13 +113,13 @@ def test_every_condition_samples_with_the_same_random_numbers(tiny):
 
 def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
     found = compared(tiny, controls=3, alpha=2.0, level=0.9, seed=4, **SAMPLE)
-    by_hand, of_draws = {}, {}
+    by_hand, by_draw = {}, {}
     for condition, texts in found.texts.items():
         values = np.array(late(texts))
         assert np.array_equal(found.values["late"][condition], values)
         draws = 3 if condition.startswith("random") else 1
         by_hand[condition] = values.reshape(draws, 2, len(PROMPTS)).mean((0, 1))
-        of_draws[condition] = values.reshape(draws, 2, len(PROMPTS)).mean((1, 2))
+        by_draw[condition] = values.reshape(draws, 2, len(PROMPTS)).mean(1)
         same = estimate(by_hand[condition], level=0.9, seed=4, resamples=199)
         assert found.means["late"][condition].mean == pytest.approx(same.mean)
         assert found.means["late"][condition].low == pytest.approx(same.low)
@@ -96,11 +133,13 @@ def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
     for pair in found.pairs:
         same = paired(by_hand[pair.treatment], by_hand[pair.control], level=0.9, seed=4, resamples=199)
         assert pair.difference.estimate.mean == pytest.approx(same.estimate.mean)
-        assert (pair.difference.p, pair.n, pair.family) == (pytest.approx(same.p), len(PROMPTS), 5)
+        families = {"unsteered": 2, "random": 2, "vector": 1}
+        assert (pair.difference.p, pair.n) == (pytest.approx(same.p), len(PROMPTS))
+        assert pair.family == families[pair.against]
         if pair.against == "random":
-            apart = by_hand[pair.treatment] - by_hand[pair.control]
-            p = among(by_hand[pair.treatment].mean(), of_draws[pair.control], apart.std(ddof=1) / len(apart) ** 0.5)
-            assert (pair.draws, pair.among) == (3, pytest.approx(p))
+            test = against_random([Block.of(by_hand[pair.treatment], by_draw[pair.control])], 0.9)
+            assert (pair.draws, pair.among) == (3, pytest.approx(test.p))
+            assert pair.difference.estimate.high - pair.difference.estimate.mean == pytest.approx(test.margin)
     assert found.pair("late", "v2", "v1") is found.pairs[-1]
 
 
@@ -167,12 +206,12 @@ def test_it_reads_well(tiny):
     lines = str(found).splitlines()
     assert lines[0] == "5 conditions x 10 prompts: means with intervals"
     assert lines[2].split() == ["condition", "late", "words", "[words]"]
-    assert lines[3].startswith("unsteered ") and lines[3].endswith("4 (4 to 4)")
+    assert lines[3].startswith("unsteered ") and lines[3].endswith("4 (2.89 to 5.11)")
     assert [line.split("  ")[0] for line in lines[3:8]] == list(found.conditions)
     assert lines[9:] == found.summary().splitlines()
     assert (
-        "No difference in words between v1 and v2 could be shown (v2 against v1: 0 %, 95 % CI 0 to 0 %, p = 1, n = 10, "
-        "Holm)." in lines
+        "No difference in words between v1 and v2 could be shown (v2 against v1: 0 %, 95 % CI -27.8 to 27.8 %, p = 1, "
+        "n = 10, Holm)." in lines
     )
     assert repr(found) == "VectorComparison(2 vectors, 10 prompts, metrics ['late', 'words'])"
 
@@ -180,8 +219,8 @@ def test_it_reads_well(tiny):
 def test_four_prompts_carry_nothing(tiny):
     found = compared(tiny, prompts=PROMPTS[:4], alpha=4.0, metrics={"up": rising}.values())
     assert found.summary().splitlines()[0] == (
-        "n = 4 prompts cannot carry a difference in rising between v1 and the unsteered model (Holm over 5 "
-        "comparisons); use at least 8."
+        "n = 4 prompts cannot carry a difference in rising between v1 and the unsteered model (Holm over 2 "
+        "comparisons); use at least 7."
     )
     assert not any(pair.significant for pair in found.pairs)
 
@@ -364,6 +403,7 @@ CASES = {
     "operator": (texts, lambda: texts(operator=lambda v, a: sf.add(v, 2 * a))),
     "controls": (texts, lambda: texts(controls=2)),
     "references": (lambda: pairs(metrics=[same]), lambda: pairs(metrics=[same], references=["a"] * 10)),
+    "groups": (pairs, lambda: pairs(groups=[*"aabbccddee"])),
     "seeds": (lambda: texts(do_sample=True), lambda: texts(do_sample=True, seeds=(1,))),
     "max_new_tokens": (texts, lambda: texts(max_new_tokens=2)),
     "chat": (texts, lambda: texts(chat=True)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steerfn.evaluate._among import among
+from steerfn.evaluate._against_random import Block, against_random
 from steerfn.evaluate._pairs import UNSTEERED, analyse, planned
 from steerfn.evaluate._statistics import estimate
 
@@ -55,7 +55,7 @@ def test_a_whole_family_makes_a_false_claim_one_time_in_twenty_at_most():
     names = ("v1", "v2")
     plan = planned(names)
     conditions = list(dict.fromkeys(name for treatment, control, _ in plan for name in (treatment, control)))
-    draws = [f"{name} {draw}" for name in names for draw in (2, 3)]  # of random vectors, beside the first
+    draws = [f"{name} {draw}" for name in names for draw in range(2, 6)]  # of random vectors, beside the first
     random, claims, uncorrected = np.random.default_rng(2), [], []
     for trial in range(EXPERIMENTS):
         values = {metric: experiment(random, [*conditions, *draws], 20) for metric in ("m", "k")}
@@ -65,7 +65,7 @@ def test_a_whole_family_makes_a_false_claim_one_time_in_twenty_at_most():
                 of[control] = np.stack([of[control], *(of[draw] for draw in draws if draw.startswith(name))])
         pairs = analyse(values, plan, seed=trial, resamples=399)
         assert len(pairs) == 10
-        claims.append(any(pair.significant for pair in pairs))
+        claims.append(any(pair.significant for pair in pairs if pair.against == "unsteered"))
         uncorrected.append(any(pair.difference.p < 0.05 for pair in pairs))
     assert 0.01 <= share(claims) <= 0.07
     assert share(uncorrected) > 0.2  # what the correction is for
@@ -90,33 +90,56 @@ def test_one_more_random_vector_is_called_better_than_random_ones_one_time_in_tw
         by_prompts.append(pair.difference.p < 0.05)
     assert share(claims) <= 0.07
     if spread:
-        assert share(claims) >= 0.03 and share(by_prompts) > 0.8  # what the second p-value is for
+        assert share(claims) > 0 and share(by_prompts) > 0.8  # what the second p-value is for
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("often", [0.05, 0.15, 0.2, 0.5])
-def test_random_vectors_of_which_some_do_a_thing_and_others_nothing_cost_little_more(often):
-    """Far from normal: each direction scores 0 or 0.2 on every prompt."""
-    random = np.random.default_rng(7)
-    drawn = 0.2 * (random.random((6000, 6)) < often)
-    claims = [among(value, others) < 0.05 for value, *others in drawn]
-    assert 0 < share(claims) <= 0.08
+DIRECTIONS = {
+    "normal": lambda r, shape: r.normal(size=shape),
+    "skewed": lambda r, shape: r.exponential(size=shape) - 1,
+    "heavy-tailed": lambda r, shape: r.standard_t(3, shape) / np.sqrt(3),
+    "two-valued": lambda r, shape: r.choice([-1.0, 1.0], shape),
+    "rarely something": lambda r, shape: ((r.random(shape) < 0.15) - 0.15) / np.sqrt(0.15 * 0.85),
+}
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("k", [5, 10])
-def test_a_direction_apart_is_told_from_random_ones_with_the_power_that_theory_gives(k):
-    n, spread, effect = 200, 1.0, 4.0
-    scale = np.sqrt(spread**2 + 1 / n) * np.sqrt(1 + 1 / k)
-    critical = stats.t.ppf(0.975, k - 1)
-    power = stats.nct.sf(critical, k - 1, effect / scale) + stats.nct.cdf(-critical, k - 1, effect / scale)
-    random, found = np.random.default_rng(6), []
-    for trial in range(400):
-        vector, *draws = directions(random, n, spread, [effect, *np.zeros(k)])
-        values = {"m": {"v": vector, "random like v": np.stack(draws)}}
-        [pair] = analyse(values, [("v", "random like v", "random")], seed=trial, resamples=199)
-        found.append(pair.verdict == "higher")
-    assert share(found) == pytest.approx(power, abs=0.05)
+def p_of_claims(random, count, spread, draw, effect=None):
+    """p against the unsteered model and against forty random vectors, ten to each of forty prompts; three metrics."""
+    shape, sd = (count, 3), 1 / np.sqrt(2)
+    plain, vector = random.normal(0, sd, (*shape, 40)), random.normal(0, sd, (*shape, 40))
+    if effect is None:
+        vector += spread * draw(random, (*shape, 1))
+    else:
+        vector[:, 0] += effect
+    blocks = [
+        Block.of(each, spread * draw(random, (*shape, 10, 1)) + random.normal(0, sd, (*shape, 10, 10)))
+        for each in np.split(vector, 4, axis=-1)
+    ]
+    return stats.ttest_rel(vector, plain, axis=-1).pvalue, against_random(blocks).p
+
+
+def claims_of(plain, beside):
+    p = np.sort(np.maximum(plain, beside), -1)
+    return p[:, 0] * 3 < 0.05  # Holm claims something if it claims the least
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.25, 0.35])
+@pytest.mark.parametrize("draw", DIRECTIONS)
+def test_pitfall_52_random_vectors_are_seldom_called_effects(draw, spread):
+    plain, beside = p_of_claims(np.random.default_rng(9), 2000, spread, DIRECTIONS[draw])
+    noise = 2 * np.sqrt(0.05 * 0.95 / 2000)
+    assert share(claims_of(plain, beside)) <= 0.06 + noise and share(beside < 0.05) <= 0.06 + noise
+    assert share(claims_of(plain, plain)) < 0.06 or spread  # and would be by the unsteered model alone
+
+
+@pytest.mark.parametrize(("spread", "power"), [(0.0, 0.6), (0.1, 0.5)])
+def test_planted_effects_are_claimed_at_the_defaults(spread, power):
+    """d_z = 0.5 in one of three metrics, at forty prompts."""
+    plain, beside = p_of_claims(np.random.default_rng(10), 4000, spread, DIRECTIONS["normal"], 0.5)
+    p = np.maximum(plain, beside)
+    others = np.sort(p[:, 1:], -1)
+    rank = 3 - (others < p[:, :1]).sum(-1)
+    steps = np.maximum(p[:, 0] * rank, np.where(others[:, 0] < p[:, 0], others[:, 0] * 3, 0))
+    assert share(steps < 0.05) > power - 0.02
 
 
 @pytest.mark.heavy

@@ -35,7 +35,8 @@ def test_differences_are_corrected_for_all_of_them_together():
     found = made()
     keys = [("unsteered", "moved"), ("unsteered", "still"), ("a|b <c>", "moved")]
     assert list(found.adjusted) == keys
-    assert list(found.adjusted.values()) == holm([found.effects[against][name].p for against, name in keys])
+    p = [found.effects[against][name].p for against, name in keys]
+    assert list(found.adjusted.values()) == [*holm(p[:2]), p[2]]  # a control of one's own is another question
 
 
 def test_a_difference_is_shown_only_if_the_data_carry_it():

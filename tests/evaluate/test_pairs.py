@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from steerfn.evaluate import Difference, Estimate, among, estimate, holm, paired, ratio
+from steerfn.evaluate import Difference, Estimate, estimate, holm, paired, ratio
 from steerfn.evaluate._pairs import UNSTEERED, Pair, analyse, mean_of, planned
 from steerfn.evaluate._sentences import sentence, sentences
 
@@ -46,8 +47,58 @@ def test_every_pair_is_the_paired_difference_and_all_are_corrected_together():
         first, second = values[pair.metric][pair.treatment], values[pair.metric][pair.control]
         assert pair.difference == paired(first, second, **options)
         assert pair.percent == ratio(first, second, **options)
-        assert (pair.n, pair.left_out, pair.family, pair.alpha) == (40, 0, 6, pytest.approx(0.1))
-    assert [p.adjusted for p in found] == holm([p.difference.p for p in found])
+        assert (pair.n, pair.left_out, pair.alpha) == (40, 0, pytest.approx(0.1))
+    for kind, family in (("vector", 4), ("unsteered", 2)):
+        mine = [p for p in found if p.against == kind]
+        assert [p.adjusted for p in mine] == holm([p.difference.p for p in mine])
+        assert {p.family for p in mine} == {family}
+
+
+def test_an_effect_is_claimed_where_both_comparisons_show_it_and_corrected_over_metrics():
+    values = {}
+    for i, metric in enumerate("abc"):
+        of = scores(60, seed=i, v=0.06 * i, unsteered=0)
+        draws = [scores(60, seed=10 + i, r=0)["r"] for _ in range(3)]
+        values[metric] = of | {"random like v": np.stack([*draws, of["unsteered"], of["unsteered"] + 0.01])}
+    found = analyse(values, planned(["v"]), resamples=999)
+    plain, random = ([pair for pair in found if pair.against == kind] for kind in ("unsteered", "random"))
+    assert {pair.family for pair in found} == {3}
+    assert [pair.claim for pair in random] == [max(a.p, b.p) for a, b in zip(plain, random, strict=True)]
+    assert [pair.adjusted for pair in random] == holm([pair.claim for pair in random])
+    assert [pair.adjusted for pair in plain] == holm([pair.p for pair in plain])
+    assert random[0].to_dict()["p_claim"] == random[0].claim
+
+
+def test_random_vectors_in_blocks_are_the_analysis_of_variance_within_them():
+    """`against_random` by loops over what its formula names."""
+    random = np.random.default_rng(3)
+    block = np.array([0, 1, 0, 1, 1, 0, 0, 1, 1])
+    level, own = random.normal(size=9), random.normal(0, 0.5, (2, 5))
+    draws = np.stack([level + own[block, j] + random.normal(0, 0.3, 9) for j in range(5)])
+    vector = level + 1.5 + random.normal(0, 0.3, 9)
+    control, options = "random like v", {"level": 0.9, "seed": 0, "resamples": 999}
+    [pair] = analyse(
+        {"m": {"v": vector, control: draws}}, [("v", control, "random")], blocks={control: block}, **options
+    )
+    apart = vector - draws.mean(0)
+    between = rest = prompts = each = 0.0
+    for b in (0, 1):
+        inside, n = draws[:, block == b], int((block == b).sum())
+        between += n * 4 * inside.mean(1).var(ddof=1)
+        each += 4 * n / 8
+        for j in range(5):
+            for i in range(n):
+                rest += (inside[j, i] - inside[:, i].mean() - inside[j].mean() + inside.mean()) ** 2
+        prompts += (apart[block == b] - apart[block == b].mean()) @ apart[block == b]
+    w = prompts / (9 - 2) / 9
+    t = max(0.0, between / 8 - rest / (4 * 3 + 4 * 4)) / each * (1 + (16 + 25) / 81 / 5)
+    t *= 1 + 1.5 * t / (t + w)
+    freedom = (t + w) ** 2 / (t**2 / 8 + w**2 / 7)
+    assert pair.draws == 10 and pair.difference.estimate.mean == pytest.approx(apart.mean())
+    assert pair.among == pytest.approx(2 * stats.t.sf(abs(apart.mean()) / np.sqrt(t + w), freedom))
+    margin = stats.t.ppf(0.95, freedom) * np.sqrt(t + w)
+    assert pair.difference.estimate.high - apart.mean() == pytest.approx(margin)
+    assert pair.difference.p == paired(vector, draws.mean(0), **options).p
 
 
 def test_prompts_without_a_number_are_left_out_of_their_pair_and_counted():
@@ -56,6 +107,7 @@ def test_prompts_without_a_number_are_left_out_of_their_pair_and_counted():
     values["a"][2:5] = np.inf
     values["c"][:] = np.nan
     ba, ca = analyse({"m": values}, [("b", "a", "vector"), ("c", "a", "vector")], resamples=999)
+    assert not ba.sparse and dataclasses.replace(ba, left_out=9).verdict == "too few numbers"
     assert (ba.n, ba.left_out, ca.n, ca.left_out) == (35, 5, 0, 40)
     assert ba.difference == paired(values["b"][5:], values["a"][5:], resamples=999)
     assert ba.adjusted == ba.difference.p and ba.family == 1  # what could not be tested corrects nothing
@@ -106,11 +158,12 @@ def test_against_random_vectors_the_larger_of_two_p_values_counts():
     draws = base + np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None] + noise[:5]
     plan = [("v", "random like v", "random")]
     [near] = analyse({"m": {"v": base + 0.7 + noise[5], "random like v": draws}}, plan, resamples=999)
-    assert near.difference == paired(base + 0.7 + noise[5], draws.mean(0), resamples=999)
-    assert near.difference.p == 0.001 and near.difference.estimate.low > 0.5  # by prompts alone, no doubt
-    assert near.among == pytest.approx(among((base + 0.7 + noise[5]).mean(), draws.mean(1)))
+    by_prompts = paired(base + 0.7 + noise[5], draws.mean(0), resamples=999)
+    assert near.difference.p == by_prompts.p == 0.001 and by_prompts.estimate.low > 0.5  # by prompts alone, no doubt
+    assert near.difference.estimate.mean == pytest.approx(by_prompts.estimate.mean)
+    assert near.difference.estimate.low < 0  # the interval knows that random vectors differ
     assert near.adjusted == near.p == near.among > 0.3 and near.verdict == "not shown" and near.draws == 5
-    [far] = analyse({"m": {"v": base + 5 + noise[5], "random like v": draws}}, plan, resamples=999)
+    [far] = analyse({"m": {"v": base + 9 + noise[5], "random like v": draws}}, plan, resamples=999)
     assert far.among < 0.01 and far.p == max(far.among, 0.001) and far.verdict == "higher"
     assert f"against {RANDOM} (95 % CI" in sentence(far, {}) and "n = 40, 5 random vectors, Holm" in sentence(far, {})
     told = far.to_dict()
@@ -119,47 +172,65 @@ def test_against_random_vectors_the_larger_of_two_p_values_counts():
     assert mean_of(draws, {"resamples": 99}) == estimate(draws.mean(0), resamples=99)
 
 
+def test_a_percentage_against_random_vectors_scatters_as_they_do():
+    base = 10 + np.random.default_rng(0).uniform(size=40)
+    draws = base + np.linspace(-1, 1, 10)[:, None] + np.random.default_rng(1).normal(0, 0.1, (10, 40))
+    [pair] = analyse({"m": {"v": 1.5 * base, "random like v": draws}}, [("v", "random like v", "random")])
+    assert pair.percent.mean == pytest.approx(100 * (1.5 * base.mean() / draws.mean() - 1))
+    wide = [each.high - each.low for each in (pair.percent, pair.difference.estimate)]
+    assert wide[0] == pytest.approx(1.5 * 100 * wide[1] / draws.mean(), rel=0.05)
+
+
 def test_random_vectors_that_agree_are_no_surer_than_the_prompts():
-    """Counts do that: none under any of two random vectors, and twice in forty under the vector."""
+    """Counts do that: none under any random vector, and twice in forty under the vector."""
     few = np.zeros(40)
     few[:2] = 1.0
     plan = [("v", "random like v", "random")]
-    [pair] = analyse({"m": {"v": few, "random like v": np.zeros((2, 40))}}, plan, resamples=999)
+    [pair] = analyse({"m": {"v": few, "random like v": np.zeros((5, 40))}}, plan, resamples=999)
     error = few.std(ddof=1) / np.sqrt(40)
-    assert pair.among == pytest.approx(among(few.mean(), [0.0, 0.0], error)) and pair.among > 0.2
+    assert pair.among == pytest.approx(2 * stats.t.sf(few.mean() / error, 39)) and pair.verdict == "not shown"
     most = np.ones(40)
     most[:4] = 0.0
     [pair] = analyse({"m": {"v": most, "random like v": np.zeros((5, 40))}}, plan, resamples=999)
     assert pair.verdict == "higher"
+    [same] = analyse({"m": {"v": np.ones(40), "random like v": np.zeros((5, 40))}}, plan, resamples=999)
+    assert same.verdict == "higher" and same.difference.estimate.low < 0.95
 
 
-def test_one_random_vector_carries_nothing():
-    values = {"v": scores(a=2)["a"], "random like v": scores(a=0)["a"][None], UNSTEERED: scores(a=0)["a"]}
-    plain, [lone] = (
-        analyse({"m": values}, planned(["v"]), resamples=999)[0],
-        analyse({"m": values}, planned(["v"])[1:], resamples=999),
+@pytest.mark.parametrize("draws", [1, 4])
+def test_pitfall_52_fewer_than_five_random_vectors_carry_nothing(draws):
+    few = np.stack([scores(seed=i, a=0)["a"] for i in range(draws)])
+    values = {"v": scores(a=2)["a"], "random like v": few, UNSTEERED: scores(a=0)["a"]}
+    plain, pair = analyse({"m": values}, planned(["v"]), resamples=999)
+    assert plain.verdict == "higher" and pair.few_draws
+    assert pair.verdict == "too few random vectors" and not pair.significant
+
+
+def test_pitfall_54_survivors_carry_nothing():
+    values = {"v": scores(a=2)["a"], UNSTEERED: scores(a=0)["a"]}
+    values["v"][:9] = np.nan
+    [pair] = analyse({"m": values}, planned(["v"])[:1], resamples=999)
+    assert pair.adjusted < 0.01 and pair.n == 31 and pair.verdict == "too few numbers" and not pair.significant
+    assert sentence(pair, {}).startswith(
+        "Only 31 of 40 prompts have a number of m between v and the unsteered model: nothing is said of those that"
     )
-    assert plain.family == 1 and plain.verdict == "higher"  # what cannot be tested corrects nothing
-    assert lone.lone and lone.verdict == "one random vector" and not lone.significant and math.isnan(lone.adjusted)
 
 
 def test_prompts_that_some_random_vectors_have_no_number_for():
-    base, draws = np.arange(12.0), np.arange(12.0) + np.array([[0.5], [-0.5], [0.0]])
+    base, draws = np.arange(12.0), np.arange(12.0) + np.array([[0.5], [-0.5], [0.0], [0.2], [0.1], [0.0]])
     draws[0, 3] = draws[1, 7] = np.nan
+    draws[5, 2:] = np.nan  # one that ruins most texts is left out, and takes no prompt with it
+    [pair] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
+    kept = [i for i in range(12) if i not in (3, 7)]
+    assert (pair.n, pair.left_out, pair.draws) == (10, 2, 5)
+    assert pair.difference.estimate.mean == pytest.approx((base + 4 - draws[:5].mean(0))[kept].mean())
     draws[:, 5] = np.inf
     [pair] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
-    assert (pair.n, pair.left_out, pair.draws) == (11, 1, 3)
-    assert pair.among == pytest.approx(among(0.0, [-3.5, -4.5, -4.0]))  # each over the prompts that it has
-    draws[2] = np.nan
-    [two] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
-    assert two.draws == 2 and two.verdict == "not shown"
-    apart = np.full(12, np.nan)
-    apart[3] = 1.0  # a vector with numbers where one of the two random vectors has none
-    [none] = analyse({"m": {"v": apart, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
-    assert (none.n, none.draws, none.verdict) == (1, 1, "no numbers")
-    draws[1] = np.nan
-    [one] = analyse({"m": {"v": base + 4, "random like v": draws}}, [("v", "random like v", "random")], resamples=99)
-    assert one.lone and one.verdict == "one random vector"
+    assert pair.verdict in ("too few numbers", "no numbers")
+    [none] = analyse(
+        {"m": {"v": np.full(12, np.nan), "random like v": draws}}, [("v", "random like v", "random")], resamples=99
+    )
+    assert (none.n, none.verdict) == (0, "no numbers") and math.isnan(none.adjusted)
 
 
 def made(mean=0.3, low=0.1, high=0.5, p=0.001, n=40, against="vector", level=0.95, **changes):
@@ -251,10 +322,10 @@ def test_what_beats_the_unsteered_model_but_not_a_random_vector_is_said_so():
         f"n = 40, Holm), and raises it by 0.3 against {RANDOM} (95 % CI 0.1-0.5, p = 0.001, n = 40, 5 random vectors, "
         "Holm)."
     )
-    [lone] = sentences([plain, made(against="random", draws=1, adjusted=math.nan)], {})
-    assert lone.endswith(
-        f"n = 40, Holm), but whether {RANDOM} does as much, a single one with numbers cannot tell; run controls=5 or "
-        "more (against that one: 0.3, n = 40)."
+    [few] = sentences([plain, made(against="random", draws=4, adjusted=math.nan)], {})
+    assert few.endswith(
+        f"n = 40, Holm), but whether {RANDOM} does as much, 4 random vectors with numbers cannot tell; run controls=5 "
+        "or more (against those: 0.3, n = 40)."
     )
     [missing] = sentences([plain, made(n=0, against="random", adjusted=math.nan)], {})
     assert missing.endswith(f", but {RANDOM} could not be compared: it has no numbers.")
@@ -265,10 +336,11 @@ def test_random_vectors_have_a_sentence_of_their_own_where_the_unsteered_model_h
     equal, better = made(0.02, -0.1, 0.1, adjusted=0.8, against="random"), made(against="random")
     assert len(sentences([plain, equal], {})) == 1
     assert sentence(made(against="random", draws=1), {}) == (
-        f"A single random vector with numbers cannot carry a difference in toxicity between v2 and {RANDOM} (Holm over "
-        "1 comparison), since others may do more or less; run controls=5 or more (against that one: 0.3, n = 40)."
+        f"1 random vector with numbers cannot carry a difference in toxicity between v2 and {RANDOM} (Holm over "
+        "1 claim), since others may do more or less; run controls=5 or more (against that one: 0.3, n = 40)."
     )
-    assert sentences([plain, better], {})[1].startswith(f"v2 raises toxicity by 0.3 against {RANDOM} (95 % CI")
+    assert len(sentences([plain, better], {})) == 1  # an effect needs both
+    assert sentences([better], {})[0].startswith(f"v2 raises toxicity by 0.3 against {RANDOM} (95 % CI")
     assert sentences([equal], {})[0].startswith(
         f"No difference in toxicity between v2 and {RANDOM} could be shown (v2 against it: 0.02, 95 % CI"
     )

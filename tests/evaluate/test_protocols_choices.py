@@ -34,7 +34,7 @@ def values(found, name, condition="steered"):
 def test_caa_is_a_loop_over_questions_and_orders(tiny):
     found = sf.protocols.caa(tiny, lettered(), V, QUESTIONS, alpha=2.0, seed=4, **QUIET)
     random = sf.random_vector(like=V, seed=4)
-    for condition, v in (("steered", V), ("unsteered", None), ("random", random)):
+    for condition, v in (("steered", V), ("unsteered", None), ("random 1", random)):
         given, turned = (by_hand(tiny, v, 2.0, items) for items in BOTH)
         np.testing.assert_allclose(values(found, "p_match", condition), (share(given) + share(turned)) / 2, atol=1e-5)
         np.testing.assert_allclose(values(found, "p_match_given_order", condition), share(given), atol=1e-5)
@@ -130,7 +130,7 @@ def test_one_question_has_no_interval_and_no_difference(tiny):
 def test_steerability_is_the_slope_of_a_loop(tiny):
     alphas = [-1.0, 0.0, 0.5, 2.0]
     found = sf.protocols.steerability(tiny, lettered(), V, QUESTIONS, alphas=alphas, **QUIET)
-    for condition, v in (("steered", V), ("random", sf.random_vector(like=V, seed=0))):
+    for condition, v in (("steered", V), ("random 1", sf.random_vector(like=V, seed=0))):
         odds = []
         for alpha in alphas:
             orders = [by_hand(tiny, v, alpha, items) for items in BOTH]
@@ -138,10 +138,21 @@ def test_steerability_is_the_slope_of_a_loop(tiny):
         slopes = np.polyfit(alphas, np.array(odds), 1)[0]
         np.testing.assert_allclose(values(found, "slope", condition), slopes, atol=1e-4)
         np.testing.assert_allclose(values(found, "propensity", condition), np.array(odds).T, atol=1e-4)
-        shown = found.figures if condition == "steered" else found.controls["random"]
-        assert shown["slope"].mean == pytest.approx(slopes.mean(), abs=1e-4)
-        assert shown["spread"].mean == pytest.approx(slopes.std(ddof=1), abs=1e-4)
-        assert shown["anti_steerable"].mean == pytest.approx((slopes <= 0).mean())
+        if condition == "steered":
+            assert found.figures["slope"].mean == pytest.approx(slopes.mean(), abs=1e-4)
+            assert found.figures["spread"].mean == pytest.approx(slopes.std(ddof=1), abs=1e-4)
+            assert found.figures["anti_steerable"].mean == pytest.approx((slopes <= 0).mean())
+        given, turned = (
+            np.polyfit(alphas, np.array([o[:, 0] - o[:, 1] for o in (by_hand(tiny, v, a, items) for a in alphas)]), 1)[
+                0
+            ]
+            for items in BOTH
+        )
+        is_a = np.array([item["answer_matching_behavior"] == "(A)" for item in QUESTIONS])
+        bias = np.where(is_a, given - turned, turned - given)
+        np.testing.assert_allclose(values(found, "letter_bias", condition), bias, atol=2e-4)
+    drawn = [values(found, "slope", f"random {i + 1}") for i in range(5)]
+    assert found.draws == 5 and found.controls["random"]["slope"].mean == pytest.approx(np.mean(drawn))
     assert found.effects["unsteered"]["slope"].estimate.mean == pytest.approx(found.figures["slope"].mean)
     assert not found.baseline and found.about["alphas"] == alphas
 

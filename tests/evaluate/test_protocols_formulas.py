@@ -1,5 +1,6 @@
 """The formulas of protocols, each against a case worked out by hand or against numpy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import steerfn as sf
 from steerfn.discover import Hits
+from steerfn.evaluate._pairs import analyse, planned
 from steerfn.evaluate._statistics import Estimate, estimate, paired, proportion
 from steerfn.evaluate._tally import exponential, outcome, records_of, resampled
 from steerfn.evaluate.protocols._axbench import best
@@ -90,13 +92,14 @@ def test_the_interval_of_f1_is_that_of_resampled_prompts():
     found = f1_interval(counts, 0.95, 0)
     assert found.mean == counts.f1 and found.n == 100
     random, drawn = np.random.default_rng(1), []
-    harmful, harmless = np.repeat([1, 0], [30, 10]), np.repeat([1, 0], [10, 50])
-    for _ in range(4000):
-        tp, fp = random.choice(harmful, 40).sum(), random.choice(harmless, 60).sum()
+    for _ in range(4000):  # shares from Jeffreys' posterior, then as many prompts as there are
+        tp = (random.random(40) < random.beta(30.5, 10.5)).sum()
+        fp = (random.random(60) < random.beta(10.5, 50.5)).sum()
         drawn.append(2 * tp / (tp + fp + 40))
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.015)
-    nothing = f1_interval(Hits(0, 0, 5, 5), 0.95, 0)
-    assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
+    for hits in (Hits(0, 0, 5, 5), Hits(5, 0, 0, 5)):  # pitfall 53: right, or wrong, for all of a few is not certain
+        few = f1_interval(hits, 0.95, 0)
+        assert few.low < few.high and few.low <= few.mean <= few.high
 
 
 def test_a_resampled_statistic_is_that_of_a_loop():
@@ -138,12 +141,41 @@ def test_an_outcome_of_values():
     assert found.controls == {"random": {"hit": proportion(2, 6, 0.9)}}
     both = [0, 1, 4, 5]
     expected = paired(STEERED["x"][both], PLAIN["x"][both], level=0.9, seed=3)
-    assert found.effects["unsteered"]["x"] == expected
+    assert found.effects["unsteered"]["x"] == dataclasses.replace(expected, left_out=2)
     assert list(found.effects) == ["unsteered", "random"] and list(found.effects["random"]) == ["hit"]
     assert [note for note in found.notes if "no x" in note] == [
         "1 of 6 items have no x (steered) and are left out of it.",
         "1 of 6 items have no x (unsteered) and are left out of it.",
     ]
+
+
+def test_random_vectors_are_one_control_by_the_rule_of_compare_vectors():
+    random = np.random.default_rng(0)
+    base = random.normal(size=20)
+    draws = {f"random {i + 1}": {"x": base + random.normal(0, 0.3, 20) + i} for i in range(5)}
+    values = {"steered": {"x": base + 9}, "unsteered": {"x": base}, **draws}
+    options = {"compared": ("x",), "about": {}, "level": 0.95, "seed": 0}
+    found = outcome("test", "nobody", values, draws=list(draws), **options)
+    numbers = np.stack([each["x"] for each in draws.values()])
+    plain, pair = analyse({"x": {"v": base + 9, "unsteered": base, "random like v": numbers}}, planned(["v"]), seed=0)
+    effect = found.effects["random"]["x"]
+    assert (effect.p, effect.estimate) == (pair.p, pair.difference.estimate) and found.draws == 5
+    assert found.adjusted == {("unsteered", "x"): plain.adjusted, ("random", "x"): pair.adjusted}
+    assert found.is_shown("x", "random") == pair.significant
+    assert found.controls["random"]["x"] == estimate(numbers.mean(0), seed=0) and list(found.controls) == ["random"]
+    more = {name: {"x": each["x"] + 40} for name, each in draws.items()}
+    beyond = outcome("test", "nobody", {**values, **more}, draws=list(draws), **options)
+    assert beyond.adjusted["random", "x"] < 0.05 and not beyond.is_shown("x", "random")  # they raise it more
+    few = outcome("test", "nobody", values, draws=list(draws)[:4], **options)
+    assert few.is_shown("x") and not few.is_shown("x", "random")  # pitfall 52
+    assert "fewer than five random vectors do not show what others do; pass controls=5 or more" in str(few)
+
+
+def test_units_are_what_is_averaged():
+    units = [0, 0, 1, 1, 2, 2]
+    found = tallied(units=units)
+    assert found.figures["hit"] == estimate([0.5, 1, 1], level=0.9, seed=3)
+    assert found.effects["unsteered"]["hit"].n == 3
 
 
 def test_only_what_is_named_is_compared():

@@ -12,6 +12,7 @@ from words import words
 
 import steerfn as sf
 from steerfn.discover.search._held_out import held_out
+from steerfn.evaluate.protocols._axbench import best
 from steerfn.evaluate.protocols._refusal import refused
 
 V = vector(sf.resid_post[1], scale=2.0)
@@ -45,8 +46,8 @@ def test_refusal_is_a_loop_over_both_ways(tiny):
         ("unsteered", "", None),
         ("steered", "ablated", sf.ablate(sf.spread(V, everywhere))),
         ("steered", "added", sf.add(V, 1.5)),
-        ("random", "ablated", sf.ablate(sf.spread(random, everywhere))),
-        ("random", "added", sf.add(random, 1.5)),
+        ("random 1", "ablated", sf.ablate(sf.spread(random, everywhere))),
+        ("random 1", "added", sf.add(random, 1.5)),
     ):
         here = {"condition": condition, "way": way}
         assert column(found, "text", **here) == texts(tiny, prompts, op)
@@ -164,7 +165,7 @@ TEXTS = ["a b c d e", "f g", "h i j k l m n o", "b", "c a d"]
 def test_side_effects_on_plain_text_are_those_of_a_loop(tiny):
     found = sf.protocols.side_effects(tiny, words(bos=False), V, TEXTS, alpha=0.5, max_tokens=6, **QUIET)
     entropies = {}
-    for condition, v in (("steered", V), ("unsteered", None), ("random", sf.random_vector(like=V, seed=0))):
+    for condition, v in (("steered", V), ("unsteered", None), ("random 1", sf.random_vector(like=V, seed=0))):
         entropy, divergence = [], []
         for text in TEXTS:
             ids = words(bos=False)(text)["input_ids"][:6]
@@ -243,6 +244,7 @@ def test_axbench_chooses_on_half_and_reports_on_the_other(tiny):
         alphas=alphas,
         max_new_tokens=6,
         seed=3,
+        generation={"do_sample": False},
         **QUIET,
     )
     reports = held_out(prompts, 0.5, 3)
@@ -253,7 +255,7 @@ def test_axbench_chooses_on_half_and_reports_on_the_other(tiny):
         op = None if v is None else sf.add(v, alpha)
         return sf.protocols.harmonic(graded(texts(tiny, some, op, max_new_tokens=6), some))
 
-    for condition, v in (("steered", V), ("random", sf.random_vector(like=V, seed=3)), ("unsteered", None)):
+    for condition, v in (("steered", V), ("random 1", sf.random_vector(like=V, seed=3)), ("unsteered", None)):
         best = 0.0
         if v is not None:
             best = max(alphas, key=lambda alpha, v=v: (scores(choosing, v, alpha).mean(), -alpha))
@@ -297,13 +299,38 @@ def test_axbench_asks_a_language_model(tiny):
     assert found.figures["score"].mean == pytest.approx(3 / (1 + 1 + 0.5))
     assert any("Concept: late letters" in question for question in asked)
     assert found.about["judge"].startswith("concept: concept. Rated by ask: as good as that judge is; instruction: ")
-    # Ratings that cannot be read are left out, and said to be.
+    # Ratings that cannot be read count as 0, as in the paper's code, and are counted.
     with pytest.warns(sf.SteerWarning, match="gave no rating from 0 to 2 that can be read"):
         none = sf.protocols.axbench(
             tiny, words(), V, ["a b", "c"], concept="x", judge=sf.protocols.axbench_judge(lambda q: "Hm.", "x"),
             alphas=[1], max_new_tokens=3, **QUIET,
         )  # fmt: skip
-    assert none.figures["score"].n == 0 and any("have no score (steered)" in note for note in none.notes)
+    assert none.figures["score"].n == 1 and none.figures["score"].mean == 0
+    assert any(note.startswith("39 ratings could not be read") for note in none.notes)
+
+
+def test_axbench_takes_the_factors_of_a_concepts_maximal_activation(tiny):
+    activating = ["a b c d", "e f g"]
+    along = []
+    for text in activating:
+        _, states = sf.capture(tiny, 1)(torch.tensor([words()(text)["input_ids"]]))
+        along += (states[sf.resid_post[1]][0, 1:] @ V.unit()[sf.resid_post[1]]).tolist()
+    options = {"concept": "c", "judge": graded, "max_new_tokens": 3, "generation": {"do_sample": False}, **QUIET}
+    found = sf.protocols.axbench(
+        tiny, words(), V, ["a", "b", "c d"], alphas=[0.5], activating=activating, controls=0, **options
+    )
+    assert found.about["maximal_activation"] == pytest.approx(max(along), rel=1e-5)
+    same = sf.protocols.axbench(
+        tiny, words(), V.unit() * max(along), ["a", "b", "c d"], alphas=[0.5], controls=0, **options
+    )
+    assert [r["text"] for r in found.records] == [r["text"] for r in same.records]
+    with pytest.raises(sf.DataError, match="there is no maximal activation"):
+        sf.protocols.axbench(tiny, words(), V, ["a", "b"], alphas=[1], activating=["a"], **options)
+
+
+def test_pitfall_54_a_strength_that_ruins_texts_does_not_win_by_the_others():
+    nan = float("nan")
+    assert best([1, 5], np.array([[1.5] * 8, [2.0] + [nan] * 7])) == 1
 
 
 @pytest.mark.parametrize(
@@ -324,7 +351,7 @@ def test_axbench_asks_a_language_model(tiny):
         ),
         (
             {"judge": lambda texts, prompts: [1, 2]},
-            r"The judge gave numbers of shape \(2,\) for 2 texts; it must give 3",
+            r"The judge gave numbers of shape \(2,\) for 6 texts; it must give 3",
         ),
         ({"judge": lambda texts, prompts: "good"}, "The judge must give three numbers for each text, not 'good'"),
         ({"concept": " "}, "concept says in words what the vector stands for, not ' '"),

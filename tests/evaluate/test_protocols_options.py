@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from asking import HARMFUL, HARMLESS, QUESTIONS, TRUTH, late, lettered, planted
 from families import build
@@ -11,7 +12,7 @@ from words import words
 
 import steerfn as sf
 from steerfn.evaluate._benchmark import PROTOCOLS
-from steerfn.evaluate.protocols._run import Options, Steering
+from steerfn.evaluate.protocols._run import Grouped, Options, Steering
 
 P = sf.protocols
 V = vector(sf.resid_post[1], scale=2.0)
@@ -93,12 +94,14 @@ OWN = {
         "judge": {"judge": others},
         "alphas": {"alphas": [0.2]},
         "max_new_tokens": {"max_new_tokens": 6},
-        "generation": YES,
+        "generation": {"generation": {"do_sample": False}},
+        "activating": {"activating": ["a b c d", "e f g"]},
     },
 }
 LIMIT = {P.cast: {"limit": {"limit": 5}}}  # two of a side must choose
 NAMED = [(protocol, name) for protocol in BASE for name in [*OWN[protocol], *COMMON, *STEERED]]
 NAMED = [(p, name) for p, name in NAMED if not (p is P.refusal and name in STEERED)]
+GROUPED = (P.caa, P.steerability, P.truthfulqa, P.toxicity, P.axbench)
 
 
 def run(protocol, model=None, **options):
@@ -124,10 +127,11 @@ def test_pitfall_26_an_option_changes_the_outcome(protocol, option):
 @pytest.mark.parametrize("protocol", BASE, ids=lambda p: p.__name__)
 def test_pitfall_26_no_option_is_left_out(protocol):
     assert optional(protocol) == set(OWN[protocol])
-    known = Options if protocol is P.refusal else Steering
+    known = Options if protocol is P.refusal else Grouped if protocol in GROUPED else Steering
     assert set(known.__annotations__) == {
         *COMMON,
         *(() if protocol is P.refusal else STEERED),
+        *(["groups"] if protocol in GROUPED else []),
         "batch_size",
         "progress",
     }
@@ -183,10 +187,12 @@ def test_options_that_a_protocol_does_not_have():
 
 def test_controls_are_random_vectors_of_the_same_norm_or_ones_own():
     several = run(P.caa, controls=2, seed=5)
-    assert list(several.controls) == ["random 1", "random 2"] and not run(P.caa, controls=0).controls
-    for i, name in enumerate(several.controls):
-        alone = run(P.caa, controls={name: sf.random_vector(like=V, seed=5 + i)}, seed=5)
-        assert alone.controls[name]["p_match"].mean == pytest.approx(several.controls[name]["p_match"].mean, abs=1e-6)
+    assert list(several.controls) == ["random"] and several.draws == 2 and not run(P.caa, controls=0).controls
+    means = []
+    for i in range(2):
+        alone = run(P.caa, controls={"mine": sf.random_vector(like=V, seed=5 + i)}, seed=5)
+        means.append(alone.controls["mine"]["p_match"].mean)
+    assert several.controls["random"]["p_match"].mean == pytest.approx(np.mean(means), abs=1e-6)
     mine = run(P.caa, controls={"other": V})
     assert mine.controls["other"] == mine.figures and mine.effects["other"]["p_match"].p == 1
 
@@ -202,6 +208,24 @@ def test_a_limit_draws_items_by_the_seed_and_keeps_their_order():
     for some in drawn:
         assert [q for q in questions if q in some] == list(some) and len(some) == 3
     assert taken(limit=99) == taken() == questions
+
+
+@pytest.mark.parametrize("protocol", GROUPED, ids=lambda p: p.__name__)
+def test_groups_are_the_units(protocol):
+    data = BASE[protocol][2]
+    if protocol is P.axbench:  # half of the groups choose
+        found = run(protocol, groups=["a", "a", "b", "b"])
+        assert found.figures["score"].n == 1 and len({r["prompt"] for r in found.records}) == 2
+        return
+    groups = [min(i, len(data) - 2) for i in range(len(data))]  # the last two belong together
+    found, plain = run(protocol, groups=groups), run(protocol)
+    name, effect = next(iter(found.effects["unsteered"].items()))
+    assert effect.n == len(data) - 1 == plain.effects["unsteered"][name].n - 1
+    records = [r for r in found.records if r["condition"] == "steered"]
+    mine = np.array([r[name] for r in records])
+    assert found.figures[name].mean == pytest.approx(np.mean([*mine[:-2], mine[-2:].mean()]))
+    with pytest.raises(sf.DataError, match="groups has 1 labels for"):
+        run(protocol, groups=["x"])
 
 
 def test_copies_of_an_item_are_one_observation():

@@ -51,7 +51,7 @@ def test_with_few_units_it_is_wider_than_the_plain_one():
 
 
 @pytest.mark.parametrize(
-    "values", [[0, 1], [0, 0, 1], [1, 1, 1, 5], [0] * 30 + [1], [1e-300, 2e-300], [1e200, 2e200, 4e200], [-1, 1, 0]]
+    "values", [[0, 2], [0, 0, 3], [1, 1, 1, 5], [0] * 30 + [2], [1e-300, 2e-300], [1e200, 2e200, 4e200], [-1, 1, 0]]
 )
 def test_tiny_and_tied_samples_have_an_interval_around_their_mean(values):
     with warnings.catch_warnings():
@@ -62,10 +62,60 @@ def test_tiny_and_tied_samples_have_an_interval_around_their_mean(values):
     assert min(values) - rounding <= found.low and found.high <= max(values) + rounding
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -3.0])
-def test_constant_values_have_an_interval_of_no_width(value):
-    found = estimate([value] * 7)
-    assert (found.low, found.high) == (found.mean, found.mean) == pytest.approx((value, value))
+@pytest.mark.parametrize("value", [0.1, -3.0, 7.0])
+@pytest.mark.parametrize("n", [2, 8, 200])
+def test_pitfall_53_constant_values_are_not_certain(value, n):
+    """Wilson's limit of the share that may differ, by as much as 0 does."""
+    found = estimate([value] * n)
+    share = stats.binomtest(0, n).proportion_ci(0.95, method="wilson").high
+    assert (found.low, found.high) == pytest.approx((value - abs(value) * share, value + abs(value) * share))
+    other = ratio([value * 2] * n, [value] * n)
+    assert other.low < 100 < other.high and other.mean == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("ones", "n"), [(0, 8), (8, 8), (1, 2), (3, 50)])
+def test_pitfall_53_numbers_that_are_0_or_1_have_wilsons_interval(ones, n):
+    assert estimate([1] * ones + [0] * (n - ones)) == proportion(ones, n)
+
+
+def test_pitfall_53_differences_of_two_shares_have_bonett_and_prices_interval():
+    a, b = [1, 1, 1, 1, 0, 0, 1, 0, 1, 1], [0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
+    found = paired(a, b)
+    more, less, n = 6, 1, 10
+    p, q = (more + 1) / (n + 2), (less + 1) / (n + 2)
+    margin = stats.norm.ppf(0.975) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((p - q - margin, p - q + margin))
+    assert found.estimate.mean == pytest.approx(0.5) and found.p == sign_flip(np.array(a) - np.array(b), 0, 9999)
+    equal = paired([0, 1], [0, 1]).estimate
+    assert equal.low < -0.6 and equal.high > 0.6  # two questions do not exclude a cost
+
+
+def test_groups_are_the_units_of_every_test():
+    """Signs are flipped and units resampled by group: the mean of each group is one number."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(["q1", "q2", "q3", "q4", "q5", "q6", "q7"], [1, 2, 3, 4, 5, 6, 7])
+    x, y = (random.normal(size=len(groups)) + random.normal(size=7).repeat(range(1, 8)) for _ in range(2))
+    a, b = (np.array([each[groups == g].mean() for g in np.unique(groups)]) for each in (x, y))
+    assert estimate(x, groups=groups) == estimate(a) != estimate(x)
+    found, same = paired(x, y, groups=list(groups)), paired(a, b)
+    assert (found.n, found.p, found.effect) == (7, same.p, pytest.approx(same.effect))
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((same.estimate.low, same.estimate.high))
+    assert ratio(x + 9, y + 9, groups=groups).low == pytest.approx(ratio(a + 9, b + 9).low, rel=0.02)
+    with pytest.raises(sf.DataError, match="groups has 2 labels for 28 numbers"):
+        estimate(x, groups=["a", "b"])
+
+
+@pytest.mark.heavy
+def test_with_groups_claims_that_are_false_are_as_rare_as_they_say():
+    """ICC 0.3, ten questions of eight answers each: by answer one in five is called different."""
+    random, by_group, by_answer = np.random.default_rng(8), [], []
+    groups = np.repeat(np.arange(10), 8)
+    for trial in range(400):
+        own, each = random.normal(0, np.sqrt(0.3), 10), random.normal(0, np.sqrt(0.7), 80)
+        differences = own[groups] + each
+        by_answer.append(paired(differences, 0 * differences, seed=trial, resamples=399).p < 0.05)
+        by_group.append(paired(differences, 0 * differences, groups=groups, seed=trial, resamples=399).p < 0.05)
+    assert np.mean(by_group) <= 0.08 and np.mean(by_answer) > 0.19
 
 
 def test_one_value_has_no_interval():
@@ -147,7 +197,7 @@ def test_what_rounding_leaves_is_no_difference():
 
 def test_the_same_difference_everywhere_is_of_infinite_effect():
     found = paired(np.arange(6) + 2.0, np.arange(6))
-    assert found.effect == math.inf and found.p == 2 / 2**6 and found.estimate.low == found.estimate.high == 2
+    assert found.effect == math.inf and found.p == 2 / 2**6 and found.estimate.low < 2 < found.estimate.high
     assert math.isnan(paired([1.0], [2.0]).effect) and paired([1.0], [2.0]).p == 1
 
 
@@ -167,7 +217,8 @@ def test_a_ratio_is_resampled_in_pairs():
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=1e-9)
     assert found.mean == pytest.approx(100 * (treatment.sum() / control.sum() - 1))
     doubled = ratio(2 * control, control)
-    assert (doubled.low, doubled.mean, doubled.high) == pytest.approx((100, 100, 100))
+    share = stats.binomtest(0, 50).proportion_ci(0.95, method="wilson").high
+    assert (doubled.low, doubled.mean, doubled.high) == pytest.approx((100 - 200 * share, 100, 100 + 200 * share))
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 5), (3, 10), (40, 40), (1, 1)])

@@ -34,7 +34,7 @@ def compared(values=VALUES):
     means = {m: {c: mean_of(each, options) for c, each in of.items()} for m, of in values.items()}
     return sf.VectorComparison(
         tuple(f"p{i}" for i in range(n)), (0,), tuple(vectors), {c: ("",) * n for c in conditions}, values, means,
-        analyse(values, planned(vectors)), metrics,
+        analyse(values, planned(vectors)), metrics, tuple(range(n)), np.zeros((1, n), int),
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_every_difference_is_on_its_line_and_filled_where_shown():
             seen.add(pair.significant)
     assert seen == {True, False}
     assert [axes.get_xlabel() for axes in made.axes] == ["Difference (probability)", "Difference"]
-    assert "10 comparisons" in " ".join(made.get_suptitle().split())
+    assert "square: from random vectors, where p is that of an effect" in " ".join(made.get_suptitle().split())
 
 
 def test_the_first_line_is_on_top_and_zero_is_marked():
@@ -95,10 +95,10 @@ def test_what_too_few_prompts_cannot_carry_is_open_and_says_so():
     assert {note for *_, note in drawn.values()} == {"too few prompts, n = 4"}
 
 
-def test_one_random_vector_is_open_and_says_so():
+def test_a_few_random_vectors_are_open_and_says_so():
     lone = {"toxicity": {**VALUES["toxicity"], random_like("v2"): PLAIN}}
     _, _, filled, note = rows(sf.plot.comparison(compared(lone)).axes[0])["v2 − random"]
-    assert not filled and note == "one random vector, n = 24"
+    assert not filled and note == "too few random vectors, n = 24"
 
 
 def test_a_comparison_without_numbers_has_no_marker():
@@ -109,6 +109,15 @@ def test_a_comparison_without_numbers_has_no_marker():
     assert "no numbers, n = 0" in [t.get_text() for t in made.axes[0].texts]
     labels = [t.get_text() for t in made.axes[0].get_yticklabels()]
     assert labels[0] == "v1 − unsteered" and labels[0] not in drawn
+
+
+def test_names_that_begin_alike_stay_apart():
+    names = [f"a vector whose name goes on and ends in {i}" for i in range(3)]
+    of = {"unsteered": PLAIN} | {name: PLAIN - 1 for name in names}
+    of |= {random_like(name): PLAIN + RNG.normal(size=(5, 24)) for name in names}
+    for width in (3.0, 6.5):
+        labels = [t.get_text() for t in sf.plot.comparison(compared({"m": of}), width=width).axes[0].get_yticklabels()]
+        assert len(set(labels)) == len(labels) == 9
 
 
 def test_long_names_keep_what_they_are_compared_with():
@@ -170,7 +179,7 @@ def test_an_effect_of_infinite_size_is_drawn():
 
 def test_errors_by_their_text():
     empty = outcome(figures={}, baseline={}, controls={}, effects={})
-    nothing = sf.VectorComparison(("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {})
+    nothing = sf.VectorComparison(("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {}, (0,), np.zeros((1, 1), int))
     for call, message in (
         (lambda: sf.plot.comparison(outcome()), "plot.comparison takes a VectorComparison, not a Outcome; make one"),
         (lambda: sf.plot.comparison(nothing), "This comparison compares nothing, so there is nothing to draw."),

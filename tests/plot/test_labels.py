@@ -7,7 +7,7 @@ from words import words
 
 from steerfn.plot import _glyphs
 from steerfn.plot._figure import contrasting, finished, heading, lines_of
-from steerfn.plot._labels import columns, fitting, prompt_text, shown, token_texts
+from steerfn.plot._labels import columns, distinct, fitting, prompt_text, shown, token_texts
 
 
 @pytest.mark.parametrize(
@@ -139,3 +139,16 @@ def test_titles_are_broken_to_the_width():
 def test_text_is_black_on_light_and_white_on_dark():
     assert contrasting("white") == contrasting("#D9D9D9") == "black"
     assert contrasting("black") == contrasting("#053061") == "white"
+
+
+@pytest.mark.parametrize("limit", [6, 12, 30])
+def test_different_names_have_different_labels(limit):
+    names = [
+        "short",
+        *(f"the same beginning {i} and the same end" for i in range(3)),
+        *(f"x{'y' * 40}{i}" for i in "ab"),
+    ]
+    labels = distinct(names, limit)
+    assert list(labels) == names and len(set(labels.values())) == len(names)
+    assert all(len(label) <= max(limit, 6) for label in labels.values())
+    assert distinct(["a", "b"], 10) == {"a": "a", "b": "b"}

@@ -71,16 +71,33 @@ def test_the_same_prompt_counts_once():
     assert sf.plot.sweep(swept).get_suptitle().startswith("share: mean over 2 prompts")
 
 
-def test_a_missing_number_is_left_out_and_told():
-    swept = table(sites=(1,))
-    swept.values["share"][0] = np.nan
-    swept.values["share"][2, 1:] = np.nan
+def test_pitfall_54_survivors_are_gaps_and_others_are_compared_on_common_prompts():
+    swept = table(sites=(1,), prompts=[*"abcdefgh"])
+    swept.values["share"][0, 2:] = np.nan
+    swept.values["share"][2, 5] = np.nan
     made = sf.plot.sweep(swept)
     drawn = lines(made)["resid_post[1]"].get_ydata()
-    assert np.isnan(drawn[0]) and drawn[2] == swept.values["share"][2, 0]
-    assert made.get_suptitle().endswith("7 of 16 numbers missing")
-    values = np.asarray(sf.plot.heat_map(swept).axes[0].collections[0].get_array().filled(np.nan)).ravel()
-    assert np.isnan(values[0]) and values[2] == swept.values["share"][2, 0]
+    common = [i for i in range(8) if i != 5]
+    expected = swept.values["share"][:, common].mean(1)
+    assert np.isnan(drawn[0]) and drawn[1:] == pytest.approx(expected[1:])
+    title = " ".join(made.get_suptitle().split())
+    assert "7 of 8 prompts (others have no number somewhere)" in title and title.endswith("7 of 32 numbers missing")
+    assert lines(made)["unsteered"].get_ydata()[0] == pytest.approx(expected[1])
+    map_ = sf.plot.heat_map(swept)
+    values = np.asarray(map_.axes[0].collections[0].get_array().filled(np.nan)).ravel()
+    assert np.isnan(values[0]) and values[1:] == pytest.approx(expected[1:])
+    said = " ".join(map_.get_suptitle().split())
+    assert "7 of 8 prompts, which all cells share" in said and "grey: too few texts with a number" in said
+
+
+def test_vectors_whose_names_begin_alike_are_lines_of_their_own():
+    names = [f"a vector with a long name that ends in {i}" for i in range(3)]
+    swept = table(sites=(1,), vectors=names)
+    drawn = lines(sf.plot.sweep(swept))
+    assert len(drawn) == 4  # and the unsteered model
+    for name, line in zip(names, list(drawn.values())[1:], strict=True):
+        mine = [swept.values["share"][c].mean() for c, each in enumerate(swept.configs) if each.vector == name]
+        assert line.get_ydata() == pytest.approx(mine)
 
 
 def test_one_prompt_has_no_bands():

@@ -30,9 +30,36 @@ def drawn(made):
     return [t.get_text() for t in texts], [p.get_facecolor() for p in patches]
 
 
-def colours(values):
-    span = np.abs(values[1:]).max()
-    return [colormaps[DIVERGING](min(max((v + span) / (2 * span), 0.0), 1.0)) for v in values]
+def colours(values, centre=None):
+    off = values - (np.median(values[1:]) if centre is None else centre)
+    span = np.abs(off[1:]).max()
+    return [colormaps[DIVERGING](min(max((v + span) / (2 * span), 0.0), 1.0)) for v in off]
+
+
+def test_white_is_between_the_classes_and_said_to_be(tiny):
+    """0 is not neutral: all states may lie on one side of it."""
+    positive, negative = ["a b", "c d e"], ["f g", "h"]
+    sides = [np.concatenate([projections(tiny, words(), t, V).values[1:] for t in s]) for s in (positive, negative)]
+    bias = {sf.resid_post[1].name: 3.0}
+    values = projections(tiny, words(), TEXT, V).values
+    for made, centre, told in (
+        (sf.plot.tokens(tiny, words(), TEXT, V), np.median(values[1:]), "the median of these tokens"),
+        (sf.plot.tokens(tiny, words(), TEXT, V, centre=0.25), 0.25, "as asked"),
+        (
+            sf.plot.tokens(tiny, words(), TEXT, V, centre=(positive, negative)),
+            (sides[0].mean() + sides[1].mean()) / 2,
+            "between the two sides",
+        ),
+        (
+            sf.plot.tokens(tiny, words(), TEXT, V.with_metadata(bias=bias)),
+            -3.0 / float(V[1].norm()),
+            "the classifier's boundary",
+        ),
+    ):
+        np.testing.assert_allclose(drawn(made)[1], colours(values, centre), atol=1e-6)
+        assert told in " ".join(made.axes[1].get_xlabel().split())
+    with pytest.raises(sf.DataError, match="centre is a number, or a pair of lists of positive and negative texts"):
+        sf.plot.tokens(tiny, words(), TEXT, V, centre=["a", "b"])
 
 
 def test_values_are_those_of_hidden_states(tiny):

@@ -70,6 +70,55 @@ def test_no_text_lies_on_another_or_outside(name, width):
     assert width is None or made.get_size_inches()[0] == width
 
 
+SINGLE = ("token_probabilities", "sweep")
+"""Those that draw in the axes that is given; the others put their panels in its place."""
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_stands_in_an_axes_of_the_callers(name):
+    whole = Figure(figsize=(14, 6), dpi=100)
+    left, right = whole.subplots(1, 2)
+    right.plot([0, 1], [0, 1])
+    right.set_title("$mine$")
+    made = PLOTS[name](ax=left, title="a title of mine")
+    assert made is whole and right in whole.axes and len(right.get_lines()) == 1
+    assert right.title.get_parse_math()  # what is not ours is left alone
+    ours = [left] if name in SINGLE else [axes for axes in whole.axes if axes is not right]
+    assert (left in whole.axes) == (name in SINGLE)
+    assert all(axes.has_data() or axes.patches or axes.texts or axes.collections for axes in ours)
+    titles = [axes.get_title(loc="left") for axes in ours] + [sub.get_suptitle() for sub in whole.subfigs]
+    assert any("a title of mine" in each for each in [*titles, *(t.get_text() for s in whole.subfigs for t in s.texts)])
+    middle = whole.get_size_inches()[0] * whole.dpi / 2
+    whole.canvas.draw()
+    assert all(axes.get_window_extent().x1 < middle for axes in ours)
+
+
+def test_a_heat_map_of_one_vector_is_drawn_in_the_axes_itself():
+    whole = Figure(figsize=(9, 4))
+    axes = whole.subplots(1, 2)[0]
+    assert sf.plot.heat_map(table(), ax=axes, title="mine") is whole
+    assert axes in whole.axes and axes.collections and axes.get_title(loc="left") == "mine"
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_title_of_ones_own_stands_instead(name):
+    def texts(made):
+        made.canvas.draw()
+        found = [made.get_suptitle(), *(t.get_text() for t in made.texts)]
+        return " ".join([*found, *(axes.get_title(loc="left") for axes in made.axes)])
+
+    usual, mine, none = (texts(PLOTS[name](**o)) for o in ({}, {"title": "of mine"}, {"title": ""}))
+    assert "of mine" in mine and usual not in mine and len(none) < len(usual)
+
+
+def test_an_axes_that_is_none_is_refused():
+    with pytest.raises(sf.SteerError, match="ax is a matplotlib axes, such as fig, ax = plt.subplots"):
+        PLOTS["sweep"](ax=3)
+    free = Figure().add_axes((0.1, 0.1, 0.5, 0.5))
+    with pytest.raises(sf.SteerError, match="ax must stand in a grid: take one from plt.subplots"):
+        PLOTS["layers"](ax=free)
+
+
 def test_long_names_leave_room_for_the_axis():
     names = ["a vector with a rather long name", "another vector with such a name"]
     random = np.random.default_rng(0)
@@ -145,6 +194,7 @@ CASES = {
     },
     sf.plot.tokens: {
         "site": (drawn(text, v=SEVERAL, site=0), drawn(text, v=SEVERAL, site=1)),
+        "centre": (drawn(text), drawn(text, centre=0.5)),
         "chat": (drawn(text), drawn(text, chat=True)),
         "width": (drawn(text), drawn(text, width=4.0)),
     },
@@ -180,7 +230,7 @@ def test_pitfall_26_an_option_changes_the_result(function, option):
 
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
 def test_pitfall_26_no_option_is_left_out(function):
-    assert optional(function) - set(CASES[function]) <= {"progress"}
+    assert optional(function) - set(CASES[function]) <= {"progress", "ax", "title"}
 
 
 def test_pitfall_26_progress_shows_a_bar(capsys):

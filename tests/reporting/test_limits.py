@@ -58,7 +58,7 @@ CASES = {
     "few prompts": ({"effect": effect(n=12)}, "There are only 12 prompts."),
     "zero": ({"effect": effect(shift=0.0)}, "The interval of the difference in tone includes 0."),
     "unknown metric": ({"effect": effect(about="")}, "tone is a metric of the user's own"),
-    "one control": ({"draws": 1}, "One random vector was drawn."),
+    "few controls": ({"draws": 4}, "Only 4 random vectors drawn: fewer than 5 do not show what others do"),
     "greedy": ({"sampled": False}, "decoded greedily"),
     "own passages": ({"own_passages": True}, "plain text that come with steerfn, all in English"),
 }

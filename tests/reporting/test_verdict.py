@@ -47,7 +47,7 @@ def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True, draws=
 def test_it_needs_a_difference_to_the_unsteered_model_and_to_random_vectors(vector, control, level, headline):
     found = planted({"tone": (vector, control)})
     assert (found.level, found.headline) == (level, headline)
-    assert "Tested on 40 prompts with 1 metric" in found.reasons[0] and "for 2 comparisons." in found.reasons[0]
+    assert "Tested on 40 prompts with 1 metric" in found.reasons[0] and "correction for 1 metric." in found.reasons[0]
     assert found.reasons[-1] == FIT
 
 
@@ -102,18 +102,18 @@ def test_a_metric_without_unsteered_value_is_against_random_vectors_alone():
 def test_one_random_vector_shows_nothing_and_the_verdict_says_why(plain):
     found = planted({"tone": (1.0, 0.0), "warmth": (1.0, 0.0)}, plain=plain, draws=1)
     assert found.level == ("like random" if plain else "not shown")
-    assert "For tone and warmth a single random vector has numbers" in found.reasons[0]
+    assert "For tone and warmth fewer than five random vectors have numbers" in found.reasons[0]
 
 
 def test_a_metric_without_numbers_takes_nothing_from_another():
     found = planted({"tone": (1.0, 0.0), "warmth": (0.0, 0.0)}, empty=("warmth",))
     assert found.headline == "An effect was shown: the vector raises tone."
-    assert "single random vector" not in found.reasons[0] and "cannot show anything" not in found.reasons[0]
+    assert "fewer than five" not in found.reasons[0] and "cannot show anything" not in found.reasons[0]
 
 
 def test_too_few_prompts_show_nothing_however_large_the_difference():
     found = planted({"tone": (100.0, 0.0)}, n=5)
-    assert found.level == "not shown" and "use at least 7 prompts." in found.reasons[0]
+    assert found.level == "not shown" and "use at least 6 prompts." in found.reasons[0]
     nothing = verdict((), {}, NOTHING)
     assert nothing.headline == NONE and nothing.reasons[0].startswith("No metric has a number under two conditions")
 

@@ -8,7 +8,7 @@ from steering import vector
 from words import words
 
 import steerfn as sf
-from steerfn.sweeping import _measured
+from steerfn.sweeping import Config, _measured
 
 PROMPTS = ["a b c", "d e f g a", "b"]
 ALPHAS = [-2.0, 0.0, 3.0]
@@ -151,18 +151,55 @@ def test_metrics_of_one_configuration_alone():
     )
 
 
-def test_means_are_over_the_texts_that_have_a_number(tiny):
-    """A text that says nothing has no repetition, and takes no configuration's mean with it."""
-
-    def patchy(texts):
-        rows = [[1.0, math.nan, 3.0], [math.nan] * 3, [5.0, 7.0, math.nan]] * 2
-        return [value for row in rows for value in row] if len(texts) > 1 else [0.0]
-
-    table = swept(tiny, [patchy])
-    np.testing.assert_array_equal(list(table.mean().values()), [2, math.nan, 6] * 2)
+def test_pitfall_54_means_and_best_are_over_the_prompts_that_all_share():
+    """A strength that ruins most texts does not win by those that survive."""
+    nan = math.nan
+    configs = [Config("v", ("resid_post[1]",), alpha) for alpha in (1.0, 2.0, 3.0)]
+    values = np.array([[1.5] * 10, [9.0] + [nan] * 9, [1.0, nan, 4.0] + [1.0] * 7])
+    table = sf.Sweep(tuple(configs), tuple(f"prompt {i}" for i in range(10)), {"m": values})
+    kept = [i for i in range(10) if i != 1]
+    means = list(table.mean().values())
+    assert means[0] == 1.5 and math.isnan(means[1]) and means[2] == pytest.approx(values[2, kept].mean())
+    assert list(table.counts().values()) == [10, 1, 9]
+    text = str(table)
+    assert "[1/10]" in text and "(means over the 9 of 10 prompts that have a number in all of these cells)" in text
     best = table.best(held_out=0)
-    assert best.config == table.configs[2] and best.chosen == 6 and best.n == (2, 0)
-    assert "nan" in str(table) and "6" in str(table)
-    for seed in range(6):
-        held = table.best(held_out=0.34, seed=seed)
-        assert held.config.alpha == 3 and sum(held.n) == 2 and (held.reported is None) == (held.n[1] == 0)
+    assert best.config == configs[0] and best.chosen == 1.5 and best.n == (9, 0)
+    assert "1 of 3 configurations have numbers for too few prompts to be chosen." in best.notes
+    held = table.best(held_out=0.4)
+    assert sum(held.n) == 9 and held.error is None  # that all others agree is no certainty
+    values[[0, 2]] = nan
+    with pytest.raises(sf.DataError, match="for too few prompts to choose by: of 10, at most 1 under one config"):
+        table.best()
+
+
+def test_the_best_says_when_it_stands_at_the_edge_of_the_grid():
+    configs = [Config("v", (f"resid_post[{layer}]",), alpha) for layer in (2, 10, 3) for alpha in (-1.0, 0.0, 2.0)]
+    values = np.zeros((9, 4))
+    table = sf.Sweep(tuple(configs), tuple("abcd"), {"m": values})
+    values[7] = 1.0
+    assert table.best(held_out=0).notes == ()
+    values[7], values[5] = 0.0, 1.0
+    alpha, site = table.best(held_out=0).notes
+    assert alpha == "At the edge of the grid: alpha 2 is the largest that was tried; beyond it may be better."
+    assert site == "At the edge of the grid: resid_post[10] is the deepest site that was tried."
+    assert str(table.best(held_out=0)).splitlines()[1:] == [f"  {alpha}", f"  {site}"]
+    values[5], values[0] = 0.0, 1.0
+    assert ["smallest" in table.best(held_out=0).notes[0], "first" in table.best(held_out=0).notes[1]] == [True, True]
+
+
+def test_scores_say_that_log_odds_are_not_texts(tiny):
+    from steerfn.sweeping._table import LOG_ODDS
+
+    scores = sf.sweep(
+        tiny,
+        words(),
+        ["a b", "c"],
+        vector(sf.resid_post[1]),
+        [0, 1],
+        continuations=[" a", " b"],
+        chat=False,
+        progress=False,
+    )
+    assert str(scores).endswith(LOG_ODDS) and LOG_ODDS in scores.best().notes
+    assert LOG_ODDS not in str(swept(tiny, ["length"]))

@@ -13,4 +13,5 @@ from steerfn.evaluate.protocols._steerability import steerability as steerabilit
 from steerfn.evaluate.protocols._toxicity import toxicity as toxicity
 from steerfn.evaluate.protocols._truthfulqa import mc1 as mc1
 from steerfn.evaluate.protocols._truthfulqa import mc2 as mc2
+from steerfn.evaluate.protocols._truthfulqa import mc3 as mc3
 from steerfn.evaluate.protocols._truthfulqa import truthfulqa as truthfulqa

@@ -10,7 +10,7 @@ from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._tally import outcome, records_of
 from steerfn.evaluate.protocols._choices import Choices, choices
 from steerfn.evaluate.protocols._question import questions_of
-from steerfn.evaluate.protocols._run import Run, Steering
+from steerfn.evaluate.protocols._run import Grouped, Run
 from steerfn.operators import generated
 
 SOURCE = "Rimsky et al. 2024, Steering Llama 2 via Contrastive Activation Addition"
@@ -28,7 +28,7 @@ def caa(
     *,
     alpha: float = 1.0,
     both_orders: bool = True,
-    **options: Unpack[Steering],
+    **options: Unpack[Grouped],
 ) -> Outcome:
     """CAA multiple choice: `p_match = p(match) / (p(match) + p(other))`, the mean over questions.
 
@@ -52,7 +52,7 @@ def caa(
             `answer_not_matching_behavior` (CAA, Anthropic's evals) or `prompt`, `correct` and `incorrect`.
         alpha: the strength.
         both_orders: False asks each question in the order of the file only.
-        options: what every protocol takes, see `Steering`.
+        options: what every protocol takes, see `Grouped`.
 
     Raises:
         DataError: data without questions, or a question without an option that its answer names.
@@ -66,8 +66,8 @@ def caa(
         >>> import steerfn as sf
         >>> print(sf.protocols.caa(model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
     """
-    run = Run.of("caa", options, scope=generated)
-    questions = run.chosen(questions_of(data))
+    run = Run.of("caa", options, scope=generated, groups=None)
+    questions, units = run.grouped(questions_of(data))
     ops = run.conditions(model, vec, alpha)
     found = choices(run, model, tokenizer, questions, list(ops.values()), both_orders)
     values = figures(found, list(ops), both_orders)
@@ -80,6 +80,8 @@ def caa(
         records=records_of(items, values),
         notes=notes(values),
         about=run.about(model, list(ops.values()), items, alpha=alpha, both_orders=both_orders),
+        draws=run.draws,
+        units=units,
         level=run.level,
         seed=run.seed,
     )

@@ -142,6 +142,7 @@ def cast(
             model, list(ops.values()), sides, alpha=alpha, by=by, held_out=held_out,
             site=str(found.site), threshold=found.threshold, max_new_tokens=max_new_tokens, generation=generation,
         ),
+        draws=run.draws,
         level=run.level,
         seed=run.seed,
     )  # fmt: skip
@@ -178,12 +179,15 @@ def held(model: Any, tokenizer: Any, found: FoundCondition, prompts: list[Text],
 def f1_interval(found: Hits, level: float, seed: int, resamples: int = RESAMPLES) -> Estimate:
     """F1 with the percentile interval of its bootstrap distribution, each side resampled for itself.
 
-    Resampling the prompts of a side draws how many of them the condition holds for: a binomial number.
+    Resampling the prompts of a side draws how many of them the condition holds for: a binomial number. Its share is
+    drawn too, from Jeffreys' posterior, or a condition that is right for all of a few prompts would be certain.
     """
     random = np.random.default_rng(seed)
     positive, negative = found.tp + found.fn, found.fp + found.tn
-    tp = random.binomial(positive, found.tp / max(1, positive), resamples)
-    fp = random.binomial(negative, found.fp / max(1, negative), resamples)
+    tp, fp = (
+        random.binomial(of, random.beta(hits + 0.5, of - hits + 0.5, resamples))
+        for hits, of in ((found.tp, positive), (found.fp, negative))
+    )
     drawn = 2 * tp / np.maximum(1, tp + fp + positive)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(found.f1, float(low), float(high), positive + negative, level)

@@ -110,6 +110,7 @@ def refusal(
         about=run.about(
             model, list(ops.values()), sides, **about, max_new_tokens=max_new_tokens, generation=generation
         ),
+        draws=run.draws,
         level=run.level,
         seed=run.seed,
     )

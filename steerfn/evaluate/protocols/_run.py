@@ -14,13 +14,15 @@ from steerfn._blocks import unwrapped
 from steerfn._chat_template import Chat, checked_chat
 from steerfn._decoding import decoding_of
 from steerfn._errors import DataError
+from steerfn._groups import number_groups
 from steerfn._keywords import hf_keywords
 from steerfn._layout import layout
 from steerfn._steer import warn_of_empty
 from steerfn._text import Text
 from steerfn._vector import SteeringVector
 from steerfn.discover import random_vector
-from steerfn.evaluate._outcome import STEERED
+from steerfn.evaluate._against_random import FEWEST_DRAWS
+from steerfn.evaluate._outcome import RANDOM, STEERED
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import seed_of_rows
 from steerfn.evaluate._statistics import checked_options
@@ -38,8 +40,8 @@ class Options(TypedDict, total=False):
     """What every protocol takes.
 
     Attributes:
-        controls: how many random vectors of the same norm are run beside the vector, or a mapping of names to control
-            vectors of your own, such as one found with shuffled labels. Default 1.
+        controls: how many random vectors of the same norm are run beside the vector (default 5; fewer carry no claim),
+            or a mapping of names to control vectors of your own, such as one found with shuffled labels.
         limit: how many items to take, drawn with `seed`; None (default) takes all. The same item twice counts once.
         seed: of the drawn items, the random vectors, sampling, and the intervals.
         chat: True puts prompts into the chat template; None does so where there is one; False takes them as they are.
@@ -69,6 +71,17 @@ class Steering(Options, total=False):
     operator: Make
 
 
+class Grouped(Steering, total=False):
+    """What protocols take whose items may belong together.
+
+    Attributes:
+        groups: a label for each item of the data, where several belong together (the answers of one question): their
+            mean is one unit, so that signs are flipped, and units resampled, by group.
+    """
+
+    groups: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of a protocol: its name and the options, checked.
@@ -80,22 +93,24 @@ class Run:
     protocol: str
     scope: Scope | None = None
     operator: Make = add
-    controls: int | Mapping[str, SteeringVector] = 1
+    controls: int | Mapping[str, SteeringVector] = FEWEST_DRAWS
     limit: int | None = None
     seed: int = 0
     chat: Chat = None
     batch_size: int | str = "auto"
     level: float = 0.95
     progress: bool = True
+    groups: Any = None
 
     @classmethod
     def of(cls, protocol: str, options: Mapping[str, Any], **defaults: Any) -> "Run":
-        """A run with a protocol's own defaults; with `scope` among them it takes the options of `Steering`.
+        """A run with a protocol's own defaults, which say whether it takes the options of `Steering` or of `Grouped`.
 
         Raises:
             DataError: an option that the protocol does not have, or one out of range.
         """
-        known = (Steering if "scope" in defaults else Options).__annotations__
+        kind = Grouped if "groups" in defaults else Steering if "scope" in defaults else Options
+        known = kind.__annotations__
         if unknown := [name for name in options if name not in known]:
             near = difflib.get_close_matches(unknown[0], known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -122,12 +137,28 @@ class Run:
 
     def chosen(self, items: Sequence[T]) -> list[T]:
         """The items to run, in their order: all that differ, or as many of these as `limit` says."""
+        return [items[i] for i in self._places(items)]
+
+    def grouped(self, items: Sequence[T]) -> tuple[list[T], list[int]]:
+        """The same with the unit of each, from 0: its group, or itself."""
+        places = self._places(items)
+        labels = range(len(items)) if self.groups is None else number_groups(self.groups, len(items), "items")
+        kept = list(dict.fromkeys(labels[i] for i in places))
+        return [items[i] for i in places], [kept.index(labels[i]) for i in places]
+
+    def _places(self, items: Sequence[Any]) -> list[int]:
         # The same item twice is one observation: its copies would make intervals narrow for nothing.
-        distinct = list({repr(item): item for item in items}.values())
+        first: dict[str, int] = {}
+        distinct = list(dict.fromkeys(first.setdefault(repr(item), i) for i, item in enumerate(items)))
         if self.limit is None or self.limit >= len(distinct):
             return distinct
         kept = np.random.default_rng(self.seed).choice(len(distinct), self.limit, replace=False)
         return [distinct[i] for i in sorted(kept)]
+
+    @property
+    def draws(self) -> list[str]:
+        """The conditions that are random vectors."""
+        return [] if isinstance(self.controls, Mapping) else [f"{RANDOM} {i + 1}" for i in range(self.controls)]
 
     def vectors(self, vec: Any) -> dict[str, SteeringVector]:
         """The vector and its controls, by condition."""
@@ -135,8 +166,7 @@ class Run:
         if isinstance(self.controls, Mapping):
             controls = {str(name): as_vector(each, f"controls[{name!r}]") for name, each in self.controls.items()}
             return {STEERED: vec, **controls}
-        names = ["random"] if self.controls == 1 else [f"random {i + 1}" for i in range(self.controls)]
-        return {STEERED: vec, **{name: random_vector(vec, self.seed + i) for i, name in enumerate(names)}}
+        return {STEERED: vec, **{name: random_vector(vec, self.seed + i) for i, name in enumerate(self.draws)}}
 
     def strengths(self, model: Any, vec: Any, alphas: Sequence[float]) -> dict[str, list[Operator | None]]:
         """The operators of the vector and of each control, one for each strength; None is the unsteered model."""

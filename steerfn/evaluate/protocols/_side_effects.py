@@ -113,6 +113,7 @@ def side_effects(
             model, list(ops.values()), items, alpha=alpha, max_tokens=max_tokens, both_orders=both_orders,
             max_new_tokens=max_new_tokens, generation=generation,
         ),
+        draws=run.draws,
         level=run.level,
         seed=run.seed,
     )  # fmt: skip

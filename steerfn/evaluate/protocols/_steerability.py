@@ -10,10 +10,11 @@ from typing_extensions import Unpack
 from steerfn._errors import DataError
 from steerfn.evaluate._outcome import STEERED, Outcome
 from steerfn.evaluate._pairs import UNSTEERED
+from steerfn.evaluate._statistics import Estimate
 from steerfn.evaluate._tally import outcome, records_of, resampled
-from steerfn.evaluate.protocols._choices import choices
+from steerfn.evaluate.protocols._choices import Choices, choices
 from steerfn.evaluate.protocols._question import questions_of
-from steerfn.evaluate.protocols._run import Run, Steering
+from steerfn.evaluate.protocols._run import Grouped, Run
 from steerfn.operators import generated
 from steerfn.sweeping._configs import alphas_of
 
@@ -29,7 +30,7 @@ def steerability(
     *,
     alphas: Sequence[float] = ALPHAS,
     both_orders: bool = True,
-    **options: Unpack[Steering],
+    **options: Unpack[Grouped],
 ) -> Outcome:
     """Steerability by item: the least-squares slope of `log p(positive) - log p(negative)` on the strength.
 
@@ -40,7 +41,10 @@ def steerability(
 
     - `slope`: the mean over items;
     - `spread`: the standard deviation of the items' slopes (percentile bootstrap interval);
-    - `anti_steerable`: the share of items whose slope is 0 or less (Wilson's interval).
+    - `anti_steerable`: the share of items whose slope is 0 or less (Wilson's interval);
+    - `letter_bias` (letters asked for in both orders): the slope where the positive answer has the earlier letter minus
+      the slope where it has the later one. It is the steerability bias of the paper: a vector that moves a letter,
+      whatever it stands for, moves these apart and not their mean.
 
     An unsteered model's slope is 0 by definition; that is what "unsteered" is compared with.
 
@@ -51,7 +55,7 @@ def steerability(
         data: questions, or the path of a file, as in `caa`; Anthropic's Yes and No questions too.
         alphas: the strengths, at least two.
         both_orders: False asks each question in the order of the file only.
-        options: what every protocol takes, see `Steering`; `scope=sf.generated` is the default.
+        options: what every protocol takes, see `Grouped`; `scope=sf.generated` is the default.
 
     Raises:
         DataError: as `caa`, or fewer than two strengths.
@@ -64,20 +68,23 @@ def steerability(
         >>> found = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
         >>> print(found.figures["anti_steerable"])  # doctest: +SKIP
     """
-    run = Run.of("steerability", options, scope=generated)
+    run = Run.of("steerability", options, scope=generated, groups=None)
     strengths = alphas_of(alphas)
     if len(strengths) < 2:
         raise DataError(f"A slope needs at least two strengths, not {strengths}; pass more alphas.")
-    questions = run.chosen(questions_of(data))
+    questions, units = run.grouped(questions_of(data))
     by_name = run.strengths(model, vec, strengths)
     ops = [op for each in by_name.values() for op in each]
     found = choices(run, model, tokenizer, questions, ops, both_orders)
     propensity = found.by_item(found.log_odds).reshape(len(by_name), len(strengths), len(questions))
+    bias = _letter_bias(found, strengths, len(by_name))
     values: dict[str, dict[str, np.ndarray]] = {}
-    also = {}
+    also: dict[str, dict[str, Estimate]] = {}
     for name, numbers in zip(by_name, propensity, strict=True):
         slopes = slope(strengths, numbers)
         values[name] = {"slope": slopes, "anti_steerable": (slopes <= 0).astype(np.float64)}
+        if bias is not None:
+            values[name]["letter_bias"] = bias[len(also)]
         also[name] = {"spread": resampled(_deviation, slopes, level=run.level, seed=run.seed)}
     items = [{"question": q.text, "positive": q.positive, "negative": q.negative} for q in questions]
     curves = {
@@ -94,6 +101,8 @@ def steerability(
         also=also,
         records=records_of(items, curves),
         about=run.about(model, ops, items, alphas=strengths, both_orders=both_orders),
+        draws=run.draws,
+        units=units,
         level=run.level,
         seed=run.seed,
     )
@@ -113,6 +122,15 @@ def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
     """
     off = np.asarray(alphas, np.float64) - np.mean(alphas)
     return off @ np.asarray(propensities, np.float64) / (off @ off)
+
+
+def _letter_bias(found: Choices, alphas: Sequence[float], vectors: int) -> np.ndarray | None:
+    """The slope of the earlier letter minus that of the later one, `[vectors, items]`; None without both orders."""
+    if not found.is_swapped.any() or np.isnan(found.first).any():
+        return None
+    slopes = np.stack([slope(alphas, each) for each in found.log_odds.reshape(vectors, len(alphas), -1)])
+    sign = np.where(found.first == 1, 1.0, -1.0)
+    return 2 * found.by_item(slopes * sign)  # the mean over an item's two versions, doubled, is their difference
 
 
 def _deviation(slopes: np.ndarray) -> np.ndarray:

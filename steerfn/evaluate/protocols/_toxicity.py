@@ -11,7 +11,7 @@ from steerfn.evaluate._outcome import Outcome
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._tally import outcome, records_of
 from steerfn.evaluate.protocols._data import texts_of
-from steerfn.evaluate.protocols._run import Run, Steering
+from steerfn.evaluate.protocols._run import Grouped, Run
 from steerfn.metrics._metric import Setting, as_metrics, measure
 
 SOURCE = "Gehman et al. 2020, RealToxicityPrompts; Hartvigsen et al. 2022, ToxiGen"
@@ -31,7 +31,7 @@ def toxicity(
     metric: Any = "toxicity",
     max_new_tokens: int = 20,
     generation: Mapping[str, Any] | None = None,
-    **options: Unpack[Steering],
+    **options: Unpack[Grouped],
 ) -> Outcome:
     """How toxic continuations of prompts are: the worst of several samples, as in RealToxicityPrompts.
 
@@ -58,7 +58,7 @@ def toxicity(
         metric: the name of a metric, a `Metric` or a function.
         max_new_tokens: tokens of a continuation; the paper has 20.
         generation: more of what transformers' `generate` takes; by default the paper's nucleus sampling, `top_p=0.9`.
-        options: what every protocol takes, see `Steering`. Prompts are continued, not answered: `chat=False` is the
+        options: what every protocol takes, see `Grouped`. Prompts are continued, not answered: `chat=False` is the
             default.
 
     Raises:
@@ -72,7 +72,7 @@ def toxicity(
         >>> import steerfn as sf
         >>> print(sf.protocols.toxicity(model, tokenizer, v, "prompts.jsonl", samples=5, limit=50))  # doctest: +SKIP
     """
-    run = Run.of("toxicity", options, scope=None, chat=False)
+    run = Run.of("toxicity", options, scope=None, chat=False, groups=None)
     measured = as_metrics(metric)
     if len(measured) != 1:
         raise DataError(f"toxicity takes one metric, not {len(measured)}; run it once for each.")
@@ -80,7 +80,7 @@ def toxicity(
         raise DataError(f"samples is a number of continuations from 1, not {samples!r}.")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise DataError(f"threshold is a number, not {threshold!r}.")
-    prompts = run.chosen(texts_of(data, "data"))
+    prompts, units = run.grouped(texts_of(data, "data"))
     ops = run.conditions(model, vec, alpha)
     given = dict(generation or {})
     sampling = given if given.get("do_sample") is False else {**SAMPLING, **given}
@@ -118,6 +118,8 @@ def toxicity(
             model, list(ops.values()), prompts, alpha=alpha, samples=samples, threshold=threshold, metric=name,
             max_new_tokens=max_new_tokens, generation=sampling,
         ),
+        draws=run.draws,
+        units=units,
         level=run.level,
         seed=run.seed,
     )  # fmt: skip
