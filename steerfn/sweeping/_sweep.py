@@ -58,6 +58,7 @@ def sweep(
 
     Decoding is greedy unless `do_sample=True` asks for sampling, whatever the model's own generation config says; then
     all configurations of a prompt are sampled with the same random numbers. `about["decoding"]` records which.
+
     Log-odds say what the model prefers where both continuations are put into its mouth, not what it writes: the
     strength that is best by them can be one at which generated texts fall apart, or one that changes none. Choose by
     them, then look at texts at that strength.
