@@ -225,9 +225,14 @@ def _act(
             if (step.kind, step.block, step.head) != (kind, layer, head):
                 continue
             strengths = [0.0 if place is None else float(SCOPES[step.scope](*place)) for place in row]
-            s = torch.tensor(strengths, dtype=h.dtype).unsqueeze(-1)
-            steered = step.on(state, trained.get(step))
-            state = torch.where(s == 1, steered, torch.where(s == 0, state, state + s * (steered - state)))
+            s = torch.tensor(strengths, dtype=h.dtype)
+            chosen = s.nonzero().flatten()  # a formula is no formula on what is no token
+            if not len(chosen):
+                continue
+            before, s = state[chosen], s[chosen].unsqueeze(-1)
+            after = step.on(before, trained.get(step))
+            after = torch.where(s == 1, after, before + s * (after - before))
+            state = state.index_copy(0, chosen, after)
         rows.append(state)
     return torch.stack(rows)
 

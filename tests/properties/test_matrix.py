@@ -732,9 +732,12 @@ def generations(draw: Any, family: str, lengths: Any, padding: str) -> dict[str,
     at["mask"] = pick("", "given")
     if at["cache"] in ("default", "dynamic", "StaticCache") and at["decoding"] == "greedy" and family not in RECURRENT:
         turns = ["first", "again", "new tokens", "begun"]
+        if at["cache"] == "StaticCache" and family in ("bloom", "opt"):
+            turns = turns[:2]  # their biases and positions are as long as the mask, never as the cache
         at["turn"] = pick(*turns)
-        if at["turn"] == "new tokens":
-            at["mask"] = "given"  # without, transformers counts the new tokens only
+        if at["turn"] in ("again", "new tokens"):
+            # Without one, transformers counts the new tokens only, and takes a generated pad id for a pad.
+            at["mask"] = "given"
         if at["turn"] == "begun":
             at["told"] = draw(st.booleans())
     if at["cache"] in ("default", "dynamic") and at.get("turn", "first") == "first" and family not in RECURRENT:
