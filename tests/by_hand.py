@@ -76,9 +76,7 @@ ANATOMY = {
     # the MLP sees [tokens, width]
     "opt": _alike("model.decoder.layers", "self_attn", "fc2", "final_layer_norm", "self_attn.out_proj"),
     # addends are scaled
-    "granite": _alike(
-        "model.layers", "self_attn", "mlp", "post_attention_layernorm", "self_attn.o_proj", scale=0.3
-    ),
+    "granite": _alike("model.layers", "self_attn", "mlp", "post_attention_layernorm", "self_attn.o_proj", scale=0.3),
     # convolutions and attention by turns
     "lfm2": Anatomy(
         "model.layers",
@@ -143,7 +141,7 @@ class Step:
         v, w = self.direction(wide) if direction is None else direction, self.direction(wide, second=True)
         if self.act == "add":
             return h + (self.number * v).to(h.dtype)
-        return h + (self._formula(h.to(wide), v, w) - h.to(wide)).to(h.dtype)
+        return self._formula(h.to(wide), v, w).to(h.dtype)
 
     def _formula(self, h: Tensor, v: Tensor, w: Tensor) -> Tensor:
         u, c = v / v.norm(), self.number
@@ -159,6 +157,8 @@ class Step:
         if self.act == "renormed add":
             out = h + c * v
             return out * h.norm(dim=-1, keepdim=True) / out.norm(dim=-1, keepdim=True)
+        if self.act == "add if aligned":
+            return torch.where((h * w).sum(-1, keepdim=True) / w.norm() > 0.1, h + c * v, h)
         if self.act == "rotate":  # the half angle to the direction shrinks by exp(-c)
             norm = h.norm(dim=-1, keepdim=True)
             across = h - along * u
@@ -174,7 +174,17 @@ class Step:
         raise ValueError(self.act)
 
 
-ACTS = ("add", "ablate", "project", "clamp", "bound", "renormed add", "rotate", "rotate in a plane")
+ACTS = (
+    "add",
+    "ablate",
+    "project",
+    "clamp",
+    "bound",
+    "renormed add",
+    "rotate",
+    "rotate in a plane",
+    "add if aligned",
+)
 
 Program = tuple[Step, ...]
 """What steers one row: steps in order; those at other sites do not mind each other."""
