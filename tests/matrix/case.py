@@ -87,6 +87,10 @@ class Case:
         shown = {f.name: getattr(self, f.name) for f in fields if f.default != getattr(self, f.name)}
         return " | ".join(f"{name}: {value}" for name, value in shown.items())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis prints a case that fails."""
+        printer.text(repr(self))
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)

@@ -1,17 +1,15 @@
 """Cases drawn by hypothesis; each rule that leaves a combination out says why."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import by_hand
 import hypothesis.strategies as st
-import transformers
 from by_hand import ACTS, ANATOMY, Program, Step
 
 from matrix.case import TAKES_ROWS, Case
 from matrix.models import PEFT
-
-OLD = transformers.__version__.startswith("4.")
 
 RECURRENT = {"mamba", "lfm2"}
 """Their state can neither be cut, nor cropped, nor made by the caller."""
@@ -25,133 +23,160 @@ WHOLE_MASK = {"bloom", "opt"}
 SINGLE = {"bloom", "gemma2"}
 """Their softmax is in float32, in which float64's mask is infinite, and a row of pads NaN."""
 
-TRACED = sorted(ANATOMY.keys() - {"mamba", "bloom"})
+TRACED = tuple(sorted(ANATOMY.keys() - {"mamba", "bloom"}))
 """What `torch.compile` traces without warnings of its own."""
 
-strengths = st.sampled_from([2.0, -1.5, 0.7])
+STRENGTHS = (2.0, -1.5, 0.7)
+T = TypeVar("T")
 
 
-def pick(*options: Any) -> Any:
-    """One of some values, those first that are as usual: hypothesis shrinks towards them."""
-    return st.sampled_from(options)
+class Choices:
+    """Decisions read from bytes, one from each; 0 stands for what is as usual, towards which hypothesis shrinks.
+
+    Strategies of strategies would do as well, but hypothesis spends most of a small budget on copies of cases in which
+    one decision stands in another's place.
+    """
+
+    def __init__(self, given: bytes) -> None:
+        self._left = iter(given)
+
+    def pick(self, *options: T) -> T:
+        return options[next(self._left, 0) % len(options)]
+
+    def flag(self) -> bool:
+        return self.pick(False, True)
+
+    def number(self, low: int, high: int) -> int:
+        return self.pick(*range(low, high + 1))
 
 
-@st.composite
-def steps(draw: Any, family: str) -> Step:
-    layer = draw(st.integers(-3, 2))
-    kind = draw(pick(*ANATOMY[family].kinds(layer % 3)))
-    head = draw(st.integers(0, 3)) if kind == "head_out" else None
-    scope = draw(pick(*by_hand.SCOPES))
-    return Step(draw(pick(*ACTS)), kind, layer, scope, draw(strengths), head, seed=draw(st.integers(0, 3)))
+def drawn(make: Callable[..., Case], *args: Any) -> st.SearchStrategy[Case]:
+    """Cases that one of the functions below makes."""
+    return st.binary(min_size=64, max_size=64).map(lambda given: make(Choices(given), *args))
 
 
-@st.composite
-def programs(draw: Any, family: str, rows: int) -> tuple[Program, ...]:
+def _step(choose: Choices, family: str) -> Step:
+    layer = choose.number(-3, 2)
+    kind = choose.pick(*ANATOMY[family].kinds(layer % 3))
+    head = choose.number(0, 3) if kind == "head_out" else None
+    scope = choose.pick(*by_hand.SCOPES)
+    return Step(choose.pick(*ACTS), kind, layer, scope, choose.pick(*STRENGTHS), head, seed=choose.number(0, 3))
+
+
+def _program(choose: Choices, family: str) -> Program:
+    return tuple(_step(choose, family) for _ in range(choose.number(1, 2)))
+
+
+def _programs(choose: Choices, family: str, rows: int) -> tuple[Program, ...]:
     """One program for all rows, one with a strength for each row, or one for each row, some of them unsteered."""
-    some = st.lists(steps(family), min_size=1, max_size=2).map(tuple)
-    how = draw(pick("one", "one", "strengths", "rows"))
+    how = choose.pick("one", "one", "strengths", "rows")
+    program = _program(choose, family)
     if how == "one":
-        return (draw(some),)
+        return (program,)
     if how == "strengths":
-        program = [s if s.act in TAKES_ROWS else dataclasses.replace(s, act="add") for s in draw(some)]
-        return tuple(tuple(dataclasses.replace(s, number=draw(strengths)) for s in program) for _ in range(rows))
-    each = [draw(st.one_of(st.just(()), some)) for _ in range(rows)]
-    return tuple(each) if any(each) else (draw(some),)
+        program = tuple(s if s.act in TAKES_ROWS else dataclasses.replace(s, act="add") for s in program)
+        return tuple(
+            tuple(dataclasses.replace(s, number=choose.pick(*STRENGTHS)) for s in program) for _ in range(rows)
+        )
+    others = [() if choose.pick(False, False, True) else _program(choose, family) for _ in range(rows - 1)]
+    return (program, *others)
 
 
-def objects(lora: bool) -> list[str]:
+def _lengths(choose: Choices) -> tuple[int, ...]:
+    first, rows = choose.number(2, 6), choose.number(1, 3)
+    ragged = choose.flag()
+    return (first, *(choose.number(2, 6) if ragged else first for _ in range(rows - 1)))
+
+
+def _objects(lora: bool) -> list[str]:
     """What can be steered and called."""
     return ["model", "backbone", "peft"] if lora else ["model", "backbone"]
 
 
-@st.composite
-def forwards(draw: Any, families: Any = tuple(ANATOMY), compiled: bool = False) -> Case:
+def _company(choose: Choices, family: str) -> dict[str, Any]:
+    """What else goes on: a nested context, another thread."""
+    nested = (_step(choose, family),) if choose.pick(False, False, True) else ()
+    return {"nested": nested, "beside": choose.pick("", "", "unsteered", "steered")}
+
+
+def forwards(choose: Choices, families: Sequence[str] = tuple(ANATOMY), compiled: bool = False) -> Case:
     """Plain forward passes."""
-    family, lora = draw(pick(*families)), PEFT and draw(st.booleans())
-    lengths = tuple(draw(st.lists(st.integers(2, 6), min_size=1, max_size=3)))
-    lengths = (lengths[0],) * len(lengths) if draw(st.booleans()) else lengths
-    padding = draw(pick("left", "right")) if len(set(lengths)) > 1 else ""
-    at: dict[str, Any] = {"lora": lora, "padding": padding, "prompt_length": draw(st.booleans())}
-    at["dtype"] = "float32" if family in SINGLE else draw(pick("float64", "float64", "bfloat16"))
-    at["face"], at["steered"] = draw(pick("steer", "functional")), draw(pick(*objects(lora)))
-    if compiled:  # compiled code cannot tell threads apart; it rounds otherwise
-        at |= {"compiled": draw(pick("around", "in place")), "face": "steer", "dtype": "float64"}
+    family, lora, lengths = choose.pick(*families), choose.flag() and PEFT, _lengths(choose)
+    padding = choose.pick("left", "right") if len(set(lengths)) > 1 else ""
+    at: dict[str, Any] = {"lora": lora, "padding": padding, "prompt_length": choose.flag()}
+    at["dtype"] = "float32" if family in SINGLE else choose.pick("float64", "float64", "bfloat16")
+    at["face"], at["steered"] = choose.pick("steer", "functional"), choose.pick(*_objects(lora))
+    if compiled:  # it rounds otherwise, so in bfloat16 there is nothing to compare with
+        at |= {"compiled": choose.pick("around", "in place"), "face": "steer"}
+        at["dtype"] = "float32" if family in SINGLE else "float64"
     # A pure view is of one object, and that is called.
-    at["called"] = at["steered"] if at["face"] == "functional" else draw(pick(*objects(lora), "held backbone"))
-    caches = ["", "default"]
-    if family not in RECURRENT:
-        caches += ["dynamic"] if family == "bloom" else ["dynamic", "StaticCache"]
-    at["cache"] = draw(pick(*caches))
-    at["mask"] = "given" if padding else draw(pick("", "given"))
+    at["called"] = at["steered"] if at["face"] == "functional" else choose.pick(*_objects(lora), "held backbone")
+    caches = ["", "default", "dynamic", "StaticCache"]
+    at["cache"] = choose.pick(*caches[: 2 if family in RECURRENT else 3 if family == "bloom" else 4])
+    at["mask"] = "given" if padding else choose.pick("", "given")
     first = max(lengths) - min(lengths) + 1  # the first pass holds a token of every row
     # What is padded on the right cannot go on.
     if at["cache"] and padding != "right" and family not in RECURRENT and first < max(lengths):
-        at["cuts"] = tuple(sorted(draw(st.sets(st.integers(first, max(lengths) - 1), max_size=2))))
+        at["cuts"] = tuple(sorted({choose.number(first, max(lengths) - 1) for _ in range(choose.number(0, 2))}))
     if at["cache"] == "StaticCache" and family not in SLIDING | WHOLE_MASK:
-        at["mask"] = draw(pick(at["mask"], "long"))
+        at["mask"] = choose.pick(at["mask"], "long")
     if at.get("cuts") and at["cache"] in ("default", "dynamic") and family not in SLIDING:
-        at["cropped"] = draw(pick(0, 0, 2))
-    if not compiled:
-        at["beside"] = draw(pick("", "", "unsteered", "steered"))
-        at["nested"] = draw(pick(False, False, True)) and (draw(steps(family)),) or ()
-    return Case(family, draw(programs(family, len(lengths))), lengths, "forward", **at)
+        at["cropped"] = choose.pick(0, 0, 2)
+    if not compiled:  # compiled code cannot tell threads apart
+        at |= _company(choose, family)
+    return Case(family, _programs(choose, family, len(lengths)), lengths, "forward", **at)
 
 
-@st.composite
-def generations(draw: Any, families: Any = tuple(ANATOMY), compiled: bool = False) -> Case:
+def generations(choose: Choices, families: Sequence[str] = tuple(ANATOMY), compiled: bool = False) -> Case:
     """One or two turns of `generate`."""
-    family, lora = draw(pick(*families)), PEFT and draw(st.booleans())
-    lengths = tuple(draw(st.lists(st.integers(2, 6), min_size=1, max_size=3)))
-    lengths = (lengths[0],) * len(lengths) if draw(st.booleans()) else lengths
+    family, lora, lengths = choose.pick(*families), choose.flag() and PEFT, _lengths(choose)
     padding = "left" if len(set(lengths)) > 1 else ""
-    called = draw(pick("model", "peft")) if lora else "model"
-    at: dict[str, Any] = {"lora": lora, "padding": padding, "called": called, "steered": draw(pick(*objects(lora)))}
+    called = choose.pick("model", "peft") if lora else "model"
+    at: dict[str, Any] = {"lora": lora, "padding": padding, "called": called, "steered": choose.pick(*_objects(lora))}
     at["dtype"] = "float32" if family in SINGLE else "float64"
-    at["decoding"] = draw(pick("greedy", "greedy", "beams", "returned", "guided", "guided against"))
+    at["decoding"] = choose.pick("greedy", "greedy", "beams", "returned", "guided", "guided against")
+    guided = at["decoding"].startswith("guided")
     caches = ["", "default"] if family in RECURRENT else ["", "default", "dynamic", "static", "StaticCache"]
-    if family == "mamba" and at["decoding"].startswith("guided"):
-        caches = [""]  # guidance hands on `past_key_values`, which it has none of
-    at["cache"], at["mask"] = draw(pick(*caches)), draw(pick("", "given"))
+    # Guidance hands on `past_key_values`, which Mamba has none of.
+    at["cache"] = "" if family == "mamba" and guided else choose.pick(*caches)
+    at["mask"] = choose.pick("", "given")
     by_caller = at["cache"] in ("default", "dynamic", "StaticCache") and family not in RECURRENT
+    turn = "first"
     if by_caller and at["decoding"] == "greedy":
         turns = ["first", "again", "new tokens", "begun"]
-        at["turn"] = draw(pick(*turns[: 2 if at["cache"] == "StaticCache" and family in WHOLE_MASK else 4]))
-        if at["turn"] in ("again", "new tokens"):
+        turn = choose.pick(*turns[: 2 if at["cache"] == "StaticCache" and family in WHOLE_MASK else 4])
+        if turn in ("again", "new tokens"):
             # Without one, transformers counts the new tokens only, and takes a generated pad id for a pad.
             at["mask"] = "given"
-        at["prompt_length"] = at["turn"] == "begun" and draw(st.booleans())
-    if by_caller and at["cache"] != "StaticCache" and at.get("turn", "first") == "first":
-        at["chunk"] = draw(pick(0, 0, 2, 3))
-    if at.get("turn", "first") == "first" and not at.get("chunk") and family != "mamba":
-        at["embedded"] = at["mask"] == "given" and not at["decoding"].startswith("guided") and draw(st.booleans())
-    at["processor"] = draw(pick(False, False, True))
+        at["prompt_length"] = turn == "begun" and choose.flag()
+    at["turn"] = turn
+    if by_caller and at["cache"] != "StaticCache" and turn == "first":
+        at["chunk"] = choose.pick(0, 0, 2, 3)
+    if turn == "first" and not at.get("chunk") and family != "mamba" and at["mask"] and not guided:
+        at["embedded"] = choose.flag()
+    at["processor"] = choose.pick(False, False, True)
     if compiled:
         at["compiled"] = "in place"
     else:
-        at["beside"] = draw(pick("", "", "unsteered", "steered"))
-        at["nested"] = draw(pick(False, False, True)) and (draw(steps(family)),) or ()
-    return Case(family, draw(programs(family, len(lengths))), lengths, "generate", **at)
+        at |= _company(choose, family)
+    return Case(family, _programs(choose, family, len(lengths)), lengths, "generate", **at)
 
 
-@st.composite
-def trainings(draw: Any) -> Case:
+def trainings(choose: Choices) -> Case:
     """Forward and backward passes in train mode."""
-    family, lora = draw(pick(*ANATOMY)), PEFT and draw(st.booleans())
-    lengths = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
-    face, steered = draw(pick("steer", "functional")), draw(pick(*objects(lora)))
-    # A step whose direction is trained is told by its place.
-    program = draw(st.lists(steps(family), min_size=1, max_size=2, unique=True))
+    family, lora, lengths = choose.pick(*ANATOMY), choose.flag() and PEFT, _lengths(choose)
+    face, steered = choose.pick("steer", "functional"), choose.pick(*_objects(lora))
     return Case(
         family,
-        (tuple(program),),
+        (tuple(dict.fromkeys(_program(choose, family))),),  # the step that is trained is told by its value
         lengths,
         "gradient",
         dtype="float32" if family in SINGLE else "float64",
         lora=lora,
         steered=steered,
-        called=steered if face == "functional" else draw(pick(*objects(lora))),
+        called=steered if face == "functional" else choose.pick(*_objects(lora)),
         face=face,
-        padding=draw(pick("left", "right")) if len(set(lengths)) > 1 else "",
-        checkpointing=draw(pick("", "reentrant", "not reentrant")),
-        backward=draw(pick("inside", "after")),
+        padding=choose.pick("left", "right") if len(set(lengths)) > 1 else "",
+        checkpointing=choose.pick("", "reentrant", "not reentrant"),
+        backward=choose.pick("inside", "after"),
     )

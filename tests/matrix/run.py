@@ -27,6 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 AGAINST = torch.tensor([[9, 10, 11]])
 """The negative prompt."""
 
+BYSTANDER = torch.arange(5, 12).unsqueeze(0)
+"""What a logits processor runs the model on. Without a cache, sequences that others grow inside `generate` are told
+apart by their lengths alone, so this one is never one token longer than that of guidance."""
+
 
 def prompts(case: Case) -> list[Tensor]:
     """The token ids of each row."""
@@ -132,7 +136,7 @@ class _Bystander(transformers.LogitsProcessor):
         self.model = model
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.model(input_ids[:, -2:])
+        self.model(BYSTANDER.expand(len(input_ids), -1))
         return scores
 
 
