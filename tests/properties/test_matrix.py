@@ -60,9 +60,8 @@ def check(case: Case) -> bool:
         assert_equal(steered(nothing(case), nested=False), plain, "at strength 0")
         with _beside(case, who, go, plain):
             results = steered(operator(case), nested=True)
-    except sf.SteerError as error:
-        # A context on the backbone does not know where the prompt of the whole model's `generate` ends, and says so.
-        if "where the prompt ends" not in str(error) or not _asks_for_the_prompt(case):
+    except sf.SteerError:
+        if not _is_refused(case):
             raise
         results = plain
     else:
@@ -72,9 +71,14 @@ def check(case: Case) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(results, plain, strict=True))
 
 
-def _asks_for_the_prompt(case: Case) -> bool:
+def _is_refused(case: Case) -> bool:
+    """Whether a context on the backbone must know what only the whole model's `generate` knows.
+
+    That is where the prompt ends, and which rows hold one prompt. It says so.
+    """
     scopes = {step.scope for program in case.rows() for step in program}
-    return case.way == "generate" and case.steered == "backbone" and scopes != {"everywhere"}
+    copied = len(case.programs) > 1 and case.decoding in ("beams", "returned")
+    return case.way == "generate" and case.steered == "backbone" and (copied or scopes != {"everywhere"})
 
 
 def _compare(case: Case, who: Subject, results: Results) -> None:
