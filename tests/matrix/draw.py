@@ -159,7 +159,8 @@ def generations(choose: Choices, families: Sequence[str] = FAMILIES, compiled: b
             at["mask"] = "given"
         at["prompt_length"] = turn == "begun" and choose.flag()
     at["turn"] = turn
-    if by_caller and at["cache"] != "StaticCache" and turn == "first":
+    chunks = at["cache"] != "StaticCache" and not (OLD and family in SLIDING)  # 4.57 loses what slid out of a chunk
+    if by_caller and chunks and turn == "first":
         at["chunk"] = choose.pick(0, 0, 2, 3)
     if turn == "first" and not at.get("chunk") and family != "mamba" and at["mask"] and not guided:
         at["embedded"] = choose.flag()
