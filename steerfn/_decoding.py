@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 
 NEW_TOKENS = 40
 """How many tokens are generated at most where nothing says."""
@@ -180,7 +181,7 @@ def _lengths(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     found: dict[str, tuple[str, int]] = {}
     for source, values in (("", keywords), ("generation_config.", given)):
         for name in ("max_new_tokens", "max_length"):
-            if (value := values.get(name)) is None:
+            if (value := plain_number(values.get(name))) is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{source}{name} is a number of tokens from 1, not {value!r}.")

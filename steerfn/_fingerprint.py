@@ -135,7 +135,7 @@ def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: An
             "its effect here is unknown; use a vector that was made from this model, or strict=True to refuse such "
             "vectors."
         )
-        warnings.warn(f"{message}, so {fix}", SteerWarning, stacklevel=3)  # the caller of the verb that checks
+        warnings.warn(f"{message}, so {fix}", SteerWarning, stacklevel=4)  # the caller of the verb that checks
     elif strict is True:
         _check_weights(made, here, weights_hash(_unwrapped(model)))
 

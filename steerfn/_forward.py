@@ -23,6 +23,7 @@ from steerfn._backward import backward_task, checkpoints
 from steerfn._errors import ModelError, ShapeError, SteerError
 from steerfn._finite import is_transformed
 from steerfn._generation import Generation, Sequence
+from steerfn._selections import Selections
 from steerfn._site import Site
 from steerfn._struct import new
 from steerfn.operators._base import Operator, apply_step
@@ -133,41 +134,6 @@ class Entry:
         if key not in self._moved or self.live:
             self._moved[key] = self.operator.bind_at(site, device)
         return self._moved[key]
-
-
-class Selections:
-    """What the scopes of one steering have selected so far, without waiting for the device, and which sites were met.
-
-    Attributes:
-        sites: of each site that something acts at, by name, whether a forward pass has met it.
-    """
-
-    def __init__(self) -> None:
-        self.sites: dict[str, bool] = {}
-        self._seen: dict[int, tuple[Any, Any]] = {}
-
-    def note(self, scope: Any, mask: Tensor | None, tokens: Tokens) -> None:
-        """Record whether a scope selected a real token in this forward pass."""
-        seen = self._seen.get(id(scope), (scope, False))[1]
-        if seen is True or torch.compiler.is_compiling():
-            return
-        if mask is None:
-            found: Any = True
-        elif is_transformed(mask):
-            return
-        else:
-            hit = (mask if tokens.real is None else mask & tokens.real).any()
-            found = bool(hit) if hit.device.type == "cpu" else hit | seen
-        self._seen[id(scope)] = (scope, found)
-
-    def empty(self) -> list[Any]:
-        """The scopes that were asked and never selected a token, nor did an equal one."""
-        full = [scope for scope, found in self._seen.values() if bool(found)]
-        return [scope for scope, found in self._seen.values() if not bool(found) and scope not in full]
-
-    def unmet(self) -> list[str]:
-        """The sites that no forward pass met, of those that have run to their end."""
-        return [name for name, met in self.sites.items() if not met]
 
 
 _serials = itertools.count()

@@ -11,8 +11,9 @@ from torch import nn
 from steerfn import _forward
 from steerfn._blocks import unwrapped
 from steerfn._errors import ModelError, ShapeError, SteerError
-from steerfn._forward import Entry, Selections
+from steerfn._forward import Entry
 from steerfn._layout import layout
+from steerfn._selections import Selections
 from steerfn._spine import Spine
 from steerfn._steer import Needs, as_steering, check_needs, needs_of, prepared, warn_of_empty
 from steerfn._substitute import device_of, plan

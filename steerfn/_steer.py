@@ -14,10 +14,11 @@ from steerfn import _forward, _stack
 from steerfn._blocks import UNMET, Layout, unwrapped
 from steerfn._errors import DataError, ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_origin
-from steerfn._forward import Entry, Host, Selections
+from steerfn._forward import Entry, Host
 from steerfn._generation import Generation, padding_mask
 from steerfn._layout import layout
 from steerfn._padding import reads_pads
+from steerfn._selections import Selections
 from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector

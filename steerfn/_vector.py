@@ -314,9 +314,10 @@ def _check_finite(sites: Iterable[Site], directions: Iterable[Tensor], *what: An
     for site, direction in zip(sites, directions, strict=True):
         if not is_finite(direction):
             most = torch.finfo(direction.dtype).max
+            wider = "float32" if most < torch.finfo(torch.float32).max else "float64"
             raise ShapeError(
                 f"{' '.join(map(str, what))} has a direction at {site} with entries that are NaN or infinite: "
-                f"{direction.dtype} holds numbers up to {most:.5g}. Use a smaller vector, or float32."
+                f"{direction.dtype} holds numbers up to {most:.5g}. Use a smaller vector, or {wider}."
             )
 
 

@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_batch(tiny, most):
         ({"texts": []}, "texts is empty; pass at least one text."),
         ({"texts": ["a", " "]}, "texts[1] is empty (' '); remove it or give it words."),
         ({"texts": ["a", 3]}, "texts[1] is 3 of type int; pass a text, or a conversation"),
-        ({"texts": {"a": 1}}, "texts is a list of texts, not"),
+        ({"texts": {"a": 1}}, "texts is a dict, which is no list of texts; pass a list"),
         ({"position": 9}, "Position 9 is outside a text of 2 tokens; use an index it has, 'last' or 'mean'."),
         ({"position": "first"}, "or a function of the token ids, not 'first'."),
         ({"batch_size": 0}, "batch_size is 'auto' or a number of texts from 1, not 0."),

@@ -24,6 +24,7 @@ LAYERS = [
         "_padding",
         "_block_output",
         "_generation",
+        "_selections",
         "_forward",
         "_checkpoint",
         "_interpose",

@@ -122,7 +122,7 @@ def test_unknown_quantization(tiny):
 
 def test_quantization_without_torchao(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(SteerError, match=r'pip install "steerfn\[quantized\]"'):
+    with pytest.raises(SteerError, match=r'needs torchao.*pip install .*"\.\[quantized\]"'):
         from_pretrained(tiny, quantization="int8")
 
 

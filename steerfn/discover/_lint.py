@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn._text import Text, as_list, as_texts
+from steerfn._text import Text, as_list, as_texts, is_token_ids
 from steerfn.discover._lint_chance import chance_gap, two_sided
 
 FEW = 20
@@ -143,6 +143,8 @@ ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
 
 def same_text(text: Text) -> str:
     """What texts share that differ in case and white space only; of a conversation all of its messages count."""
+    if is_token_ids(text):
+        return " ".join(map(str, text))
     if not isinstance(text, str):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in text)
     return " ".join(text.casefold().split())

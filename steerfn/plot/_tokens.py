@@ -133,7 +133,7 @@ def wrapped(texts: list[str], across: int) -> list[tuple[int, int, str]]:
 
 
 def _centre(
-    model: Any, tokenizer: Any, v: SteeringVector, found: Projections, centre: Any, chat: bool | None
+    model: Any, tokenizer: Any, v: SteeringVector, found: Projections, centre: Any, chat: Chat
 ) -> tuple[float, str]:
     """Where the colours are white, and what that is called.
 

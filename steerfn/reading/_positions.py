@@ -1,12 +1,12 @@
 """Which tokens of a text are read, and showing them."""
 
 import dataclasses
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn._numbers import plain_number
 
 Indices = int | slice | range | Sequence[int]
 Position = str | Indices | Callable[[list[int]], str | Indices]
@@ -75,15 +75,20 @@ def _is_several(asked: Any) -> bool:
 
 
 def _index(each: Any, asked: Any, length: int) -> int:
-    each = plain_number(each)
-    if isinstance(each, bool) or not isinstance(each, int):
+    try:
+        index = None if isinstance(each, bool) or "bool" in str(getattr(each, "dtype", "")) else operator.index(each)
+    except TypeError:
+        index = None
+    if index is None:
         raise DataError(
             "position is 'last', 'mean', 'mean_all', 'answer' (for pairs), an index, a slice, range or list of "
             f"indices, or a function of the token ids, not {asked!r:.80}."
         )
-    if not -length <= each < length:
-        raise DataError(f"Position {each} is outside a text of {length} tokens; use an index it has, 'last' or 'mean'.")
-    return each
+    if not -length <= index < length:
+        raise DataError(
+            f"Position {index} is outside a text of {length} tokens; use an index it has, 'last' or 'mean'."
+        )
+    return index
 
 
 def _answers(rows: Sequence[list[int]], pairs: int | None) -> list[Read]:
@@ -121,7 +126,7 @@ def position_name(position: Position) -> str | int | list[int]:
     if isinstance(position, (slice, range)):
         return str(position)
     asked: Any = position
-    return [plain_number(each) for each in asked] if _is_several(asked) else plain_number(asked)
+    return [operator.index(each) for each in asked] if _is_several(asked) else operator.index(asked)
 
 
 def position_named(name: Any) -> Position | None:

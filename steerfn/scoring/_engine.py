@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from steerfn._blocks import Layout, unwrapped
-from steerfn._forward import Entry, Selections
+from steerfn._forward import Entry
 from steerfn._layout import layout
+from steerfn._selections import Selections
 from steerfn._site import resid_post
 from steerfn._steer import prepared, refuse_open_rows
 from steerfn._substitute import device_of, substitutions_of

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from steerfn._blocks import Layout
 from steerfn._decoding import written_in
-from steerfn._forward import Entry, Selections
+from steerfn._forward import Entry
 from steerfn._generate import ASSISTED
+from steerfn._selections import Selections
 from steerfn._site import resid_post
 from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import pad_id, padded

@@ -64,7 +64,7 @@ def test_subset_without_pairs():
     [
         (lambda: ContrastSet("s", [], ["a"]), "positive is empty; pass at least one text."),
         (lambda: ContrastSet("s", ["a"], ["b", " "]), "negative[1] is empty (' '); remove it or give it words."),
-        (lambda: ContrastSet("s", ["a"], [3]), "negative[0] is 3 of type int; pass a text, or a conversation"),
+        (lambda: ContrastSet("s", ["a"], [3.5]), "negative[0] is 3.5 of type float; pass a text, or a conversation"),
         (lambda: ContrastSet("s", ["a"], ["b", "c"], True), "1 positive and 2 negative texts are not pairs; give each"),
         (lambda: pairs(3, items=ITEMS), "4 items do not match 3 pairs; pass one item a pair, and paired=True."),
         (lambda: ContrastSet("s", ["a"], ["b"], items=ITEMS[:1]), "1 items do not match 1 positive, 1 negative;"),

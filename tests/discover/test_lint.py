@@ -280,7 +280,11 @@ def test_texts_and_tokenizer_are_unchanged():
         ),
         ((GOOD, []), {}, "negative is empty; pass at least one text."),
         ((GOOD, 5), {}, "negative is a list of texts, not 5 of type int."),
-        (({"a": 1}, BAD), {}, "positive is a list of texts, not {'a': 1} of type dict."),
+        (
+            ({"a": 1}, BAD),
+            {},
+            "positive is a dict, which is no list of texts; pass a list, such as list(texts.values()).",
+        ),
         ((["a", 3], ["b", "c"]), {}, "positive[1] is 3 of type int; pass a text, or a conversation"),
         (
             (ContrastSet("s", GOOD, BAD), BAD),
@@ -289,7 +293,7 @@ def test_texts_and_tokenizer_are_unchanged():
         ),
         ((GOOD, BAD), {"held_out": "text"}, "held_out is a set or (positive, negative), not 'text'."),
         ((GOOD, BAD), {"held_out": ("a", "b")}, "held_out is a set or (positive, negative), not ('a', 'b')."),
-        ((GOOD, BAD), {"held_out": (["a"], [4])}, "negative[0] is 4 of type int"),
+        ((GOOD, BAD), {"held_out": (["a"], [4.5])}, "negative[0] is 4.5 of type float"),
         ((GOOD, BAD), {"tokenizer": "gpt2"}, "A transformers tokenizer is needed, not 'gpt2' of type str."),
     ],
 )

@@ -91,7 +91,10 @@ def test_operators_are_refused_with_the_reason(tmp_path):
 
 def test_a_number_too_large_for_float32_is_refused(tmp_path):
     v = sf.SteeringVector({sf.resid_post[3]: torch.full((8,), 1e300, dtype=torch.float64)})
-    with pytest.raises(sf.SteerError, match="too large for float32"):
+    with pytest.raises(
+        sf.SteerError,
+        match=r"as torch.float32 has a direction at resid_post\[3\] with entries that are NaN or infinite",
+    ):
         sf.save(v, tmp_path / "v.gguf")
 
 
