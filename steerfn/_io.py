@@ -167,13 +167,22 @@ def _read(path: str | os.PathLike[str]) -> tuple[SteeringVector, dict[str, Any]]
     raise FileError(f"Cannot load '{path}': {what}; {fix}.")
 
 
+CHUNK = 2**18
+
+
 def _read_bytes(path: Path, limit: int) -> bytes:
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
         raise Refused("it is not a regular file", "pass a file that sf.save wrote")
     _check_size(about.st_size, limit)
-    with open(path, "rb") as file:
-        return _bounded(file.read(limit + 1), limit)  # it may have grown, and some files do not say their size
+    chunks, size = [], 0
+    with open(
+        path, "rb"
+    ) as file:  # by chunks: it may have grown, some files do not say their size, and read(n) takes n
+        while size <= limit and (chunk := file.read(CHUNK)):
+            chunks.append(chunk)
+            size += len(chunk)
+    return _bounded(b"".join(chunks), limit)
 
 
 def _bounded(data: bytes, limit: int) -> bytes:
