@@ -16,11 +16,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from steerfn._errors import ModelError, ShapeError
+from steerfn._finite import is_transformed
 from steerfn._site import Site
 from steerfn._struct import new
-from steerfn.operators._base import Operator
-from steerfn.operators._info import Info, Tokens
-from steerfn.operators._prompt_condition import Asking, Memory, asks_prompts, is_transformed
+from steerfn.operators._base import Operator, apply_step
+from steerfn.operators._info import Info, Tokens, as_prompt_length
+from steerfn.operators._overflow import Overflow
+from steerfn.operators._prompt_condition import Asking, Memory, asks_prompts
+from steerfn.operators._rows import row_count
 
 log = logging.getLogger("steerfn")
 
@@ -71,11 +74,13 @@ class Entry:
         trunk: Any = None,
         through: tuple[Site, ...] = (),
     ) -> None:
-        self.host, self.operator, self.prompt_length, self.on_error = host, operator, prompt_length, on_error
+        self.host, self.operator, self.on_error = host, operator, on_error
+        self.prompt_length = None if prompt_length is None else as_prompt_length(prompt_length)
         self.matter, self.trunk, self.through = matter, trunk, through
         self.closed = False
         self.fallbacks = 0
         self.selections = Selections()
+        self.overflow = Overflow()
         self.asks_prompts = asks_prompts(operator)
         self.sites, self.read_sites = operator.sites, operator.reads
         self.reads = tuple(site.name for site in self.read_sites)
@@ -85,8 +90,14 @@ class Entry:
         self.part = self._bind()
         self._moved: dict[tuple[str, torch.device], Any] = {}
 
+    @property
+    def holds_rows(self) -> bool:
+        """Whether it holds a value for each row of the batch that it was made for."""
+        lengths = self.prompt_length
+        return row_count(self.operator) is not None or (lengths is not None and lengths.numel() > 1)
+
     def _bind(self) -> Bounds:
-        bound = {site.name: self.operator.bind(site, self.devices[site.name]) for site in self.sites}
+        bound = {site.name: self.operator.bind_at(site, self.devices[site.name]) for site in self.sites}
         return {name: b for name, b in bound.items() if b is not None}
 
     def bounds(self) -> Bounds:
@@ -97,7 +108,7 @@ class Entry:
         """The bound operator for a device other than its block's (offloaded or moved blocks)."""
         key = (str(site), device)
         if key not in self._moved or self.live:
-            self._moved[key] = self.operator.bind(site, device)
+            self._moved[key] = self.operator.bind_at(site, device)
         return self._moved[key]
 
 
@@ -256,7 +267,7 @@ class Frame:
             length = index[:, -1:] + 1
         given = next((e.prompt_length for e in reversed(self.entries) if e.prompt_length is not None), None)
         if given is not None:
-            given = torch.as_tensor(given, device=index.device).reshape(-1, 1)
+            given = given.to(index.device).reshape(-1, 1)
             if given.shape[0] not in (1, batch):
                 raise ShapeError(
                     f"prompt_length has {given.shape[0]} values, but the batch has {batch} rows; "
@@ -289,7 +300,7 @@ class Frame:
                     hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
                 else:
                     info = _info(site, tokens, self.reads, None, self._asking(i))
-                    hidden = _keep_padding(step(hidden, info), hidden, tokens)
+                    hidden = _keep_padding(apply_step(step, hidden, info), hidden, tokens)
         if name in self.wanted:
             self.reads[site] = hidden
         return hidden
@@ -311,13 +322,15 @@ class Frame:
             if hidden.device != entry.devices[name]:
                 step = entry.moved(site, hidden.device)
             asking = self._asking(entry) if entry.asks_prompts else None
-            out = step(hidden, _info(site, tokens, self.reads, entry.selections, asking))
+            out = apply_step(step, hidden, _info(site, tokens, self.reads, entry.selections, asking))
             if out is hidden:
                 return hidden
             _check_result(out, hidden, name)
             if asking is not None and asking.doubted:
                 asking.check(out, hidden, tokens, name)
-            return _keep_padding(out, hidden, tokens)
+            out = _keep_padding(out, hidden, tokens)
+            entry.overflow.note(name, hidden, out)
+            return out
         except Exception as error:
             if entry.on_error != "baseline":
                 raise

@@ -69,13 +69,14 @@ class Functional:
         finally:
             _forward.active.reset(token)
         warn_of_empty(entry.selections)
+        entry.overflow.close()
         return out
 
     def _traced(self, op: Any, args: Any, params: Any, kwargs: Any) -> Any:
         """The same inside `torch.compile`, where operators reach the blocks through a plain slot."""
         spine = self._spine
         operator = as_steering(op).resolve(self._layout.n_layers)
-        bound = {site.name: operator.bind(site) for site in operator.sites}
+        bound = {site.name: operator.bind_at(site) for site in operator.sites}
         spine.host.parts = ({name: b for name, b in bound.items() if b is not None},)
         spine.host.reads = (tuple(site.name for site in operator.reads),)
         out = _call(spine.root, params, args, kwargs)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 from steerfn._sampling import ByRow
-from steerfn._steer import STREAM, as_steering, steer
+from steerfn._steer import STREAM, as_steering, refuse_open_rows, steer
 from steerfn._text import AS_WRITTEN, Text, as_texts, encode, input_device, pad_id, padded, text_of
 from steerfn.operators import Operator, rows
+from steerfn.operators._rows import of_row, row_count
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 """What makes transformers decode with an assistant, which takes one prompt at a time."""
@@ -74,7 +76,8 @@ def generate(
         model: any transformers causal LM.
         tokenizer: its tokenizer.
         prompts: a text, a conversation, or a list of either.
-        op: an operator or vector for all prompts, or a list with one (or None) for each.
+        op: an operator or vector for all prompts, or a list with one (or None) for each. Of an operator that holds a
+            `[batch]` strength (or `rows`) each prompt gets its own, whatever `batch_size`.
         max_new_tokens: tokens to generate at most.
         seed: for sampling: the same call gives the same texts, and torch's random state stays as it was. A list
             gives each prompt a seed of its own: its text then depends neither on the other prompts nor on
@@ -94,21 +97,23 @@ def generate(
         >>> sf.generate(model, tokenizer, prompts, [sf.add(v), None], seed=[1, 1], do_sample=True)  # doctest: +SKIP
     """
     found = as_texts(prompts, "prompts")
-    ops = _by_prompt(op, len(found))
-    _check("batch_size is a number of prompts", batch_size)
-    _check("max_new_tokens is a number of tokens", max_new_tokens)
+    ops = by_prompt(op, len(found))
+    batch_size = as_count("batch_size is a number of prompts", batch_size)
+    max_new_tokens = as_count("max_new_tokens is a number of tokens", max_new_tokens)
     seeds = _seeds(seed, len(found), hf)
     if any(hf.get(name) is not None for name in ASSISTED):
         batch_size = 1
+    if len(found) > batch_size:
+        refuse_open_rows(model, f"sf.generate takes these {len(found)} prompts {batch_size} at a time")
     encoded = encode(tokenizer, found, chat)
     ends = ends_of(model, tokenizer, hf)
     texts: list[str] = []
     ids: list[tuple[int, ...]] = []
     for start in range(0, len(found), batch_size):
         part = slice(start, start + batch_size)
-        batch, mask = padded(encoded[part], pad_id(tokenizer), "left", input_device(model))
+        batch, mask = padded(encoded[part], pad_id(model, tokenizer), "left", input_device(model))
         steering = ops[part] if isinstance(ops, list) else ops
-        options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+        options = {"pad_token_id": pad_id(model, tokenizer), "max_new_tokens": max_new_tokens, **hf}
         if isinstance(seeds, list):
             options["custom_generate"] = ByRow(seeds[part], hf.get("assistant_model"), hf.get("streamer"))
         with _seeded(model, seeds + start if isinstance(seeds, int) else None), _steered(model, steering):
@@ -121,15 +126,37 @@ def generate(
     return Generations(tuple(found), tuple(texts), tuple(ids), tuple(map(tuple, encoded)))
 
 
-def _check(what: str, count: Any) -> None:
+def as_count(what: str, count: Any) -> int:
+    """A whole number from 1.
+
+    Raises:
+        DataError: something else; `what` describes it.
+    """
+    count = plain_number(count)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise DataError(f"{what} from 1, not {count!r}.")
+    return count
 
 
-def _by_prompt(op: Any, prompts: int) -> Any:
-    """One steering for all prompts, or a list with one for each."""
+def by_prompt(op: Any, prompts: int) -> Any:
+    """One steering for all prompts, or a list with one for each.
+
+    An operator that holds one strength for each row holds one for each prompt, whatever the batches.
+
+    Raises:
+        DataError: another number of operators or strengths than prompts.
+    """
     if op is None or isinstance(op, (Operator, str)) or not isinstance(op, Sequence):
-        return None if op is None else as_steering(op)
+        op = None if op is None else as_steering(op)
+        rows_held = None if op is None else row_count(op)
+        if rows_held is None:
+            return op
+        if rows_held != prompts:
+            raise DataError(
+                f"There are {prompts} prompts, but the operator holds one strength or operator for each of {rows_held} "
+                "rows; pass one for each prompt, or a single one."
+            )
+        return [of_row(op, p) for p in range(prompts)]
     if len(op) != prompts:
         raise DataError(
             f"There are {prompts} prompts but {len(op)} operators; pass one for each (None for unsteered), "
@@ -140,6 +167,7 @@ def _by_prompt(op: Any, prompts: int) -> Any:
 
 def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | list[int] | None:
     """One seed for all prompts, or a list with one for each."""
+    seed = plain_number(seed)
     if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence):
         return None if seed is None else _seed(seed)
     if len(seed) != prompts:
@@ -150,6 +178,7 @@ def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | list[int] | Non
 
 
 def _seed(seed: Any) -> int:
+    seed = plain_number(seed)
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise DataError(f"A seed is an int from -2**63 to 2**64 - 1, not {seed!r}.")
     return seed
@@ -227,9 +256,9 @@ def stream(
     if len(texts) != 1:
         raise DataError(f"stream takes one prompt, not {len(texts)}; use generate for several.")
     seed = None if seed is None else _seed(seed)
-    ids, mask = padded(encode(tokenizer, texts, chat), pad_id(tokenizer), "left", input_device(model))
+    ids, mask = padded(encode(tokenizer, texts, chat), pad_id(model, tokenizer), "left", input_device(model))
     steering = None if op is None else as_steering(op)
-    options = {"pad_token_id": pad_id(tokenizer), "max_new_tokens": max_new_tokens, **hf}
+    options = {"pad_token_id": pad_id(model, tokenizer), "max_new_tokens": max_new_tokens, **hf}
     return _pieces(model, tokenizer, ids, mask, steering, seed, options)
 
 

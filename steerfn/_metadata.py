@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 
 
 MAX_KEYS, MAX_KEY = 10_000, 1_000
@@ -34,7 +35,9 @@ class Metadata(Mapping[str, Any]):
                 f"to {max(map(len, values))}; put long lists into one value."
             )
         try:
-            self._texts = {key: json.dumps(values[key], sort_keys=True, allow_nan=False) for key in sorted(values)}
+            self._texts = {
+                key: json.dumps(values[key], sort_keys=True, allow_nan=False, default=_plain) for key in sorted(values)
+            }
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"Metadata holds JSON values only (text, numbers, lists, mappings): {error}.") from None
 
@@ -58,3 +61,10 @@ class Metadata(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Metadata, (dict(self),)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value that it does not know: numpy's numbers are numbers."""
+    if (plain := plain_number(value)) is value:
+        raise TypeError(f"{value!r:.80} of type {type(value).__name__}")
+    return plain

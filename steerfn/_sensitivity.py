@@ -16,6 +16,7 @@ from steerfn._errors import DataError, ShapeError, SiteError
 from steerfn._fingerprint import check_match
 from steerfn._layout import layout
 from steerfn._metadata import Metadata
+from steerfn._numbers import plain_number
 from steerfn._sensitivity_slopes import Item, Slopes
 from steerfn._site import Site, as_sites
 from steerfn._struct import replace, static, struct
@@ -197,6 +198,7 @@ def sensitivity(
         raise DataError(f"mode is 'reverse' or 'forward', not {mode!r}.")
     if chat not in (True, False, None):
         raise DataError(f"chat is True, False or None, not {chat!r}.")
+    batch_size = plain_number(batch_size)
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise DataError(f"batch_size is 'auto' or a number of prompts from 1, not {batch_size!r}.")
     scope = None if scope is None else as_scope(scope)
@@ -235,7 +237,7 @@ def _placed(v: SteeringVector, sites: Any, found: Layout) -> SteeringVector:
             f"This vector has no direction at {lacking[0]}; it has {_shown(own)}. Pass sites among these, or a vector "
             "with one direction, v.select(site), which can be tried anywhere."
         )
-    directions = {site: v.directions[0 if len(own) == 1 else own.index(site)] for site in where}
+    directions = {site: v._directions[0 if len(own) == 1 else own.index(site)] for site in where}
     for site, direction in directions.items():
         if direction.shape[-1] != found.width(site):
             raise ShapeError(
@@ -244,7 +246,7 @@ def _placed(v: SteeringVector, sites: Any, found: Layout) -> SteeringVector:
             )
     ordered = sorted(directions, key=lambda site: site.order)
     held = tuple(directions[site].detach().clone() for site in ordered)
-    return replace(v, sites=tuple(ordered), directions=held, metadata=Metadata(None))
+    return replace(v, sites=tuple(ordered), _directions=held, metadata=Metadata(None))
 
 
 def _in_every_layer(site: Site, found: Layout) -> tuple[Site, ...]:

@@ -86,7 +86,7 @@ class Slopes:
         signs = torch.zeros(len(items), len(reads), dtype=likely.dtype)
         for column, (_, _, _, sign, item) in enumerate(reads):
             signs[item, column] = sign
-        return signs.to(device) @ likely
+        return (signs.to(device) * likely).sum(-1)  # not `@`, which runs in half precision under autocast
 
     def reverse(self, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
         """One strength for each site and item, and one pass back: rows know nothing of each other's strengths."""

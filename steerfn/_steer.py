@@ -4,16 +4,18 @@ import functools
 import logging
 import threading
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from steerfn import _forward
 from steerfn._blocks import Layout, unwrapped
-from steerfn._errors import ShapeError, SteerError, SteerWarning
+from steerfn._errors import DataError, ShapeError, SteerError, SteerWarning
 from steerfn._fingerprint import check_match
 from steerfn._forward import Entry, Generation, Host, Selections
 from steerfn._layout import layout
+from steerfn._site import Site
 from steerfn._substitute import Shadows, Substitutions, device_of, substitutions_of
 from steerfn._vector import SteeringVector
 from steerfn.operators import Operator, Scope, add, at
@@ -95,6 +97,7 @@ class Steering:
         self.fallbacks += entry.fallbacks
         if not quiet:
             warn_of_empty(entry.selections)
+        entry.overflow.close()
 
 
 def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool) -> Operator:
@@ -107,18 +110,45 @@ def prepared(operator: Operator, root: nn.Module, found: Layout, *, strict: bool
     for vector in vectors:
         if "model" in vector.metadata:
             check_match(vector, root, strict=strict)
-    if any(site.block < 0 for vector in vectors for site in vector.sites):
+    if not _are_concrete((*operator.sites, *(site for vector in vectors for site in vector.sites))):
         operator = operator.resolve(found.n_layers)
         vectors = operator.vectors
-    found.resolve(tuple(site for vector in vectors for site in vector.sites) or operator.sites)
+    if not _are_concrete(operator.sites):
+        raise SteerError(
+            f"The sites that {type(operator).__name__} computes are {operator.sites!r:.80}; return a tuple of sites of "
+            "one block each, counted from 0, such as (sf.resid_post[12],)."
+        )
+    found.resolve((*operator.sites, *(site for vector in vectors for site in vector.sites)))
     for vector in vectors:
-        for site, direction in zip(vector.sites, vector.directions, strict=True):
+        for site, direction in zip(vector.sites, vector._directions, strict=True):
             if direction.shape[-1] != found.width(site):
                 raise ShapeError(
                     f"The direction at {site} has width {direction.shape[-1]}, but {found.model} has width "
                     f"{found.width(site)} there: this vector was made for another model."
                 )
     return operator
+
+
+def refuse_open_rows(model: Any, why: str) -> None:
+    """Refuse to batch prompts inside a context that holds a number or an operator for each row of its own batch.
+
+    Raises:
+        DataError: the caller has such a context open on the model.
+    """
+    by_row = [entry for entry in _forward.active.get() if not entry.closed and entry.holds_rows]
+    if not by_row:  # asked first: a model that nothing steers need not have a layout
+        return
+    root = unwrapped(model)
+    if any(entry.host is substitutions_of(root, layout(root)).host for entry in by_row):
+        raise DataError(
+            f"An open steering context holds a value for each row of a batch, but {why}, so rows would not be the ones "
+            "that were meant; steer with one value for all rows, or pass the operator to sf.generate."
+        )
+
+
+def _are_concrete(sites: Iterable[Any]) -> bool:
+    """Whether all of them are sites of one block each, counted from 0."""
+    return all(isinstance(site, Site) and not site.is_range and site.block >= 0 for site in sites)
 
 
 def warn_of_empty(selections: Selections) -> None:

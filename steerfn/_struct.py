@@ -92,8 +92,7 @@ def new(cls: type[S], **fields: Any) -> S:
 
 def replace(value: S, **changes: Any) -> S:
     """A copy of a struct with some fields changed, without validation."""
-    names = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
-    return new(type(value), **{n: changes.get(n, getattr(value, n)) for n in names})
+    return new(type(value), **{n: changes.get(n, getattr(value, n)) for n in _names(value)})
 
 
 def map_children(function: Callable[[Any], Any], value: S) -> S:
@@ -102,5 +101,11 @@ def map_children(function: Callable[[Any], Any], value: S) -> S:
     def each(child: Any) -> Any:
         return tuple(map(function, child)) if isinstance(child, tuple) else function(child)
 
-    names = [f.name for f in dataclasses.fields(value) if not f.metadata.get("static")]  # pyright: ignore[reportArgumentType]
-    return replace(value, **{n: each(getattr(value, n)) for n in names})
+    return replace(value, **{n: each(getattr(value, n)) for n in _names(value, static=False)})
+
+
+def _names(value: Any, static: bool = True) -> list[str]:
+    """The fields of a struct, or the attributes of a plain object."""
+    if not dataclasses.is_dataclass(value):
+        return list(vars(value))
+    return [f.name for f in dataclasses.fields(value) if static or not f.metadata.get("static")]

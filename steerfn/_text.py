@@ -1,6 +1,7 @@
 """From texts to token ids, the same way everywhere: one BOS, templates where asked for, no tokenizer touched."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -17,13 +18,11 @@ def as_texts(texts: Any, what: str) -> list[Text]:
     """A list of texts or conversations from one or several, each of them non-empty.
 
     Raises:
-        DataError: none at all, an empty one, or something else.
+        DataError: none at all, an empty one, a table, a mapping or set of texts, or something else.
     """
     if isinstance(texts, str) or _is_conversation(texts):
         texts = [texts]
-    if isinstance(texts, Mapping) or not hasattr(texts, "__iter__"):
-        raise DataError(f"{what} is a list of texts, not {texts!r:.80} of type {type(texts).__name__}.")
-    found = list(texts)
+    found = [str(text) if isinstance(text, str) else text for text in as_list(texts, what)]  # numpy has its own
     if not found:
         raise DataError(f"{what} is empty; pass at least one text.")
     for i, text in enumerate(found):
@@ -35,6 +34,28 @@ def as_texts(texts: Any, what: str) -> list[Text]:
         if isinstance(text, str) and not text.strip():
             raise DataError(f"{what}[{i}] is empty ({text!r}); remove it or give it words.")
     return found
+
+
+def as_list(texts: Any, what: str) -> list[Any]:
+    """The members of a list of texts, whatever they are.
+
+    Raises:
+        DataError: what gives no texts when iterated: a table gives columns, a string letters, a set any order.
+    """
+    columns = next((getattr(texts, n) for n in ("columns", "column_names") if hasattr(texts, n)), None)
+    if columns is not None:
+        raise DataError(
+            f"{what} is a table ({type(texts).__name__}) with the columns {list(columns)!r:.80}; pass the column that "
+            "holds the texts, such as table['text']."
+        )
+    if isinstance(texts, (str, bytes, bytearray, Mapping, Set)) and not isinstance(texts, KeysView):
+        raise DataError(
+            f"{what} is a {type(texts).__name__}, which is no list of texts; pass a list, such as "
+            f"{'list(texts.values())' if isinstance(texts, Mapping) else '[text, ...] in the order that is meant'}."
+        )
+    if not hasattr(texts, "__iter__"):
+        raise DataError(f"{what} is a list of texts, not {texts!r:.80} of type {type(texts).__name__}.")
+    return list(texts)
 
 
 def _is_conversation(text: Any) -> bool:
@@ -113,10 +134,15 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str, device: Any) -> t
     return ids.to(device), mask.to(device)
 
 
-def pad_id(tokenizer: Any) -> int:
-    """A token to pad with: the tokenizer's own, else its end of text, else 0 (it is masked anyway)."""
+def pad_id(model: Any, tokenizer: Any) -> int:
+    """A token to pad with that the model can embed: the tokenizer's own, else its end of text, else 0.
+
+    Padding is masked, so any token will do; a `[PAD]` that was added to the tokenizer alone would be out of range.
+    """
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    rows = getattr(getattr(embeddings, "weight", None), "shape", (math.inf,))[0]
     for name in ("pad_token_id", "eos_token_id"):
-        if isinstance(found := getattr(tokenizer, name, None), int):
+        if isinstance(found := getattr(tokenizer, name, None), int) and 0 <= found < rows:
             return found
     return 0
 

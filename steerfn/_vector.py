@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError, SiteError
+from steerfn._finite import is_finite
 from steerfn._metadata import Metadata
 from steerfn._site import Site, as_sites
 from steerfn._struct import new, replace, static, struct
@@ -21,7 +22,7 @@ class SteeringVector:
     """Directions by site: an immutable value, hashable by identity, a pytree of its tensors.
 
     Vectors form a vector space over the union of their sites (a missing site is a zero direction).
-    Tensors are copied in, so nothing outside can change a vector.
+    Tensors are copied in and out, so nothing outside can change a vector.
 
     Args:
         directions: a `[d_model]` tensor by site (`[d_head]` at `head_out`). A range such as
@@ -40,7 +41,7 @@ class SteeringVector:
         {resid_post[3]: 3.0}
     """
 
-    directions: tuple[Direction, ...]
+    _directions: tuple[Direction, ...]
     sites: tuple[Site, ...] = static()
     metadata: Metadata = static(structure=False)
 
@@ -63,18 +64,25 @@ class SteeringVector:
         found: dict[Site, Tensor] = {}
         for site, direction in pairs:
             found[site] = found[site] + direction if site in found else direction
+        if len(found) < len(pairs):
+            _check_finite(found, found.values(), "The sum of the directions given for one site")
         object.__setattr__(self, "sites", tuple(found))
-        object.__setattr__(self, "directions", tuple(found.values()))
+        object.__setattr__(self, "_directions", tuple(found.values()))
         object.__setattr__(self, "metadata", Metadata(metadata))
 
     # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def directions(self) -> tuple[Tensor, ...]:
+        """The directions in the order of `sites`: copies, except of those that gradients are taken with respect to."""
+        return tuple(d if d.requires_grad else d.clone() for d in self._directions)
 
     def __getitem__(self, key: Any) -> Tensor:
         """A copy of the direction at a site (an int means `resid_post`)."""
         site = _one_site(key)
         if site not in self.sites:
             raise SiteError(f"This vector has no direction at {site}; it has {_names(self.sites)}.")
-        return self.directions[self.sites.index(site)].clone()
+        return self._directions[self.sites.index(site)].clone()
 
     def __contains__(self, key: Any) -> bool:
         return all(site in self.sites for site in as_sites(key))
@@ -98,17 +106,17 @@ class SteeringVector:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its directions."""
-        return self.directions[0].dtype
+        return self._directions[0].dtype
 
     @property
     def device(self) -> torch.device:
         """The device of its directions."""
-        return self.directions[0].device
+        return self._directions[0].device
 
     @property
     def magnitude(self) -> dict[Site, float]:
         """The L2 norm of the direction at each site, computed in float64."""
-        return {s: float(_norm(d)) for s, d in zip(self.sites, self.directions, strict=True)}
+        return {s: float(_norm(d)) for s, d in zip(self.sites, self._directions, strict=True)}
 
     def __repr__(self) -> str:
         method = self.metadata.get("method")
@@ -118,32 +126,47 @@ class SteeringVector:
 
     # -- algebra ---------------------------------------------------------------------------------
 
-    def _map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> "SteeringVector":
-        return replace(self, directions=tuple(function(d) for d in self.directions), **changes)
+    def _map(self, function: Callable[[Tensor], Tensor], *what: Any) -> "SteeringVector":
+        """The vector of other directions; `what` describes it in errors, where they may become infinite."""
+        found = tuple(function(d) for d in self._directions)
+        if what:
+            _check_finite(self.sites, found, *what)
+        return replace(self, _directions=found)
 
     def _combine(self, other: "SteeringVector", sign: float) -> "SteeringVector":
         if not isinstance(other, SteeringVector):
             return NotImplemented
-        found = dict(zip(self.sites, self.directions, strict=True))
-        for site, direction in zip(other.sites, other.directions, strict=True):
-            here = found.get(site)
+        self._check_widths(other)
+        found = dict(zip(self.sites, self._directions, strict=True))
+        for site, direction in zip(other.sites, other._directions, strict=True):
+            found[site] = found[site] + sign * direction if site in found else sign * direction
+        _check_finite(found, found.values(), "The sum or difference of these vectors")
+        history = self.metadata if dict(self.metadata) == dict(other.metadata) else _merged(self, other)
+        return new(SteeringVector, sites=tuple(found), _directions=tuple(found.values()), metadata=history)
+
+    def _check_widths(self, other: "SteeringVector") -> None:
+        """Refuse a vector whose directions are not as wide as those of this one."""
+        mine = dict(zip(self.sites, self._directions, strict=True))
+        for site, direction in zip(other.sites, other._directions, strict=True):
+            here = mine.get(site)
             if here is not None and here.shape != direction.shape:
                 raise ShapeError(
                     f"The directions at {site} have widths {here.shape[-1]} and {direction.shape[-1]}: "
                     "vectors of two different models cannot be combined."
                 )
-            found[site] = sign * direction if here is None else here + sign * direction
         for heads in (False, True):
-            mine, theirs = _width(self, heads), _width(other, heads)
-            if mine is not None and theirs is not None and mine != theirs:
+            own, theirs = _width(self, heads), _width(other, heads)
+            if own is not None and theirs is not None and own != theirs:
                 raise ShapeError(
-                    f"The vectors have widths {mine} and {theirs}: vectors of two different models cannot be combined."
+                    f"The vectors have widths {own} and {theirs}: vectors of two different models cannot be combined."
                 )
-        history = self.metadata if dict(self.metadata) == dict(other.metadata) else _merged(self, other)
-        return new(SteeringVector, sites=tuple(found), directions=tuple(found.values()), metadata=history)
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return self._combine(other, 1.0)
+
+    def __radd__(self, other: Any) -> "SteeringVector":
+        """0 + v, with which `sum` begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: "SteeringVector") -> "SteeringVector":
         return self._combine(other, -1.0)
@@ -153,7 +176,7 @@ class SteeringVector:
 
     def __mul__(self, factor: Any) -> "SteeringVector":
         number = _scalar(factor)
-        return NotImplemented if number is None else self._map(lambda d: d * number)
+        return NotImplemented if number is None else self._map(lambda d: d * number, "A vector times", factor)
 
     __rmul__ = __mul__
     __array_ufunc__ = None  # a numpy number on the left leaves the product to __rmul__
@@ -164,7 +187,7 @@ class SteeringVector:
             return NotImplemented
         if isinstance(number, float) and number == 0:
             raise ShapeError("A steering vector cannot be divided by 0; multiply it by 0 for the zero vector.")
-        return self._map(lambda d: d / number)
+        return self._map(lambda d: d / number, "A vector divided by", factor)
 
     def unit(self) -> "SteeringVector":
         """Every direction scaled to L2 norm 1; a zero direction stays zero."""
@@ -178,8 +201,8 @@ class SteeringVector:
         """
         if not isinstance(other, SteeringVector):
             raise ShapeError(f"cosine compares two steering vectors, not a vector and a {type(other).__name__}.")
-        _ = self - other  # refuses vectors of different widths
-        mine, theirs = (dict(zip(v.sites, v.directions, strict=True)) for v in (self, other))
+        self._check_widths(other)
+        mine, theirs = (dict(zip(v.sites, v._directions, strict=True)) for v in (self, other))
         ends = [(mine.get(s), theirs.get(s)) for s in {**mine, **theirs}]
         a = torch.cat([_plain(b) * 0 if a is None else _plain(a) for a, b in ends])
         b = torch.cat([_plain(a) * 0 if b is None else _plain(b) for a, b in ends])
@@ -198,15 +221,15 @@ class SteeringVector:
         return replace(
             self,
             sites=tuple(keep),
-            directions=tuple(self.directions[self.sites.index(s)] for s in keep),
+            _directions=tuple(self._directions[self.sites.index(s)] for s in keep),
         )
 
     def to(self, *args: Any, **kwargs: Any) -> "SteeringVector":
         """The vector on another device or in another floating-point dtype, as `Tensor.to`."""
+        told = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
         try:
-            return self._map(lambda d: _floating(d.to(*args, **kwargs)))
+            return self._map(lambda d: _floating(d.to(*args, **kwargs)), "This vector as", told)
         except (RuntimeError, TypeError, AssertionError) as error:
-            told = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
             raise ShapeError(f"A vector cannot be moved to ({told}): {str(error).splitlines()[0]}") from None
 
     def allclose(self, other: "SteeringVector", rtol: float = 1e-5, atol: float = 1e-8) -> bool:
@@ -223,8 +246,8 @@ class SteeringVector:
             raise ShapeError(f"A steering vector compares with another, not with a {type(other).__name__}.")
         if set(self.sites) != set(other.sites):
             return False
-        theirs = dict(zip(other.sites, other.directions, strict=True))
-        pairs = [(d, theirs[s]) for s, d in zip(self.sites, self.directions, strict=True)]
+        theirs = dict(zip(other.sites, other._directions, strict=True))
+        pairs = [(d, theirs[s]) for s, d in zip(self.sites, self._directions, strict=True)]
         return all(a.shape == b.shape and same(a, b) for a, b in pairs)
 
     def with_metadata(self, **values: Any) -> "SteeringVector":
@@ -236,14 +259,14 @@ class SteeringVector:
         if all(isinstance(s.layer, int) and 0 <= s.layer < n_layers for s in self.sites):
             return self
         found: dict[Site, Tensor] = {}
-        for site, direction in zip(self.sites, self.directions, strict=True):
+        for site, direction in zip(self.sites, self._directions, strict=True):
             (here,) = site.resolve(n_layers)
             found[here] = found[here] + direction if here in found else direction
-        return replace(self, sites=tuple(found), directions=tuple(found.values()))
+        return replace(self, sites=tuple(found), _directions=tuple(found.values()))
 
-    def at(self, site: Site) -> Direction | None:
+    def _at(self, site: Site) -> Direction | None:
         """The direction itself at a resolved site (not a copy), or None where there is none."""
-        for mine, direction in zip(self.sites, self.directions, strict=True):
+        for mine, direction in zip(self.sites, self._directions, strict=True):
             if mine.name == site.name:
                 return direction
         return None
@@ -272,7 +295,7 @@ def _norm(direction: Tensor) -> Tensor:
 
 def _width(vector: SteeringVector, heads: bool) -> int | None:
     """Width of a vector's `head_out` directions, or of all the others."""
-    pairs = zip(vector.sites, vector.directions, strict=True)
+    pairs = zip(vector.sites, vector._directions, strict=True)
     return next((d.shape[-1] for s, d in pairs if (s.kind == "head_out") == heads), None)
 
 
@@ -284,6 +307,17 @@ def _one_site(key: Any) -> Site:
             "select several with v.select(sites)."
         )
     return first
+
+
+def _check_finite(sites: Iterable[Site], directions: Iterable[Tensor], *what: Any) -> None:
+    """Refuse directions that arithmetic has made infinite, or no numbers at all; `what` describes their vector."""
+    for site, direction in zip(sites, directions, strict=True):
+        if not is_finite(direction):
+            most = torch.finfo(direction.dtype).max
+            raise ShapeError(
+                f"{' '.join(map(str, what))} has a direction at {site} with entries that are NaN or infinite: "
+                f"{direction.dtype} holds numbers up to {most:.5g}. Use a smaller vector, or float32."
+            )
 
 
 def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
@@ -304,7 +338,7 @@ def _spread(key: Any, tensor: Any) -> Iterable[tuple[Site, Tensor]]:
         raise ShapeError(f"The direction at {site} has shape {list(tensor.shape)}; pass one of shape [d_model]{stack}.")
     if tensor.numel() == 0:
         raise ShapeError(f"The direction at {site} is empty; pass a tensor of shape [d_model].")
-    if not bool(torch.isfinite(tensor.detach()).all()):
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor.detach())).sum())
         raise ShapeError(
             f"The direction at {site} has {bad} entries that are NaN or infinite; a direction must be finite."

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from families import build
@@ -185,3 +186,93 @@ def test_errors_by_their_text(tiny, arguments, message):
     with pytest.raises(sf.SteerError) as caught:
         sf.generate(tiny, words(), **({"prompts": PROMPTS} | arguments))
     assert message in str(caught.value)
+
+
+ALPHAS = torch.linspace(-4, 4, 5)
+MANY = ["a b c d", "e", "f g", "h i j", "k l"]
+
+
+def by_strength():
+    """Operators that hold a value for each prompt, and the operator that is meant for prompt `i`."""
+    v, w = vector(sf.resid_post[1]), vector(sf.resid_post[0], seed=2)
+    return {
+        "add": (sf.add(v, ALPHAS), lambda i: sf.add(v, ALPHAS[i])),
+        "clamp": (sf.clamp(v, min=ALPHAS, max=ALPHAS + 1), lambda i: sf.clamp(v, min=ALPHAS[i], max=ALPHAS[i] + 1)),
+        "rotate": (sf.rotate(v, ALPHAS), lambda i: sf.rotate(v, ALPHAS[i])),
+        "nested": (
+            sf.at(sf.generated, sf.chain(sf.ablate(w), sf.add(v, ALPHAS))),
+            lambda i: sf.at(sf.generated, sf.chain(sf.ablate(w), sf.add(v, ALPHAS[i]))),
+        ),
+        "rows": (
+            sf.rows([sf.add(v, 3.0), None, sf.add(w), sf.add(v, 3.0), sf.ablate(v)]),
+            lambda i: [sf.add(v, 3.0), sf.identity, sf.add(w), sf.add(v, 3.0), sf.ablate(v)][i],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", by_strength())
+def test_a_strength_for_each_prompt_stays_with_it_in_every_batch(tiny, name):
+    op, meant = by_strength()[name]
+    expected = tuple(plain(tiny, words(), p, meant(i)) for i, p in enumerate(MANY))
+    assert len(set(expected)) > 2
+    for size in (1, 2, 5, 16):
+        assert sf.generate(tiny, words(), MANY, op, max_new_tokens=6, batch_size=size).token_ids == expected
+    twice = sf.generate(tiny, words(), MANY, op, max_new_tokens=6, batch_size=2, num_beams=2, num_return_sequences=2)
+    alone = [
+        sf.generate(tiny, words(), p, meant(i), max_new_tokens=6, num_beams=2, num_return_sequences=2).token_ids
+        for i, p in enumerate(MANY)
+    ]
+    assert twice.token_ids == sum(alone, ())
+
+
+def test_strengths_for_another_number_of_prompts_are_refused(tiny):
+    v, w = vector(sf.resid_post[1]), words()
+    for op in (sf.add(v, ALPHAS[:2]), sf.rows([sf.add(v), None])):
+        with pytest.raises(sf.DataError, match="^There are 4 prompts, but the operator holds one .* of 2 rows;"):
+            sf.generate(tiny, w, MANY[:4], op, batch_size=2)
+        for run in (
+            lambda op=op: sf.score(tiny, w, MANY[:2], ["a"], op, progress=False),
+            lambda op=op: sf.sweep(tiny, w, MANY[:2], v, [1.0], operator=lambda v, a: op, progress=False),
+            lambda op=op: sf.compare(tiny, w, MANY[:2], op, ["length"], progress=False),
+        ):
+            with pytest.raises(sf.DataError, match="holds one strength or operator for each of 2 rows"):
+                run()
+    with pytest.raises(sf.ShapeError, match=r"holds strengths or operators for \[2, 3\] rows"):
+        sf.generate(tiny, w, MANY, sf.chain(sf.add(v, ALPHAS[:2]), sf.add(v, ALPHAS[:3])))
+
+
+def test_a_context_with_a_value_for_each_row_is_not_batched(tiny):
+    v, w = vector(sf.resid_post[1]), words()
+    expected = sf.generate(tiny, w, MANY, sf.add(v, ALPHAS), max_new_tokens=6).token_ids
+    with sf.steer(tiny, v, alpha=ALPHAS):
+        assert sf.generate(tiny, w, MANY, max_new_tokens=6).token_ids == expected
+        assert sf.generate(build("llama"), w, MANY, max_new_tokens=6, batch_size=2)  # another model's context
+        for run in (
+            lambda: sf.generate(tiny, w, MANY, batch_size=3),
+            lambda: sf.activations(tiny, w, MANY, 1, progress=False),
+            lambda: sf.score(tiny, w, MANY, ["a"], progress=False),
+            lambda: sf.sweep(tiny, w, MANY, v, [1.0], progress=False),
+        ):
+            with pytest.raises(sf.DataError, match="^An open steering context holds a value for each row"):
+                run()
+    with sf.steer(tiny, v, prompt_length=[1, 2]), pytest.raises(sf.DataError, match="holds a value for each row"):
+        sf.activations(tiny, w, MANY[:2], 1, progress=False)
+
+
+def test_a_pad_token_that_the_model_cannot_embed_is_not_used(tiny):
+    tokenizer = words()
+    expected = sf.generate(tiny, tokenizer, PROMPTS, max_new_tokens=6).token_ids
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens([f"<{i}>" for i in range(99)])
+    tokenizer.add_special_tokens({"pad_token": "<98>"})
+    assert tokenizer.pad_token_id >= tiny.config.vocab_size
+    assert sf.generate(tiny, tokenizer, PROMPTS, max_new_tokens=6).token_ids == expected
+    assert "".join(sf.stream(tiny, tokenizer, PROMPTS[0], max_new_tokens=6))
+
+
+def test_counts_and_seeds_of_numpy(tiny):
+    given = {"max_new_tokens": 4, "do_sample": True, "batch_size": 2}
+    expected = sf.generate(tiny, words(), PROMPTS, seed=[3, 4, 5], **given).token_ids
+    numpy = {"max_new_tokens": np.int64(4), "do_sample": np.True_, "batch_size": np.int32(2)}
+    assert sf.generate(tiny, words(), PROMPTS, seed=np.arange(3, 6), **numpy).token_ids == expected
+    assert sf.generate(tiny, words(), "a", seed=np.int64(7), **numpy).texts

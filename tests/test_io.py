@@ -89,7 +89,7 @@ def test_extreme_values_survive(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_mixed_dtypes_strides_and_gradients(tmp_path, suffix):
     v = SteeringVector({0: torch.randn(16)[::2], 1: torch.ones(1).expand(8).double(), 2: torch.ones(8).bfloat16()})
-    v = replace(v, directions=(v.directions[0].requires_grad_(), torch.arange(16.0).double()[::2], v.directions[2]))
+    v = replace(v, _directions=(v.directions[0].requires_grad_(), torch.arange(16.0).double()[::2], v.directions[2]))
     back = load(save(v, tmp_path / f"v{suffix}"))
     assert back.identical(v) and not any(d.requires_grad for d in back.directions)
 
@@ -265,7 +265,7 @@ def test_save_refuses_what_load_would(tmp_path):
     with pytest.raises(FileError, match="Cannot save this vector"):
         save(v.with_metadata(notes="x" * (11 * 2**20)), tmp_path / "v.json")
     with pytest.raises(FileError, match="its directions cannot be read here"):
-        save(replace(v, directions=tuple(d.to("meta") for d in v.directions)), tmp_path / "v.json")
+        save(replace(v, _directions=tuple(d.to("meta") for d in v.directions)), tmp_path / "v.json")
     with pytest.raises(FileError, match=r"writes a SteeringVector, not a Tensor; pass sf\.save\(vector, path\)"):
         save(torch.ones(3), tmp_path / "v.json")
     assert not list(tmp_path.iterdir())
@@ -423,7 +423,7 @@ def test_sites_that_are_not_those_of_the_tensors(tmp_path, sites):
 def test_non_finite_tensors(tmp_path, bad):
     """A file forged with checksums that hold still goes through the constructor."""
     v = SteeringVector({12: torch.ones(8)})
-    v = replace(v, directions=(torch.tensor([bad] * 8),))
+    v = replace(v, _directions=(torch.tensor([bad] * 8),))
     for suffix in SUFFIXES:
         for path, data in FORMATS[suffix].encode(v, tmp_path / f"v{suffix}").items():
             path.write_bytes(data)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 
+import numpy as np
 import pytest
 
 import steerfn as sf
@@ -55,29 +56,27 @@ def test_copies_and_pickles():
     [{"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}, {"a": object()}, {"a": b"b"}, {"a": [sf.resid_post[0]]}],
 )
 def test_what_json_cannot_hold_is_refused(values):
-    with pytest.raises(
-        sf.DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"
-    ):
+    with pytest.raises(DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"):
         Metadata(values)
 
 
 def test_cycles_are_refused():
     loop = {}
     loop["me"] = loop
-    with pytest.raises(sf.DataError, match="Metadata holds JSON values only"):
+    with pytest.raises(DataError, match="Metadata holds JSON values only"):
         Metadata(loop)
 
 
 @pytest.mark.parametrize("values", [{1: "a"}, [("a", 1)], "text", 3])
 def test_what_is_no_mapping_from_names_is_refused(values):
     text = f"Metadata is a mapping from names to JSON values, not {values!r}."
-    with pytest.raises(sf.DataError, match=f"^{re.escape(text)}$"):
+    with pytest.raises(DataError, match=f"^{re.escape(text)}$"):
         Metadata(values)
 
 
 def test_an_access_parses_one_value_and_never_the_whole(monkeypatch):
     """Every steered request looks at metadata: reading all of it is linear in its size."""
-    metadata = sf.Metadata({f"k{i}": "x" * 20 for i in range(4000)})
+    metadata = Metadata({f"k{i}": "x" * 20 for i in range(4000)})
     parsed = []
     monkeypatch.setattr("steerfn._metadata.json.loads", lambda text: parsed.append(len(text)) or text)
     assert len(list(metadata.items())) == 4000 and sum(parsed) == 4000 * 22
@@ -85,5 +84,10 @@ def test_an_access_parses_one_value_and_never_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("values", [{f"k{i}": 0 for i in range(10_001)}, {"k" * 1001: 0}])
 def test_keys_are_bounded(values):
-    with pytest.raises(sf.DataError, match="Metadata has 10000 keys of 1000 characters at most"):
-        sf.Metadata(values)
+    with pytest.raises(DataError, match="Metadata has 10000 keys of 1000 characters at most"):
+        Metadata(values)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"seed": np.int64(3), "scale": np.float32(0.5), "flag": np.True_, "list": np.arange(2)}
+    assert Metadata(given) == {"seed": 3, "scale": 0.5, "flag": True, "list": [0, 1]}

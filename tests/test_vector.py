@@ -132,7 +132,36 @@ def test_nothing_outside_changes_a_vector():
     v[0].mul_(7)
     (1 * v)[0].mul_(7)
     v.select(0)[0].mul_(7)
+    v.directions[0].mul_(7)
+    v.to(torch.float32).directions[0].mul_(7)
     assert v.identical(kept)
+
+
+def test_arithmetic_never_leaves_a_vector_that_is_not_finite():
+    v = SteeringVector({0: torch.full((3,), 1e6), 1: torch.ones(3)})
+    for make, text in [
+        (
+            lambda: v * 1e38,
+            "A vector times 1e+38 has a direction at resid_post[0] with entries",
+        ),
+        (lambda: v * torch.tensor(torch.nan), "A vector times tensor(nan) has"),
+        (lambda: v / 1e-38, "A vector divided by 1e-38 has"),
+        (lambda: v / torch.tensor(0.0), "A vector divided by tensor(0.) has"),
+        (lambda: v.to(torch.float16), "This vector as torch.float16 has"),
+        (lambda: 3e38 * SteeringVector({0: torch.ones(3)}) + 3e38 * SteeringVector({0: torch.ones(3)}), "The sum or"),
+        (lambda: SteeringVector({0: torch.full((3,), 3e38), POST[0:2]: torch.full((3,), 3e38)}), "The sum of the"),
+        (lambda: sf.add(v, 1e35), "alpha 1e+35 times the direction at resid_post[0], whose norm is 1.73e+06,"),
+    ]:
+        with pytest.raises(sf.ShapeError, match=f"^{re.escape(text)}"):
+            make()
+    assert torch.func.grad(lambda x: SteeringVector({0: x}).unit()[0].sum())(torch.ones(3)).abs().max() < 1e-6
+
+
+def test_sum_of_vectors():
+    v, w = SteeringVector({0: torch.ones(3)}), SteeringVector({0: torch.arange(3.0), 1: torch.ones(3)})
+    assert sum([v, w, v]).allclose(2 * v + w)
+    with pytest.raises(TypeError):
+        sum([v], 1)
 
 
 def test_gradients_flow_through_construction_and_algebra():
@@ -296,4 +325,4 @@ def test_resolve():
     assert r.resolve(3) is r and v.resolve(5).sites == (POST[4], POST[2], sf.attn_out[2])
     with pytest.raises(sf.SiteError, match="out of range: the model has 2 blocks"):
         v.resolve(2)
-    assert r.at(POST[2]) is r.directions[0] and r.at(POST[1]) is None
+    assert r._at(POST[2]) is r._directions[0] and r._at(POST[1]) is None

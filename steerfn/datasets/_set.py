@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 from steerfn._text import Text, as_texts
 from steerfn.datasets._split import held_out_indices
 
@@ -107,8 +108,10 @@ class ContrastSet:
             >>> len(train), len(test), set(train.positive) & set(test.positive)
             (36, 12, set())
         """
+        held_out = plain_number(held_out)
         if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
             raise DataError(f"held_out is a part between 0 and 1 such as 0.25, not {held_out!r}.")
+        seed = plain_number(seed)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
         chosen = held_out_indices(self.positive, self.negative, self.paired, held_out, seed)

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from steerfn._blocks import Layout, unwrapped
 from steerfn._errors import DataError
 from steerfn._layout import layout
+from steerfn._numbers import plain_number
 from steerfn._site import Site, as_sites
 from steerfn._struct import static, struct
 from steerfn._text import as_texts
@@ -104,9 +105,11 @@ def iti(
         >>> with sf.steer(model, v, alpha=15, scope=sf.generated):  # doctest: +SKIP
         ...     model.generate(**inputs)
     """
+    l2 = plain_number(l2)
     if isinstance(l2, bool) or not isinstance(l2, (int, float)) or not 0 < l2 < math.inf:
         raise DataError(f"l2 is a number above 0 (the penalty l2/2 |w|^2), not {l2!r}.")
     found = _heads(layout(unwrapped(model)), layers)
+    k = plain_number(k)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(found):
         raise DataError(f"k is a number of heads from 1 to {len(found)}, as many as there are, not {k!r}.")
     sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}

@@ -4,11 +4,11 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
-from steerfn._text import Text, as_texts
+from steerfn._text import Text, as_list, as_texts
 from steerfn.discover._lint_chance import chance_gap, two_sided
 
 FEW = 20
@@ -169,8 +169,7 @@ def _sides(positive: Any, negative: Any, what: str) -> tuple[list[list[Text]], b
         raise DataError(f"{what} are a set such as sf.datasets.load gives, or two lists; the negative one is missing.")
     sides = []
     for name, side in zip(NAMES, (positive, negative), strict=True):
-        listed = hasattr(side, "__iter__") and not isinstance(side, (str, Mapping))
-        given = list(side) if listed else as_texts(side, name)
+        given = as_texts(side, name) if isinstance(side, str) else as_list(side, name)
         blank = {i for i, text in enumerate(given) if isinstance(text, str) and not text.strip()}
         # A blank text is a finding here, and no error.
         texts = as_texts(["-" if i in blank else text for i, text in enumerate(given)], name)

@@ -11,6 +11,7 @@ from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, SiteError, SteerWarning
 from steerfn._fingerprint import fingerprint
 from steerfn._layout import layout
+from steerfn._numbers import plain_number
 from steerfn._site import Site, as_sites
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._discover import checked_seed
@@ -99,6 +100,7 @@ def optimise(
     """
     _check_numbers(steps=steps, patience=patience, batch_size=batch_size)
     _check_reals(lr=lr, beta=beta, max_norm=1.0 if max_norm is None else max_norm)
+    held_out = plain_number(held_out)
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
         raise DataError(f"held_out is a share of the prompts from 0 to below 1, not {held_out!r}.")
     found = layout(unwrapped(model))
@@ -155,11 +157,13 @@ def _start(init: Any, where: tuple[Site, ...], width: Any, dtype: torch.dtype) -
 
 def _check_numbers(**values: Any) -> None:
     for name, value in values.items():
+        value = plain_number(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"{name} is a number from 1, not {value!r}.")
 
 
 def _check_reals(**values: Any) -> None:
     for name, value in values.items():
+        value = plain_number(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise DataError(f"{name} is a positive number, not {value!r}.")

@@ -40,4 +40,4 @@ def spread(v: SteeringVector, sites: Any) -> SteeringVector:
             "choose one with v.select(site)."
         )
     where = tuple(dict.fromkeys(site for each in as_sites(sites) for site in each.expand()))
-    return replace(v, sites=where, directions=v.directions * len(where))
+    return replace(v, sites=where, _directions=v._directions * len(where))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
-from steerfn._text import Text
+from steerfn._text import Text, as_list
 from steerfn.evaluate._conditions import Condition
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import seed_of_rows
@@ -87,7 +87,7 @@ def references_of(references: Any, prompts: int) -> list[str] | None:
     """
     if references is None:
         return None
-    found = [references] if isinstance(references, str) else list(references)
+    found = [references] if isinstance(references, str) else as_list(references, "references")
     if len(found) != prompts:
         raise DataError(f"There are {prompts} prompts but {len(found)} references; pass one for each.")
     if wrong := [each for each in found if not isinstance(each, str)]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 
 STRIDE = 1_000_003
 """From one seed to the next: more than anyone has prompts, so that no two texts share random numbers. Not a power of
@@ -18,9 +19,10 @@ def checked_seeds(seeds: Any, model: Any, hf: dict[str, Any]) -> tuple[int, ...]
         DataError: none, one twice, something that is no int, several without sampling (their texts would be
             copies), or another way to ask for several texts.
     """
+    seeds = plain_number(seeds)
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, (int, Sequence)):
         raise DataError(f"seeds are ints, one for each text of a prompt, such as (0, 1, 2), not {seeds!r:.80}.")
-    found = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    found = (seeds,) if isinstance(seeds, int) else tuple(map(plain_number, seeds))
     if not found or any(isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MOST for seed in found):
         raise DataError(f"seeds are ints from 0 to 2**31 - 1, at least one, such as (0, 1, 2), not {seeds!r:.80}.")
     if len(set(found)) < len(found):

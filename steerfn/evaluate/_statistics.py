@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 from steerfn.evaluate._bootstrap import ROUNDING, interval
 from steerfn.evaluate._shown import percent, shown, shown_p
 from steerfn.evaluate._sign_flip import sign_flip
@@ -259,10 +260,13 @@ def checked_options(level: Any = 0.95, seed: Any = 0, resamples: Any = RESAMPLES
     Raises:
         DataError: a level outside 0 to 1, a seed that is no int from 0, fewer than 99 resamples.
     """
+    level = plain_number(level)
     if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
         raise DataError(f"level is a number between 0 and 1, such as 0.95, not {level!r}.")
+    seed = plain_number(seed)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"seed is an int from 0, not {seed!r}.")
+    resamples = plain_number(resamples)
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < FEWEST:
         raise DataError(f"resamples is a number of resamples from {FEWEST}, not {resamples!r}.")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from steerfn._errors import DataError, SteerError
-from steerfn._text import Text
+from steerfn._text import Text, as_list
 from steerfn.operators import Operator
 
 Better = Literal["higher", "lower"]
@@ -95,7 +95,7 @@ class Metric:
         return dataclasses.replace(self, name=f"{self.name}({shown})", function=bound)
 
     def __call__(self, texts: Sequence[str], **given: Any) -> Sequence[float]:
-        return self.function(texts, **given)
+        return self.function(as_list(texts, "texts"), **given)
 
     def __str__(self) -> str:
         way = f", {self.better} is better" if self.better else ""

@@ -4,8 +4,8 @@
 unit), so that the hot path only does arithmetic; calling an operator is binding and applying it.
 """
 
-import abc
 import functools
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError, SteerError
-from steerfn._site import Site
+from steerfn._finite import is_finite
+from steerfn._site import Site, as_sites, resolve_sites
 from steerfn._struct import map_children
 from steerfn._types import Hidden, TokenMask
 from steerfn._vector import SteeringVector, as_float
@@ -24,8 +25,17 @@ Bound = Callable[[Hidden, Info], Hidden]
 """An operator at one site, prepared: `(hidden, info) -> hidden`."""
 
 
+HOW = (
+    "Write for example: class Double(sf.Operator): sites = (sf.resid_post[12],); and in it "
+    "def bind(self, site, device=None): return lambda hidden, info: 2 * hidden."
+)
+
+
 class Steerable:
     """What operators and conditions share: immutable, made of vectors, resolvable against a model."""
+
+    by_row: ClassVar[tuple[str, ...]] = ()
+    """The fields that hold one number, or one for each row of the batch."""
 
     def _parts(self) -> tuple[Any, ...]:
         """The vectors, operators and conditions it is made of."""
@@ -46,8 +56,8 @@ class Steerable:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites it acts on."""
-        return tuple(dict.fromkeys(s for p in self._parts() for s in p.sites))
+        """The sites it acts on: those of the vectors, operators and conditions that it is made of."""
+        return sites_of(self._parts())
 
     @property
     def reads(self) -> tuple[Site, ...]:
@@ -59,18 +69,86 @@ class Steerable:
         return map_children(lambda c: c.resolve(n_layers) if isinstance(c, (SteeringVector, Steerable)) else c, self)
 
 
-class Operator(Steerable, abc.ABC):
+def sites_of(parts: tuple[Any, ...]) -> tuple[Site, ...]:
+    """The sites of vectors, operators and conditions."""
+    return tuple(dict.fromkeys(site for part in parts for site in part.sites))
+
+
+def _check_call(function: Callable[..., Any], what: str, given: str, count: int) -> None:
+    """Refuse a function of a subclass that cannot be called as it will be."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        raise SteerError(f"{what} is a function {inspect.signature(function)}, not one of {given}. {HOW}") from None
+
+
+class Operator(Steerable):
     """A pure function `(hidden, info) -> hidden` at its sites, and the identity everywhere else.
 
-    Subclasses are frozen structs that define `bind`. The hidden state is `[batch, seq, width]`; the
-    result has its shape, dtype and device; nothing is written in place.
+    A subclass says where it acts, in `sites` or by the vectors that it holds as attributes, and what it does, in
+    `bind`. The hidden state is `[batch, seq, width]`; the result has its shape, dtype and device; nothing is written
+    in place.
+
+    Raises:
+        SteerError: a subclass without `bind`, or without a site.
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> class Double(sf.Operator):
+        ...     sites = (sf.resid_post[0],)
+        ...
+        ...     def bind(self, site, device=None):
+        ...         return lambda hidden, info: 2 * hidden
+        >>> h = torch.ones(1, 1, 2)
+        >>> sf.at(sf.prompt, Double())(h, sf.Info.of(h))
+        tensor([[[2., 2.]]])
     """
 
     formula: ClassVar[str] = ""
+    _declared: tuple[Site, ...] | None = None
 
-    @abc.abstractmethod
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        bind, sites = cls.__dict__.get("bind"), cls.__dict__.get("sites")
+        if inspect.isfunction(bind):
+            _check_call(bind, f"{cls.__name__}.bind", "itself, a site and a device", 3)
+        if sites is not None and not hasattr(sites, "__get__") and "sites" not in inspect.get_annotations(cls):
+            cls._declared = as_sites(sites)
+            type.__delattr__(cls, "sites")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites it acts on: those that its class or its maker declares, else those of its parts."""
+        if self._declared is not None:
+            return self._declared
+        if not (parts := self._parts()):
+            raise SteerError(f"{type(self).__name__} acts at no site: it declares none and holds no vector. {HOW}")
+        return sites_of(parts)
+
     def bind(self, site: Site, device: torch.device | str | None = None) -> Bound | None:
-        """The operator prepared for one resolved site, or None where it is the identity."""
+        """The operator prepared for one of its sites, resolved, or None where it is the identity."""
+        del site, device
+        if type(self).__call__ is Operator.__call__:
+            raise SteerError(f"{type(self).__name__} does nothing: it has no `bind`. {HOW}")
+        return self
+
+    def bind_at(self, site: Site, device: torch.device | str | None = None) -> Bound | None:
+        """The operator prepared for any resolved site: None where it does not act."""
+        if not any(each.name == site.name for each in self.sites):
+            return None
+        bound = self.bind(site, device)
+        if bound is not None and not callable(bound):
+            raise SteerError(f"{type(self).__name__}.bind returned a {type(bound).__name__}, not a function. {HOW}")
+        if inspect.isfunction(bound) and not torch.compiler.is_compiling():
+            _check_call(bound, f"What {type(self).__name__}.bind returns", "a hidden state and its info", 2)
+        return bound
+
+    def resolve(self, n_layers: int) -> Any:
+        """The same operator with negative layers counted from 0."""
+        found = super().resolve(n_layers)
+        if self._declared is not None:
+            object.__setattr__(found, "sites", resolve_sites(self._declared, n_layers))
+        return found
 
     def touched(self, tokens: Tokens) -> TokenMask:
         """The tokens that it may change, `[batch, seq]`: False is what it leaves alone whatever the state."""
@@ -83,8 +161,32 @@ class Operator(Steerable, abc.ABC):
 
     def __call__(self, hidden: Hidden, info: Info) -> Hidden:
         """Apply to a hidden state `[batch, seq, width]`."""
-        bound = self.bind(info.site, hidden.device)
-        return hidden if bound is None else bound(hidden, info)
+        bound = self.bind_at(info.site, hidden.device)
+        return hidden if bound is None else apply_step(bound, hidden, info)
+
+
+def _declare_sites(operator: Operator, sites: Any) -> None:
+    object.__setattr__(operator, "_declared", as_sites(sites))
+
+
+# Set here, so that type checkers see a plain property, which subclasses may override, and `self.sites = ...` works too.
+Operator.sites = Operator.sites.setter(_declare_sites)  # pyright: ignore
+
+
+def apply_step(step: Bound, hidden: Hidden, info: Info) -> Hidden:
+    """What a bound operator makes of a hidden state, computed outside `torch.autocast`.
+
+    Inside it matrix products run in half precision, whatever the dtype of what they multiply.
+    """
+    kind = hidden.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return step(hidden, info)
+    with torch.autocast(kind, enabled=False):
+        return step(hidden, info)
+
+
+MOST = torch.finfo(torch.float32).max
+"""The largest strength: directions are scaled in float32 by default, where more is infinite."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -94,7 +196,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def direction_at(vector: SteeringVector, site: Site, device: Any) -> Tensor | None:
     """A vector's direction at a site, on the device and in at least float32, or None."""
-    direction = vector.at(site)
+    direction = vector._at(site)
     if direction is None:
         return None
     return direction.to(compute_dtype(direction.dtype)).to(device)
@@ -133,15 +235,20 @@ def as_number(value: Any, what: str) -> Tensor:
             f"{what} is a number, a 0-d tensor or a [batch] tensor, not {value!r} of type {type(value).__name__}."
         )
     if not isinstance(value, Tensor):
-        # Directions are scaled in float32 by default, where more than its largest number is infinite.
-        if not abs(number := as_float(value)) <= torch.finfo(torch.float32).max:
+        if not abs(number := as_float(value)) <= MOST:
             raise ShapeError(f"{what} is {value}; it must be finite in float32.")
         return torch.tensor(number, dtype=torch.float64)
-    if value.ndim > 1 or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
+    if (
+        value.ndim > 1
+        or not value.numel()
+        or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64))
+    ):
         raise ShapeError(
             f"{what} is a tensor of shape {list(value.shape)} and {value.dtype}; pass a 0-d tensor, or a [batch] "
             "tensor with one value for each row."
         )
+    if not is_finite(value, MOST):
+        raise ShapeError(f"{what} is {value.tolist()}; every value must be finite in float32.")
     return value.clone()  # what happens to the caller's tensor later does not reach the operator
 
 

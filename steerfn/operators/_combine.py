@@ -8,7 +8,7 @@ from torch import Tensor
 from steerfn._site import Site
 from steerfn._struct import struct
 from steerfn._types import Hidden
-from steerfn.operators._base import Bound, Operator, as_operator
+from steerfn.operators._base import Bound, Operator, as_operator, sites_of
 from steerfn.operators._info import Info
 
 
@@ -30,8 +30,12 @@ class Chain(Operator):
 
     touched = Operator.touched_by_parts
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return sites_of(self.operators)
+
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        return in_sequence(tuple(op.bind(site, device) for op in self.operators))
+        return in_sequence(tuple(op.bind_at(site, device) for op in self.operators))
 
 
 def in_sequence(steps: tuple[Bound | None, ...]) -> Bound | None:
@@ -74,7 +78,7 @@ class Renorm(Operator):
     touched = Operator.touched_by_parts
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        inner = self.operator.bind(site, device)
+        inner = self.operator.bind_at(site, device)
         return None if inner is None else _Renormed(inner=inner)
 
 

@@ -3,6 +3,7 @@
 import abc
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def as_condition(value: Any) -> Condition:
     """A condition; True and False are conditions too."""
     if isinstance(value, Condition):
         return value
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
         return Always() if value else _Negated(Always())
     raise SteerError(
         f"A condition is needed, not {value!r} of type {type(value).__name__}; use sf.cosine_above(v, 0.3), "
@@ -97,7 +98,7 @@ class _OnVector(Condition):
 
     def _site(self, site: Site) -> Site:
         """Where it is read for an operator at `site`."""
-        if self.vector.at(site) is not None:
+        if self.vector._at(site) is not None:
             return site
         if len(self.vector.sites) == 1:
             return self.vector.sites[0]
@@ -242,7 +243,7 @@ class When(Operator):
     touched = Operator.touched_by_parts
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        inner = self.operator.bind(site, device)
+        inner = self.operator.bind_at(site, device)
         return None if inner is None else _Gated(inner=inner, condition=self.condition.prepare(site, device))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError
+from steerfn._finite import has_values
 from steerfn._site import Site, resid_post
 from steerfn._struct import static, struct
 from steerfn._types import TokenIndex, TokenMask
@@ -92,13 +93,32 @@ class Info:
                 "hidden state has."
             )
         if prompt_length is not None:
-            length = torch.as_tensor(prompt_length, device=hidden.device).reshape(-1, 1)
+            length = as_prompt_length(prompt_length).to(hidden.device).reshape(-1, 1)
             if length.shape[0] not in (1, batch):
                 raise ShapeError(
                     f"There are {length.shape[0]} prompt lengths for {batch} rows; pass one, or one for each row."
                 )
             tokens = Tokens(tokens.index, length.expand(batch, 1), tokens.real)
         return cls(site=resid_post[0] if site is None else site, tokens=tokens)
+
+
+def as_prompt_length(value: Any) -> Tensor:
+    """How many real tokens of each row are prompt, as an integer tensor, 0-d or `[batch]`.
+
+    Raises:
+        ShapeError: neither a whole number from 0, nor a list or tensor of them.
+    """
+    try:
+        length = torch.as_tensor(value).clone()  # what happens to the caller's tensor later does not reach it
+    except (TypeError, ValueError, RuntimeError):
+        length = None
+    if length is None or length.is_floating_point() or length.is_complex() or length.dtype == torch.bool:
+        raise ShapeError(f"prompt_length is a number of tokens, or one for each row, not {value!r:.80}.")
+    if length.numel() == 0 or length.numel() != max((*length.shape, 1)):
+        raise ShapeError(f"prompt_length has shape {list(length.shape)}; pass one int, or one for each row.")
+    if has_values(length) and bool((length < 0).any()):
+        raise ShapeError(f"prompt_length is {value!r:.80}; a prompt has 0 tokens or more.")
+    return length
 
 
 def per_row(value: Tensor, hidden: Tensor, tokens: Tokens, what: str) -> Tensor:

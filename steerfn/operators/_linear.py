@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError
+from steerfn._finite import has_values, is_finite
 from steerfn._site import Site
 from steerfn._struct import struct
 from steerfn._types import Hidden
 from steerfn._vector import SteeringVector, unit
 from steerfn.operators._base import (
+    MOST,
     Bound,
     Operator,
     as_number,
@@ -58,6 +60,7 @@ def per_row_direction(delta: Tensor, hidden: Tensor, info: Info) -> Tensor:
 class Add(Operator):
     """See `add`."""
 
+    by_row = ("alpha",)
     vector: SteeringVector
     alpha: Tensor
 
@@ -155,6 +158,7 @@ class _Clamped(_OnUnit):
 class Clamp(Operator):
     """See `clamp`."""
 
+    by_row = ("low", "high")
     vector: SteeringVector
     low: Tensor
     high: Tensor
@@ -217,6 +221,7 @@ def _safe_sqrt(squared: Tensor) -> Tensor:
 class Rotate(Operator):
     """See `rotate`."""
 
+    by_row = ("angle",)
     vector: SteeringVector
     angle: Tensor
     plane: tuple[SteeringVector, ...]  # at most one; None would be a leaf that transforms refuse
@@ -233,11 +238,11 @@ class Rotate(Operator):
             raise ShapeError(f"rotate(v, angle, plane=w) acts at {site}, but w has no direction there.")
         check_width(second, direction, site)
         second = unit(second.to(u.dtype))
-        across = second - (second @ u) * u
+        across = second - (second * u).sum() * u  # not `@`, which runs in half precision under autocast
         # Without two directions there is no plane: what rounding leaves of a parallel `w` is not one.
         flat = (u == 0).all() | (across.abs().amax() <= 64 * torch.finfo(u.dtype).eps)
         across = unit(across)
-        across = unit(across - (across @ u) * u)
+        across = unit(across - (across * u).sum() * u)
         u, across = (torch.where(flat, torch.zeros_like(axis), axis) for axis in (u, across))
         return _TurnedInPlane(unit=u, site=site, angle=angle, second=across)
 
@@ -261,7 +266,15 @@ def add(v: SteeringVector, alpha: Any = 1.0) -> Operator:
         >>> sf.add(v, 0.5)(h, sf.Info.of(h))
         tensor([[[0.5000, 1.0000]]])
     """
-    return Add(as_vector(v, "add"), as_number(alpha, "alpha"))
+    v, strength = as_vector(v, "add"), as_number(alpha, "alpha")
+    largest = strength.detach().abs().amax().double()
+    for site, direction in zip(v.sites, v._directions, strict=True):
+        if not is_finite(direction.detach().double() * largest.to(direction.device), MOST):
+            raise ShapeError(
+                f"alpha {alpha} times the direction at {site}, whose norm is {v.magnitude[site]:.3g}, is more than "
+                "float32 holds; use a smaller one."
+            )
+    return Add(v, strength)
 
 
 def ablate(v: SteeringVector) -> Operator:
@@ -331,10 +344,13 @@ def clamp(v: SteeringVector, value: Any = None, *, min: Any = None, max: Any = N
         return Clamp(v, number, number)
     if min is None and max is None:
         raise ShapeError("clamp needs a value, a min or a max: write clamp(v, 0.0) or clamp(v, max=4.0).")
-    if isinstance(min, (int, float)) and isinstance(max, (int, float)) and min > max:
-        raise ShapeError(f"clamp has min={min} above max={max}; swap them.")
     low = torch.tensor(-torch.inf) if min is None else as_number(min, "The min of clamp")
     high = torch.tensor(torch.inf) if max is None else as_number(max, "The max of clamp")
+    if low.ndim and high.ndim and len(low) != len(high):
+        raise ShapeError(f"clamp has {len(low)} values of min and {len(high)} of max; pass as many of each.")
+    crossed = low > high.to(low.device)
+    if has_values(crossed) and bool(crossed.any()):
+        raise ShapeError(f"clamp has min={min} above max={max}; swap them.")
     return Clamp(v, low, high)
 
 

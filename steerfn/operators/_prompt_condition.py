@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError, SteerError
+from steerfn._finite import is_transformed
 from steerfn._site import Site
 from steerfn._struct import static, struct
 from steerfn._types import Hidden, TokenMask
@@ -117,13 +118,6 @@ COMPILED = (
     "no earlier one of a running generate has answered. Give the prompt to generate in one piece, or do not compile "
     "the pass that reads it."
 )
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is inside a `torch.func` transform, where its values cannot be looked at."""
-    if torch.compiler.is_compiling():  # which does not know the question
-        return False
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @struct

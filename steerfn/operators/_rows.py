@@ -6,18 +6,18 @@ the same arithmetic on other numbers: their tensors are stacked, a direction to 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._errors import ShapeError, SteerError
+from steerfn._errors import DataError, ShapeError, SteerError
 from steerfn._site import Site
-from steerfn._struct import replace, static, struct
+from steerfn._struct import map_children, replace, static, struct
 from steerfn._types import Hidden
 from steerfn.operators import _combine, _linear, _schedule, _scope
-from steerfn.operators._base import Bound, Operator, Steerable, as_operator, negative_zero
+from steerfn.operators._base import Bound, Operator, Steerable, as_operator, negative_zero, sites_of
 from steerfn.operators._info import Info, Tokens
 from steerfn.operators._linear import Shift
 
@@ -118,8 +118,12 @@ class Rows(Operator):
 
     touched = Operator.touched_by_parts
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return sites_of(self.operators)
+
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        bound = [op.bind(site, device) for op in self.operators]
+        bound = [op.bind_at(site, device) for op in self.operators]
         kinds: list[list[int]] = []
         for i, each in enumerate(bound):
             if each is None:
@@ -175,14 +179,51 @@ def rows(operators: Sequence[Operator | None]) -> Operator:
     which = []
     for row, op in enumerate(operators):
         # An alpha of one number for the one row would be too short for a group, so such rows stay alone.
-        key = id(op) if op is None or not _has_rows(as_operator(op)) else -row
+        key = id(op) if op is None or row_count(as_operator(op)) is None else -row
         which.append(-1 if op is None else distinct.setdefault(key, (len(distinct), op))[0])
     return Rows(tuple(op for _, op in distinct.values()), tuple(which))
 
 
-def _has_rows(part: Steerable) -> bool:
-    """Whether an operator holds numbers by row, such as a `[batch]` alpha."""
-    own = (getattr(part, field.name) for field in dataclasses.fields(part))  # pyright: ignore[reportArgumentType]
-    if isinstance(part, Rows) or any(isinstance(value, Tensor) and value.ndim > 0 for value in own):
-        return True
-    return any(_has_rows(inner) for inner in part._parts() if isinstance(inner, Steerable))
+def row_count(part: Steerable) -> int | None:
+    """For how many rows an operator holds one number or operator each; None where it holds none by row.
+
+    Raises:
+        ShapeError: parts for different numbers of rows.
+    """
+    if isinstance(part, Rows):
+        return len(part.which)
+    found = {len(value) for name in part.by_row if (value := getattr(part, name)).ndim}
+    found |= {n for inner in part._parts() if isinstance(inner, Steerable) and (n := row_count(inner)) is not None}
+    if len(found) > 1:
+        raise ShapeError(
+            f"This operator holds strengths or operators for {sorted(found)} rows; make all of them for one batch."
+        )
+    return next(iter(found), None)
+
+
+def refuse_rows(operators: Iterable[Steerable | None], verb: str) -> None:
+    """Refuse operators that hold one number or operator for each row, where rows are not the caller's prompts.
+
+    Raises:
+        DataError: one of them does.
+    """
+    for each in operators:
+        if each is not None and (rows := row_count(each)) is not None:
+            raise DataError(
+                f"This operator holds one strength or operator for each of {rows} rows, but {verb} steers all prompts "
+                "alike and batches them as it likes; pass one strength, or use sf.generate with one for each prompt."
+            )
+
+
+def of_row(part: Any, row: int) -> Any:
+    """What an operator does to one row of its batch, as an operator for any row; itself where rows are alike."""
+    if not isinstance(part, Steerable) or row_count(part) is None:
+        return part
+    if isinstance(part, Rows):
+        which = part.which[row]
+        return _combine.identity if which < 0 else of_row(part.operators[which], 0)
+    values = {name: getattr(part, name) for name in part.by_row}
+    return replace(
+        map_children(lambda child: of_row(child, row), part),
+        **{name: value[row] if value.ndim else value for name, value in values.items()},
+    )

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import ShapeError, SteerError
+from steerfn._finite import is_finite
+from steerfn._numbers import plain_number
 from steerfn._site import Site
 from steerfn._struct import static, struct
 from steerfn._types import Hidden, TokenMask
-from steerfn.operators._base import Bound, Operator, as_operator, shifted
+from steerfn.operators._base import MOST, Bound, Operator, as_operator, shifted
 from steerfn.operators._info import Info, Tokens
 from steerfn.operators._linear import per_row_direction
 
@@ -58,7 +60,7 @@ class Scheduled(Operator):
     function: Callable[[Tensor], Tensor] | None = static()
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        inner = self.operator.bind(site, device)
+        inner = self.operator.bind_at(site, device)
         return None if inner is None else _Scheduled(inner=inner, strengths=self.strengths, function=self.function)
 
     def touched(self, tokens: Tokens) -> TokenMask:
@@ -96,9 +98,9 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
         raise SteerError(
             f"A schedule is a list of numbers or a function of token indices, not {schedule!r:.80}."
         ) from None
-    if strengths.ndim != 1 or not len(strengths) or not bool(torch.isfinite(strengths).all()):
+    if strengths.ndim != 1 or not len(strengths) or strengths.is_complex() or not is_finite(strengths, MOST):
         raise SteerError(f"A schedule is a non-empty list of finite numbers, not {schedule!r:.80}.")
-    return Scheduled(op, (strengths,), None)
+    return Scheduled(op, (strengths.clone(),), None)  # what happens to the caller's tensor later does not reach it
 
 
 def constant(strength: float = 1.0) -> list[float]:
@@ -173,12 +175,14 @@ def warm_up(tokens: int, strength: float = 1.0) -> list[float]:
 
 
 def _tokens(tokens: Any) -> int:
+    tokens = plain_number(tokens)
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise SteerError(f"A schedule goes over a whole number of tokens from 1, not {tokens!r}.")
     return tokens
 
 
 def _strength(name: str, value: Any) -> float:
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise SteerError(f"{name} is a finite number, a share of the operator's effect, not {value!r}.")
     return float(value)

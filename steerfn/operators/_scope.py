@@ -8,10 +8,12 @@ last prompt position, so `generated` covers that position too.
 import abc
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steerfn._errors import SteerError
+from steerfn._numbers import plain_number
 from steerfn._site import Site
 from steerfn._struct import static, struct
 from steerfn._types import Hidden, TokenMask
@@ -190,13 +192,15 @@ def positions(*indices: Any) -> Scope:
         >>> sf.positions(0, -1) | sf.positions(slice(4, 8))
         (positions(0, -1) | positions(slice(4, 8, 1)))
     """
-    if len(indices) == 1 and isinstance(indices[0], (list, tuple, range)):
+    if len(indices) == 1 and isinstance(indices[0], (list, tuple, range, np.ndarray)):
         indices = tuple(indices[0])
+    indices = tuple(plain_number(item) for item in indices)
     if not indices:
         raise SteerError("positions needs at least one position, such as sf.positions(0) or sf.positions(slice(2, 5)).")
     found: list[Any] = []
     for item in indices:
         bounds = (item.start, item.stop, 1 if item.step is None else item.step) if isinstance(item, slice) else (item,)
+        bounds = tuple(map(plain_number, bounds))
         if any(isinstance(b, bool) or not (b is None or isinstance(b, int)) for b in bounds) or bounds == (None,):
             raise SteerError(f"A position is an int or a slice of ints, not {item!r}.")
         if isinstance(item, slice) and bounds[-1] < 1:
@@ -227,7 +231,7 @@ class At(Operator):
     operator: Operator
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
-        inner = self.operator.bind(site, device)
+        inner = self.operator.bind_at(site, device)
         return None if inner is None else _Scoped(inner=inner, scope=self.scope)
 
     def touched(self, tokens: Tokens) -> TokenMask:

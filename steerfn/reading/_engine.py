@@ -20,6 +20,7 @@ from steerfn._errors import ModelError
 from steerfn._forward import Entry
 from steerfn._layout import layout
 from steerfn._site import Site, as_sites
+from steerfn._steer import refuse_open_rows
 from steerfn._struct import static, struct
 from steerfn._substitute import device_of, substitutions_of
 from steerfn._text import input_device
@@ -159,6 +160,7 @@ def plan(model: Any, reads: Sequence[Read], sites: Any, *, batch_size: int | str
         SiteError: a site that the model lacks.
     """
     limit = limit_of(batch_size)
+    refuse_open_rows(model, "texts are read in batches of any order")
     root = unwrapped(model)
     at = layout(root)
     wanted = at.resolve(as_sites(sites))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._numbers import plain_number
 
 Position = str | int | Callable[[list[int]], int]
 """Where to read: "last" (real token), "mean" (over real tokens), "answer" (the first token in which the two texts of a
@@ -49,6 +50,7 @@ def _where(ids: list[int], position: Position) -> tuple[int, ...]:
     if position == "mean":
         return tuple(range(len(ids)))
     where: Any = -1 if position == "last" else position(list(ids)) if callable(position) else position
+    where = plain_number(where)
     if isinstance(where, bool) or not isinstance(where, int):
         raise DataError(
             f"position is 'last', 'mean', 'answer' (for pairs), an index or a function of the token ids, not {where!r}."

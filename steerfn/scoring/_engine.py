@@ -25,11 +25,12 @@ from steerfn._blocks import unwrapped
 from steerfn._forward import Entry, Selections
 from steerfn._layout import layout
 from steerfn._site import resid_post
-from steerfn._steer import prepared
+from steerfn._steer import prepared, refuse_open_rows
 from steerfn._substitute import device_of, substitutions_of, walk
 from steerfn._text import input_device
 from steerfn.operators import Operator, Tokens, identity, rows
 from steerfn.operators._prompt_condition import asks_prompts
+from steerfn.operators._rows import refuse_rows
 from steerfn.reading._abilities import window
 from steerfn.reading._budget import TOKENS, TOKENS_ELSEWHERE, limit_of
 from steerfn.reading._engine import able, is_steered
@@ -87,6 +88,8 @@ class Scorer:
         self.at = layout(self.root)
         self.items = items
         self.ops = [prepared(identity if op is None else op, self.root, self.at, strict=False) for op in ops]
+        refuse_rows(self.ops, "scoring")
+        refuse_open_rows(model, "continuations are scored in batches of any order")
         self.selections = Selections()
         steered = is_steered(self.root, self.at)
         [self.last] = self.at.resolve((resid_post[-1],))

@@ -29,7 +29,7 @@ class Placed(Operator):
         return self.operator.reads
 
     def bind(self, site: Site, device: Any = None) -> Any:
-        inner = self.operator.bind(site, device)
+        inner = self.operator.bind_at(site, device)
         if inner is None:
             return None
         at = self.tokens

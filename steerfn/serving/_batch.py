@@ -40,7 +40,7 @@ def run_batch(
     """
     from transformers import GenerationConfig
 
-    ids, mask = padded([job.prompt for job in jobs], pad_id(tokenizer), "left", input_device(model))
+    ids, mask = padded([job.prompt for job in jobs], pad_id(model, tokenizer), "left", input_device(model))
     ops = [job.op for job in jobs]
     steering = steer(model, rows(ops)) if any(op is not None for op in ops) else contextlib.nullcontext()
 
@@ -54,7 +54,7 @@ def run_batch(
                 max_new_tokens=max(job.max_tokens for job in jobs),
                 do_sample=False,
                 eos_token_id=sorted(ends) or None,
-                pad_token_id=pad_id(tokenizer),
+                pad_token_id=pad_id(model, tokenizer),
             ),
             logits_processor=[_Sampling(jobs, ids)],
             stopping_criteria=[_HandOut(jobs, ids.shape[1], ends, functools.partial(text_of, tokenizer))],

@@ -73,7 +73,7 @@ def begun(
     longest = max(map(len, prompts))
     if not scorer.share or scorer.root is not model or (scorer.longest is not None and longest > scorer.longest):
         return None
-    ids, mask = padded(prompts, pad_id(tokenizer), "left", scorer.device)
+    ids, mask = padded(prompts, pad_id(model, tokenizer), "left", scorer.device)
     beginning = _Beginning(scorer, ids[:, :-1], mask[:, :-1], [len(prompt) for prompt in prompts])
     depths = [beginning.depth(*each) for each in zip(scorer.ops, scorer.trunks, which, strict=True)]
     if max(depths) < 0 or not _begins(scorer):

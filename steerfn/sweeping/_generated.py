@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from steerfn._generate import generate
-from steerfn._steer import Steering
+from steerfn._steer import Steering, refuse_open_rows
 from steerfn._text import Text, encode, input_device
 from steerfn.operators import Operator, rows
+from steerfn.operators._rows import refuse_rows
 from steerfn.sweeping._begun import begun
 
 ROWS = {"cpu": 64}
@@ -49,6 +50,8 @@ def generated(
         chat: as in `generate`.
         hf: anything else that `generate` takes.
     """
+    refuse_rows(ops, "this comparison")
+    refuse_open_rows(model, "configurations are generated in batches of any order")
     encoded = encode(tokenizer, prompts, chat)
     lengths = [len(ids) for ids in encoded]
     # Prompts of one length share batches: padding is computed, and a prompt's operators differ least in what they do.

@@ -200,6 +200,9 @@ def test_numbers_that_are_none_are_refused():
         for bad in ("2", True, [1.0], np.ones(2)):
             text = f"{what} is a number, a 0-d tensor or a [batch] tensor, not {bad!r} of type {type(bad).__name__}."
             refused(text, lambda: make(bad), sf.ShapeError)  # noqa: B023
+        for bad in (torch.tensor(torch.nan), torch.tensor([1.0, -torch.inf]), torch.tensor(1e39, dtype=torch.float64)):
+            text = f"{what} is {bad.tolist()}; every value must be finite in float32."
+            refused(text, lambda: make(bad), sf.ShapeError)  # noqa: B023
         fix = "pass a 0-d tensor, or a [batch] tensor with one value for each row."
         refused(f"{what} is a tensor of shape [2, 1] and torch.float32; {fix}", lambda: make(torch.ones(2, 1)))  # noqa: B023
         refused(f"{what} is a tensor of shape [] and torch.bool; {fix}", lambda: make(torch.tensor(True)))  # noqa: B023
@@ -221,6 +224,10 @@ def test_clamp_refuses_bounds_that_contradict():
     refused("clamp takes a value, or min and max, not both.", lambda: sf.clamp(v, 1.0, min=0.0))
     refused("clamp needs a value, a min or a max: write clamp(v, 0.0) or clamp(v, max=4.0).", lambda: sf.clamp(v))
     refused("clamp has min=2 above max=1.0; swap them.", lambda: sf.clamp(v, min=2, max=1.0))
+    low = torch.tensor([0.0, 3.0])
+    refused(f"clamp has min={low} above max=2.0; swap them.", lambda: sf.clamp(v, min=low, max=np.float32(2.0)))
+    text = "clamp has 2 values of min and 3 of max; pass as many of each."
+    refused(text, lambda: sf.clamp(v, min=low, max=torch.full((3,), 5.0)))
 
 
 def test_a_plane_without_a_direction_there_is_refused():

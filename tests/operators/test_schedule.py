@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from families import build
@@ -206,3 +207,14 @@ def test_pitfall_35_schedules_of_other_lengths_compile_once_more_at_most():
         assert torch.allclose(apply(op, H), op(H, sf.Info.of(H, prompt_length=2)))
     assert 1 <= len(graphs) <= 2
     torch._dynamo.reset()
+
+
+def test_nothing_outside_changes_a_schedule_and_numpy_numbers_are_numbers():
+    strengths = torch.tensor([1.0, 0.5])
+    op, info = sf.scheduled(sf.add(V), strengths), sf.Info.of(H, prompt_length=2)
+    expected = op(H, info)
+    strengths.zero_()
+    assert torch.equal(op(H, info), expected)
+    assert sf.linear_decay(np.int64(4), np.float32(1)) == sf.linear_decay(4)
+    assert sf.positions(np.int64(0), slice(np.int64(2), None)) == sf.positions(0, slice(2, None))
+    assert sf.positions(np.arange(2)) == sf.positions(0, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerfn._errors import DataError
 from steerfn._fingerprint import fingerprint
+from steerfn._numbers import plain_number
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
 from steerfn.discover.engine._collect import job, states_by_site
@@ -104,6 +105,7 @@ def checked_seed(seed: Any) -> int:
     Raises:
         DataError: something else than an int.
     """
+    seed = plain_number(seed)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
     return seed

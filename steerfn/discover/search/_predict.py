@@ -34,7 +34,7 @@ class Predictor:
         """The predictor of a model."""
         root = unwrapped(model)
         narrow = "logits_to_keep" in inspect.signature(root.forward).parameters
-        return cls(functional(model), narrow, pad_id(tokenizer), input_device(root))
+        return cls(functional(model), narrow, pad_id(model, tokenizer), input_device(root))
 
     def __call__(self, op: Any, rows: Sequence[Sequence[int]], places: Tensor, prompts: Any = None) -> Tensor:
         """Logits `[rows, places, vocabulary]`, in at least float32.

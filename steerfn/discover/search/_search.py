@@ -66,7 +66,7 @@ class Search:
             d * min(1.0, self.bounds[site] / norm) if (norm := float(torch.linalg.vector_norm(d))) > 0 else d
             for site, d in zip(v.sites, v.directions, strict=True)
         ]
-        return replace(v, directions=tuple(held))
+        return replace(v, _directions=tuple(held))
 
     def run(
         self, start: SteeringVector, steps: int, lr: float, patience: int, random: torch.Generator, progress: bool
@@ -99,7 +99,7 @@ class Search:
                 for leaf, part in zip(leaves, gradient.directions, strict=True):
                     leaf.grad = part
                 adam.step()
-                v = self.projected(replace(v, directions=tuple(leaf.clone() for leaf in leaves)))
+                v = self.projected(replace(v, _directions=tuple(leaf.clone() for leaf in leaves)))
                 for leaf, direction in zip(leaves, v.directions, strict=True):
                     leaf.copy_(direction)
                 taken += 1
