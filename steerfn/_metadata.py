@@ -7,7 +7,6 @@ from typing import Any
 from steerfn._errors import DataError
 from steerfn._numbers import plain_number
 
-
 MAX_KEYS, MAX_KEY = 10_000, 1_000
 """Most keys, and the longest: far beyond what any method writes, and small enough to list."""
 

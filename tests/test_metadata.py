@@ -56,21 +56,23 @@ def test_copies_and_pickles():
     [{"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}, {"a": object()}, {"a": b"b"}, {"a": [sf.resid_post[0]]}],
 )
 def test_what_json_cannot_hold_is_refused(values):
-    with pytest.raises(DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"):
+    with pytest.raises(
+        sf.DataError, match=r"^Metadata holds JSON values only \(text, numbers, lists, mappings\): .*\.$"
+    ):
         Metadata(values)
 
 
 def test_cycles_are_refused():
     loop = {}
     loop["me"] = loop
-    with pytest.raises(DataError, match="Metadata holds JSON values only"):
+    with pytest.raises(sf.DataError, match="Metadata holds JSON values only"):
         Metadata(loop)
 
 
 @pytest.mark.parametrize("values", [{1: "a"}, [("a", 1)], "text", 3])
 def test_what_is_no_mapping_from_names_is_refused(values):
     text = f"Metadata is a mapping from names to JSON values, not {values!r}."
-    with pytest.raises(DataError, match=f"^{re.escape(text)}$"):
+    with pytest.raises(sf.DataError, match=f"^{re.escape(text)}$"):
         Metadata(values)
 
 
@@ -84,7 +86,7 @@ def test_an_access_parses_one_value_and_never_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("values", [{f"k{i}": 0 for i in range(10_001)}, {"k" * 1001: 0}])
 def test_keys_are_bounded(values):
-    with pytest.raises(DataError, match="Metadata has 10000 keys of 1000 characters at most"):
+    with pytest.raises(sf.DataError, match="Metadata has 10000 keys of 1000 characters at most"):
         Metadata(values)
 
 
