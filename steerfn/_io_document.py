@@ -21,6 +21,7 @@ from torch import Tensor
 from steerfn._errors import SteerError
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible_line
 
 FORMAT, VERSION = "steerfn", 1
 
@@ -58,7 +59,7 @@ def brief(value: Any, limit: int = 80) -> str:
     Values are described in bounded time too: repr of a list that holds itself twice, forty times over, never ends.
     """
     text = " ".join((value[: 20 * limit] if isinstance(value, str) else _SHORT.repr(value)).split())
-    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be printed
+    text = visible_line(text)
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Names of modules below `steerfn`, a prefix with a star; the first that matches counts. Names of one
 # layer may import each other.
 LAYERS = [
-    ("_errors", "_finite", "_numbers", "_struct", "_types", "_later", "_extra"),
+    ("_errors", "_finite", "_numbers", "_struct", "_types", "_later", "_extra", "_visible"),
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint"),
     ("operators*",),
     ("_forward", "_interpose", "_shards", "_blocks", "_find_blocks", "_substitute", "_layout_check", "_layout"),

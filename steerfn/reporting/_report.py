@@ -21,13 +21,14 @@ from steerfn._layout import layout
 from steerfn._records import as_json, write_text
 from steerfn._text import Text, as_texts, encode, input_device
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible
 from steerfn.evaluate import VectorComparison, compare_vectors
 from steerfn.evaluate._compare import METRICS
 from steerfn.evaluate._condition_texts import tried
 from steerfn.evaluate._conditions import checked_controls, strengths_of
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import checked_seeds, samples
-from steerfn.evaluate._side_by_side import shown_prompt, visible
+from steerfn.evaluate._side_by_side import shown_prompt
 from steerfn.evaluate._statistics import RESAMPLES, checked_options
 from steerfn.operators import Scope, add
 from steerfn.plot._figure import figure
