@@ -58,6 +58,19 @@ def as_list(texts: Any, what: str) -> list[Any]:
     return list(texts)
 
 
+def _check_characters(text: Text, what: str) -> None:
+    """Refuse half of a surrogate pair, as a text that was cut within a character has: no tokenizer can take it."""
+    words = [text] if isinstance(text, str) else [message["content"] for message in text]
+    for word in (word for word in words if isinstance(word, str)):
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{what} has half of a surrogate pair ({word[error.start]!r} at character {error.start}), which stands "
+                "for no character; cut texts between characters, or write the whole one."
+            ) from None
+
+
 def _is_conversation(text: Any) -> bool:
     return (
         isinstance(text, Sequence)
@@ -87,6 +100,8 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: bool | None) -> list[lis
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if chat is None:
         chat = has_template
+    for i, text in enumerate(texts):
+        _check_characters(text, f"Text {i}")
     written: dict[int, str] = {}  # by the template, special tokens included
     for i, text in enumerate(texts):
         if chat or not isinstance(text, str):

@@ -3,16 +3,17 @@
 import csv
 import io
 import json
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerfn._io_document import Refused, brief
+from steerfn._io_read import read_bytes
 
 MAX_BYTES = 128 * 2**20
 """Largest file read: a hundred times the published sets of a thousand questions."""
+MAX_THINGS = 3_000_000
+"""Most lines, commas and brackets: what a file of that size has in prose."""
 
 
 JSON, JSON_LINES, PLAIN = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson"), (".txt", ".csv")
@@ -31,7 +32,7 @@ def content(path: Path) -> dict[str, Any] | list[Row]:
     Raises:
         Refused: a file that is missing, too large, binary, empty, or broken JSON or CSV.
     """
-    text = _text(path)
+    text = read_text(path)
     suffix = path.suffix.lower()
     if text.lstrip()[0] in "[{" or suffix in JSON:
         try:
@@ -43,14 +44,14 @@ def content(path: Path) -> dict[str, Any] | list[Row]:
     return [Row(f"line {n}", line.strip()) for n, line in _lines(text)] if table is None else table
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, once it is one and no list of more things than memory is meant for.
+
+    Raises:
+        Refused: a file that is missing, too large, binary or empty.
+    """
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
-            raise Refused("it is not a regular file", "pass a JSON, JSONL, CSV or text file")
-        if about.st_size > MAX_BYTES:
-            raise Refused(f"it has {about.st_size} bytes, and {MAX_BYTES} are read at most", "divide it, or sample it")
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES, "pass a JSON, JSONL, CSV or text file")
     except FileNotFoundError:
         raise Refused("there is no such file", "check the name and its folder") from None
     except (OSError, ValueError) as error:
@@ -66,6 +67,9 @@ def _text(path: Path) -> str:
         raise Refused("it is binary (it holds NUL bytes)", "save it as JSON, JSONL or CSV in UTF-8")
     if not text.strip():
         raise Refused("it is empty", "write at least one example of each side")
+    # Counted before anything is parsed: an empty list is two bytes in a file and a hundred in memory.
+    if (things := sum(map(text.count, "[{,\n"))) > MAX_THINGS:
+        raise Refused(f"it has {things} lines, commas and brackets, more than {MAX_THINGS}", "divide it, or sample it")
     return text
 
 
