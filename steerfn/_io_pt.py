@@ -220,7 +220,7 @@ def _followed(code: bytes) -> Any:
             case "NONE":
                 stack.append(None)
             case "GLOBAL":
-                stack.append(_global(argument))
+                stack.append(_global(str(argument)))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
