@@ -9,8 +9,10 @@ import pickle
 import re
 import stat
 import struct
+import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -696,3 +698,59 @@ def test_load_checks_the_model(tmp_path):
         load(path, model=model)
     model.config.hidden_size = 8
     assert load(path, model=model, strict=True).identical(vector())
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+STUFFED = {
+    "lists": "[" + "[]," * 60_000 + "[]]",
+    "objects": "[" + "{}," * 60_000 + "{}]",
+    "keys": "{" + ",".join(f'"{i}":{{}}' for i in range(30_000)) + "}",
+    "deep": "[" * 200_000,
+    "text": '"' + "\\u1234" * 40_000 + '"',
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("what", STUFFED)
+def test_memory_is_a_multiple_of_the_files_size(tmp_path, suffix, what):
+    path = tmp_path / f"v{suffix}"
+    for text in (STUFFED[what], f'{{"format": "steerfn", "version": 1, "metadata": {{"a": {STUFFED[what]}}}}}'):
+        if suffix == ".json":
+            path.write_text(text)
+        else:
+            forge_safetensors(path, text.encode() if text[0] != "{" else {"__metadata__": {"steerfn": text}})
+        tracemalloc.start()
+        try:
+            refused(path, "Cannot load")
+            assert tracemalloc.get_traced_memory()[1] < 64 * path.stat().st_size
+        finally:
+            tracemalloc.stop()
+
+
+HELD = """
+import resource, sys, torch, steerfn as sf
+torch.set_num_threads(1)
+sf.load(sys.argv[2])  # what is imported and allocated once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+vector = sf.load(sys.argv[1]) if sys.argv[1][-3:] != ".pt" else sf.from_pt(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="what ru_maxrss counts")
+@pytest.mark.parametrize("name", ["v.safetensors", "v.json", "v.gguf", "rows.pt"])
+def test_a_large_vector_takes_a_few_times_its_size(tmp_path, name):
+    if name == "v.gguf":
+        pytest.importorskip("gguf")
+    size, large, small = 2**25, tmp_path / name, tmp_path / f"small{Path(name).suffix}"
+    directions = torch.ones(64, size // 256)
+    if name == "rows.pt":
+        torch.save(directions, large)
+        small = save(vector(), tmp_path / "small.json")
+    else:
+        save(SteeringVector(dict(enumerate(directions, 1))), large)
+        save(SteeringVector({1: torch.ones(8)}), small)
+    done = subprocess.run([sys.executable, "-c", HELD, large, small], capture_output=True, text=True, check=True)
+    assert 1024 * int(done.stdout) < 8 * size

@@ -12,7 +12,7 @@ from steerfn._errors import DataError
 from steerfn._page import page, part
 from steerfn._records import as_json, write_text
 from steerfn._text import Text
-from steerfn._visible import visible
+from steerfn._visible import visible, visible_line
 from steerfn.evaluate._comparison_html import STYLE, body
 from steerfn.evaluate._comparison_table import effects_table, narrow
 from steerfn.evaluate._diff import runs
@@ -219,7 +219,7 @@ class Comparison:
         different = len({repr(prompt) for prompt in self.prompts})
         repeated = "" if different == len(self.prompts) else f" ({different} different ones, which are what counts)"
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-        steering = visible(str(self.about["steering"]))  # a vector's file may call its method anything
+        steering = visible_line(str(self.about["steering"]))  # a vector's file may call its method anything
         return f"{_counted(len(self.prompts), 'prompt')}{repeated}{seeds}, with and without {steering}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
