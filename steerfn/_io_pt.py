@@ -28,6 +28,8 @@ from steerfn._io_document import MAX_DOCUMENT, MAX_TENSORS, Refused, brief
 
 MAX_DEPTH = 8
 """Deepest nesting of containers in a file of another library."""
+MAX_THINGS = 20 * MAX_TENSORS
+"""Most tensors, numbers and containers in one: a direction may be a list of numbers."""
 MAX_INSTRUCTIONS = 40 * MAX_TENSORS
 """Most instructions of a pickle; a tensor takes about 25."""
 MAX_SHARED = 64
@@ -121,8 +123,8 @@ def _views(tree: Any) -> list[_View]:
     while left:
         node, depth = left.pop()
         seen += 1
-        if seen > MAX_TENSORS or depth > MAX_DEPTH:
-            raise Refused(f"its tensor file nests deeper than {MAX_DEPTH} or holds more than {MAX_TENSORS} things")
+        if seen > MAX_THINGS or depth > MAX_DEPTH:
+            raise Refused(f"its tensor file nests deeper than {MAX_DEPTH} or holds more than {MAX_THINGS} things")
         if isinstance(node, _View):
             found.append(node)
         elif isinstance(node, (_Global, _Storage)):
@@ -131,6 +133,8 @@ def _views(tree: Any) -> list[_View]:
             if len(node) > MAX_TENSORS:
                 raise Refused(f"its tensor file holds {len(node)} things, more than {MAX_TENSORS}")
             left += [(each, depth + 1) for each in (node.values() if isinstance(node, dict) else node)]
+    if len(found) > MAX_TENSORS:
+        raise Refused(f"its tensor file holds {len(found)} tensors, more than {MAX_TENSORS}")
     return found
 
 

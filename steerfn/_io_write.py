@@ -81,8 +81,9 @@ def _staged(path: Path, data: bytes, mode: int | None) -> Iterator[Path]:
     try:
         # Not tempfile: it makes files that only their owner can read, and the umask cannot be asked for safely.
         with open(temporary, "xb") as file:
-            if mode is not None:  # before there is anything to read
-                os.chmod(temporary, mode)
+            if mode is not None:  # before there is anything to read; some file systems have no permissions
+                with contextlib.suppress(OSError):
+                    os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -159,9 +159,9 @@ def _check_free(folder: Path) -> None:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what runs that were killed left, once nothing in it has changed for a day."""
-    for each in folder.iterdir():
-        if TEMPORARY.fullmatch(each.name) and each.is_dir() and not each.is_symlink():
-            with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            if TEMPORARY.fullmatch(each.name) and each.is_dir() and not each.is_symlink():
                 if time.time() - max(path.stat().st_mtime for path in (each, *each.rglob("*"))) > ABANDONED:
                     shutil.rmtree(each)
 

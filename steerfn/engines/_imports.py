@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import DataError, FileError
-from steerfn._io_document import MAX_BYTES, SAVE_AGAIN, Refused, brief
+from steerfn._io_document import MAX_BYTES, MAX_TENSORS, SAVE_AGAIN, Refused, brief
 from steerfn._io_pt import decode_any
 from steerfn._io_read import read_bytes
 from steerfn._site import Site, as_sites, attn_out, mlp_out, resid_post
@@ -105,6 +105,8 @@ def from_pt(path: str | os.PathLike[str], layer: Any = None) -> SteeringVector:
     metadata = {"imported": {"from": "pt", "file": name}}
     if isinstance(found, (list, tuple)):
         found = dict(enumerate(found)) if layer is None else list(found)
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) > MAX_TENSORS:
+        raise DataError(f"'{brief(name)}' holds {len(found)} directions, more than {MAX_TENSORS}; save a part of them.")
     if isinstance(found, Tensor) and found.ndim == 2:
         found = dict(enumerate(found.unbind())) if layer is None else list(found.unbind())
     if isinstance(found, Tensor) and layer is None:

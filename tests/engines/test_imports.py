@@ -123,6 +123,7 @@ HOSTILE = {
     "an expanded view": torch.ones(1).expand(10**9),
     "overlapping rows": torch.ones(1000).as_strided((900, 100), (1, 1)),
     "one storage a thousand times": [SHARED] * 1000,
+    "more rows than there are layers": torch.ones(60_000, 1),
     "a list of itself": itself(),
     "doubled forty times": doubled(40),
     "nested": [[[[[[[[[[torch.ones(8)]]]]]]]]]],
