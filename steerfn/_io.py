@@ -7,8 +7,7 @@ reads more than `MAX_BYTES`.
 
 import math
 import os
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from steerfn import _io_json, _io_safetensors
 from steerfn._errors import FileError, SteerError
 from steerfn._fingerprint import check_match
 from steerfn._io_document import SAVE_AGAIN, Read, Refused, brief
+from steerfn._io_read import check_size, read_bytes
 from steerfn._io_write import write_together
 from steerfn._vector import SteeringVector
 
@@ -24,17 +24,19 @@ class Format(NamedTuple):
     """One file format.
 
     `encode` gives the bytes of each file, in the order of writing; `decode` gives the vector and its
-    document, or raises `Refused`. An `exact` format gives back every bit.
+    document, or raises `Refused`. An `exact` format gives back every bit. `remove_former` removes what a
+    vector of the same name had besides the files that are now written.
     """
 
     encode: Callable[[SteeringVector, Path], dict[Path, bytes]]
     decode: Callable[[Path, Read], tuple[SteeringVector, dict[str, Any]]]
     exact: bool = True
+    remove_former: Callable[[Path, Collection[Path]], None] = lambda path, written: None
 
 
 FORMATS: dict[str, Format] = {
     ".safetensors": Format(_io_safetensors.encode, _io_safetensors.decode),
-    ".json": Format(_io_json.encode, _io_json.decode),
+    ".json": Format(_io_json.encode, _io_json.decode, remove_former=_io_json.remove_former),
 }
 """By suffix; an engine adds its own (`FORMATS[".gguf"] = Format(...)`)."""
 
@@ -42,9 +44,11 @@ FORMATS: dict[str, Format] = {
 def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float = 1.0, overwrite: bool = True) -> Path:
     """Write a vector to a file, whole or not at all; the suffix picks the format.
 
-    `.safetensors` is one file; `.json` is readable text with its tensors in a `.pt` beside it; `.gguf` is a control
-    vector of llama.cpp (block outputs from block 1 on, in float32). The
-    file is read back from memory before anything is written, so what is written can be loaded.
+    `.safetensors` is one file; `.json` is readable text with its tensors in a `.pt` beside it, whose name holds its
+    hash; `.gguf` is a control vector of llama.cpp (block outputs from block 1 on, in float32). The file is read back
+    from memory before anything is written, so what is written can be loaded. Several processes may save under one
+    name: the last one's vector is there, whole, and readers beside them get one or the other. The permissions of a
+    file that is replaced are kept.
 
     Args:
         vector: what to save, with its metadata.
@@ -93,8 +97,9 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float =
             f"Cannot save this vector as '{path}': {told}; save finite CPU or GPU tensors and less metadata."
         )
     try:
-        _check_targets(path, list(files), overwrite)
+        _check_target(path, overwrite)
         write_together(files)
+        form.remove_former(path, files)
     except (OSError, ValueError) as error:
         if isinstance(error, SteerError):
             raise
@@ -156,7 +161,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read(path: str | os.PathLike[str]) -> tuple[SteeringVector, dict[str, Any]]:
     path, form = _format(path)
     try:
-        return form.decode(path, _read_bytes)
+        return form.decode(path, read_bytes)
     except Refused as refused:
         what, fix = refused.what, refused.fix
     except FileNotFoundError:
@@ -168,23 +173,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[SteeringVector, dict[str, Any]]
     raise FileError(f"Cannot load '{path}': {what}; {fix}.")
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
-        raise Refused("it is not a regular file", "pass a file that sf.save wrote")
-    _check_size(about.st_size, limit)
-    with open(path, "rb") as file:
-        return _bounded(file.read(limit + 1), limit)  # it may have grown, and some files do not say their size
-
-
 def _bounded(data: bytes, limit: int) -> bytes:
-    _check_size(len(data), limit)
+    check_size(len(data), limit)
     return data
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise Refused(f"it has {size} bytes, and such a file has {limit} at most", "save fewer sites in one file")
 
 
 def _format(path: str | os.PathLike[str]) -> tuple[Path, Format]:
@@ -206,15 +197,8 @@ def _format(path: str | os.PathLike[str]) -> tuple[Path, Format]:
     raise FileError(f"'{path}' does not end in a suffix that names a format ({known}); {hint}.")
 
 
-def _check_targets(path: Path, files: list[Path], overwrite: bool) -> None:
+def _check_target(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileError(f"Cannot write '{path}': there is no folder '{path.parent}'; create it first.")
-    taken = [file for file in files if file.exists()]
-    if taken and not overwrite:
-        raise FileError(f"'{taken[0]}' exists and overwrite=False; choose another name, or pass overwrite=True.")
-    # A lone `.pt` beside the name is most likely someone's checkpoint and no vector to be replaced.
-    if taken and path not in taken:
-        raise FileError(
-            f"'{taken[0]}' is in the way of the tensors of '{path}' and belongs to no vector; "
-            "move it, or choose another name."
-        )
+    if path.exists() and not overwrite:
+        raise FileError(f"'{path}' exists and overwrite=False; choose another name, or pass overwrite=True.")

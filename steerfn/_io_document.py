@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from torch import Tensor
 from steerfn._errors import SteerError
 from steerfn._site import Site
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible_line
 
 FORMAT, VERSION = "steerfn", 1
 
@@ -46,10 +48,18 @@ class Refused(Exception):
         self.what, self.fix = brief(what, 400), fix
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 200, 200, 200
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 10
+
+
 def brief(value: Any, limit: int = 80) -> str:
-    """Text for a message, of bounded length and on one line: a hostile file chooses its own words."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be printed
+    """Text for a message, of bounded length and on one line: a hostile file chooses its own words.
+
+    Values are described in bounded time too: repr of a list that holds itself twice, forty times over, never ends.
+    """
+    text = " ".join((value[: 20 * limit] if isinstance(value, str) else _SHORT.repr(value)).split())
+    text = visible_line(text)
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -1,11 +1,12 @@
-"""The `.pt` file beside a `.json`: `torch.save` of a dict of 1-D tensors, read without trusting it.
+"""The `.pt` files that `torch.save` writes, read without trusting them: ours beside a `.json`, and those of others.
 
-A `.pt` file is a zip archive of a pickle and of one file of bytes for each tensor. `weights_only=True`
+A `.pt` file is a zip archive of a pickle and of one file of bytes for each storage. `weights_only=True`
 keeps a pickle from running code, but not from asking for any amount of memory (`bytearray(10**12)`, an
-expanded view of one number). So `torch.load` sees a file only after three checks:
+expanded view of one number, a list of itself). So `torch.load` sees a file only after three checks:
 
 1. the archive is uncompressed and no larger inside than outside (no zip bomb);
-2. the pickle, followed instruction by instruction without running any, says only "name: all of these bytes";
+2. the pickle, followed instruction by instruction without running any, builds plain containers of tensors,
+   each a view of no more numbers than its storage has;
 3. each of those byte files has the size that the pickle claims (torch 2.13 checks this too).
 
 What passes is written anew and read from there: two zip readers may see two archives in one file.
@@ -13,7 +14,9 @@ What passes is written anew and read from there: two zip readers may see two arc
 
 import dataclasses
 import io
+import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +26,17 @@ from torch import Tensor
 
 from steerfn._io_document import MAX_DOCUMENT, MAX_TENSORS, Refused, brief
 
+MAX_DEPTH = 8
+"""Deepest nesting of containers in a file of another library."""
+MAX_THINGS = 20 * MAX_TENSORS
+"""Most tensors, numbers and containers in one: a direction may be a list of numbers."""
+MAX_INSTRUCTIONS = 40 * MAX_TENSORS
+"""Most instructions of a pickle; a tensor takes about 25."""
+MAX_SHARED = 64
+"""How many times the file's size its tensors may have in all: layers may share one direction."""
+
 _REBUILD = "torch._utils _rebuild_tensor_v2"
+_PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED = "collections OrderedDict"
 _STORAGES = {
     "torch DoubleStorage": torch.float64,
@@ -31,6 +44,7 @@ _STORAGES = {
     "torch HalfStorage": torch.float16,
     "torch BFloat16Storage": torch.bfloat16,
 }
+_PLACES = re.compile(r"cpu|(cuda|mps|xpu)(:\d{1,3})?")
 _NOTES = {"version": (b"3\n",), "byteorder": (b"little", b"big")}
 
 
@@ -45,6 +59,29 @@ class _Storage:
     dtype: torch.dtype
     numel: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A tensor as a pickle describes it; `plain` where it asks for no gradient."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    plain: bool
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.size) * self.storage.dtype.itemsize
+
+    @property
+    def whole(self) -> bool:
+        return self.plain and (self.offset, self.size, self.stride) == (0, (self.storage.numel,), (1,))
+
 
 def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of a `.pt` file."""
@@ -56,20 +93,64 @@ def encode(tensors: Mapping[str, Tensor]) -> bytes:
 def decode(data: bytes) -> dict[str, Tensor]:
     """The tensors of a `.pt` file that holds 1-D tensors by name and nothing else."""
     members = _members(data)
-    code = members.get("data.pkl", b"")
-    if not 0 < len(code) <= MAX_DOCUMENT:
-        raise Refused(f"its tensor file holds a pickle of {len(code)} bytes")
-    try:
-        claims = _claims(code)
-    except (IndexError, KeyError, TypeError, ValueError) as error:  # malformed: ops short of operands
-        raise Refused(f"its tensor file holds a malformed pickle ({brief(str(error))})") from None
-    if len({claim.key for claim in claims.values()}) != len(claims):
+    claims = _claims(members)
+    if not isinstance(claims, dict) or not all(type(k) is str and isinstance(v, _View) for k, v in claims.items()):
+        raise Refused("its tensor file holds something else than tensors by name")
+    for view in claims.values():
+        if not view.whole:
+            raise Refused("its tensor file holds a tensor that is not plain and 1-D, or a view of something larger")
+    if len({view.storage.key for view in claims.values()}) != len(claims):
         raise Refused("its tensor file uses the same bytes for two tensors")
-    for name, claim in claims.items():
-        held = len(members.get(f"data/{claim.key}", b""))
-        if held != claim.numel * claim.dtype.itemsize:
-            raise Refused(f"its tensor file claims {claim.numel} numbers for {brief(name)!r} and holds {held} bytes")
-    wanted = {"data.pkl", *_NOTES, *(f"data/{claim.key}" for claim in claims.values())}
+    return _loaded(members, list(claims.values()))
+
+
+def decode_any(data: bytes) -> Any:
+    """What a `.pt` file of another library holds: tensors, numbers and text in lists, tuples and dicts.
+
+    Raises:
+        Refused: anything else, containers that hold themselves, or tensors of more numbers than the file has.
+    """
+    members = _members(data)
+    views = _views(_claims(members))
+    if sum(view.nbytes for view in views) > MAX_SHARED * len(data):
+        raise Refused(f"its tensor file holds views of more than {MAX_SHARED} times its bytes")
+    return _loaded(members, views)
+
+
+def _views(tree: Any) -> list[_View]:
+    """The tensors in a structure, which a hostile pickle may have tied to itself."""
+    found, left, seen = [], [(tree, 0)], 0
+    while left:
+        node, depth = left.pop()
+        seen += 1
+        if seen > MAX_THINGS or depth > MAX_DEPTH:
+            raise Refused(f"its tensor file nests deeper than {MAX_DEPTH} or holds more than {MAX_THINGS} things")
+        if isinstance(node, _View):
+            found.append(node)
+        elif isinstance(node, (_Global, _Storage)):
+            raise Refused("its tensor file holds something else than tensors in plain containers")
+        elif isinstance(node, (list, tuple, dict)):
+            if len(node) > MAX_TENSORS:
+                raise Refused(f"its tensor file holds {len(node)} things, more than {MAX_TENSORS}")
+            left += [(each, depth + 1) for each in (node.values() if isinstance(node, dict) else node)]
+    if len(found) > MAX_TENSORS:
+        raise Refused(f"its tensor file holds {len(found)} tensors, more than {MAX_TENSORS}")
+    return found
+
+
+def _loaded(members: Mapping[str, bytes], views: list[_View]) -> Any:
+    """What `torch.load` makes of the checked pickle and the bytes that its tensors use."""
+    storages = {view.storage for view in views}
+    if len({storage.key for storage in storages}) != len(storages):
+        raise Refused("its tensor file describes the same bytes in two ways")
+    for storage in storages:
+        held = len(members.get(f"data/{storage.key}", b""))
+        if held != storage.nbytes:
+            raise Refused(
+                f"its tensor file claims {storage.numel} numbers for the bytes {brief(storage.key)!r} and holds "
+                f"{held} bytes"
+            )
+    wanted = {"data.pkl", *_NOTES, *(f"data/{storage.key}" for storage in storages)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in wanted & set(members):
@@ -103,8 +184,18 @@ def _members(data: bytes) -> dict[str, bytes]:
     return found
 
 
-def _claims(code: bytes) -> dict[str, _Storage]:
-    """What a pickle would build, read off its instructions; nothing is imported, called or allocated."""
+def _claims(members: Mapping[str, bytes]) -> Any:
+    """What the pickle would build, read off its instructions; nothing is imported, called or allocated."""
+    code = members.get("data.pkl", b"")
+    if not 0 < len(code) <= MAX_DOCUMENT:
+        raise Refused(f"its tensor file holds a pickle of {len(code)} bytes")
+    try:
+        return _followed(code)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # malformed: ops short of operands
+        raise Refused(f"its tensor file holds a malformed pickle ({brief(str(error))})") from None
+
+
+def _followed(code: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -116,7 +207,9 @@ def _claims(code: bytes) -> dict[str, _Storage]:
         del stack[len(stack) - count :]
         return taken
 
-    for instruction, argument, _ in pickletools.genops(code):
+    for number, (instruction, argument, _) in enumerate(pickletools.genops(code)):
+        if number > MAX_INSTRUCTIONS:
+            raise Refused(f"its tensor file holds a pickle of more than {MAX_INSTRUCTIONS} instructions")
         match instruction.name:
             case "PROTO":
                 pass
@@ -124,28 +217,30 @@ def _claims(code: bytes) -> dict[str, _Storage]:
                 break
             case "MARK":
                 marks.append(len(stack))
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2":
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
-            case "NEWFALSE":
-                stack.append(False)
-            case "GLOBAL" if argument in (_REBUILD, _ORDERED) or argument in _STORAGES:
-                stack.append(_Global(argument))
+            case "NEWFALSE" | "NEWTRUE":
+                stack.append(instruction.name == "NEWTRUE")
+            case "NONE":
+                stack.append(None)
             case "GLOBAL":
-                raise Refused(
-                    f"its tensor file asks Python for {brief(argument)!r}, which no vector needs: "
-                    "it may be meant to run code",
-                    "delete it and do not open it in another way",
-                )
+                stack.append(_global(str(argument)))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "EMPTY_TUPLE":
                 stack.append(())
-            case "TUPLE1":
-                stack.append(popped(1))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(popped(int(instruction.name[-1])))
             case "TUPLE":
                 stack.append(popped(len(stack) - marks.pop()))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND":
+                _extend(stack, popped(1))
+            case "APPENDS":
+                _extend(stack, popped(len(stack) - marks.pop()))
             case "EMPTY_DICT":
                 stack.append({})
             case "BINPERSID":
@@ -157,16 +252,28 @@ def _claims(code: bytes) -> dict[str, _Storage]:
             case "SETITEMS":
                 _set(stack, popped(len(stack) - marks.pop()))
             case other:
-                raise Refused(f"its tensor file holds the pickle instruction {other}, which no dict of tensors needs")
-    if len(stack) != 1 or not isinstance(stack[0], dict) or not all(isinstance(v, _Storage) for v in stack[0].values()):
+                raise Refused(f"its tensor file holds the pickle instruction {other}, which no tensors need")
+    if len(stack) != 1:
         raise Refused("its tensor file holds something else than tensors by name")
     return stack[0]
 
 
+def _global(name: str) -> _Global:
+    if name in (_REBUILD, _PARAMETER, _ORDERED) or name in _STORAGES:
+        return _Global(name)
+    if re.fullmatch(r"torch \w+Storage", name):
+        raise Refused(f"its tensor file holds numbers of {brief(name)}, and a direction is floating point")
+    raise Refused(
+        f"its tensor file asks Python for {brief(name)!r}, which no vector needs: it may be meant to run code",
+        "do not open it in another way; whoever made it can save its tensors alone with torch.save",
+    )
+
+
 def _storage(identity: Any) -> _Storage:
     match identity:
-        case ("storage", _Global(name), str(key), "cpu", int(numel)) if name in _STORAGES and numel > 0:
-            return _Storage(key, _STORAGES[name], numel)
+        case ("storage", _Global(name), str(key), str(place), int(numel)) if name in _STORAGES and numel > 0:
+            if _PLACES.fullmatch(place):
+                return _Storage(key, _STORAGES[name], numel)
     raise Refused(f"its tensor file describes its bytes as {brief(identity)}")
 
 
@@ -174,14 +281,32 @@ def _called(function: Any, arguments: Any) -> Any:
     match function, arguments:
         case _Global(name), () if name == _ORDERED:
             return {}
-        case _Global(name), (_Storage() as storage, 0, (int(width),), (1,), False, {}) if name == _REBUILD:
-            if width == storage.numel:
-                return storage
-    raise Refused("its tensor file holds a tensor that is not 1-D, or a view of something larger or smaller")
+        case _Global(name), (_View() as view, bool(), dict(hooks)) if name == _PARAMETER and not hooks:
+            return dataclasses.replace(view, plain=False)
+        case _Global(name), (_Storage() as storage, int(offset), tuple(size), tuple(stride), bool(grad), dict(hooks)):
+            if name == _REBUILD and not hooks:
+                return _view(storage, offset, size, stride, not grad)
+    raise Refused("its tensor file calls a function with arguments that torch.save never writes")
+
+
+def _view(storage: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...], plain: bool) -> _View:
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > MAX_DEPTH or not all(type(n) is int and n >= 0 for n in numbers):
+        raise Refused("its tensor file holds a tensor without a size")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if not 0 < math.prod(size) <= storage.numel or last >= storage.numel:
+        raise Refused("its tensor file holds a view of something larger than its bytes, or an empty tensor")
+    return _View(storage, offset, size, stride, plain)
 
 
 def _set(stack: list[Any], items: tuple[Any, ...]) -> None:
     names = items[::2]
-    if len(items) % 2 or not isinstance(stack[-1], dict) or not all(isinstance(name, str) for name in names):
-        raise Refused("its tensor file holds something else than tensors by name")
+    if len(items) % 2 or not isinstance(stack[-1], dict) or not all(type(name) in (str, int) for name in names):
+        raise Refused("its tensor file holds something else than tensors by name or number")
     stack[-1].update(zip(names, items[1::2], strict=True))
+
+
+def _extend(stack: list[Any], items: tuple[Any, ...]) -> None:
+    if not isinstance(stack[-1], list):
+        raise Refused("its tensor file appends to something else than a list")
+    stack[-1].extend(items)

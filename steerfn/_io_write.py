@@ -1,15 +1,23 @@
 """Files that appear whole or not at all.
 
 Bytes go to a temporary file in the target's folder, are flushed to the disk, and take the target's
-name in one step. Several files are prepared before any of them is put in place. If the machine stops
-between two of those renames, the pair it leaves does not match, which its checksum tells at load.
+name in one step, with the permissions of the file they replace. Several files are prepared before any
+of them is put in place. A run that is killed leaves its temporary file behind; the next write into the
+folder removes it.
 """
 
 import contextlib
 import os
+import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\.steerfn-[0-9a-f]{16}\.tmp")
+ABANDONED = 3600.0
+"""Seconds after which a temporary file belongs to no running write."""
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
@@ -18,10 +26,13 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    *first, _ = files
+    *first, last = files
+    for folder in {path.parent for path in files}:
+        remove_abandoned(folder)
     former = {path: path.read_bytes() if path.exists() else None for path in first}
+    mode = _mode(last)  # a new file beside a private one is private too
     with contextlib.ExitStack() as stack:
-        staged = {path: stack.enter_context(_staged(path, data)) for path, data in files.items()}
+        staged = {path: stack.enter_context(_staged(path, data, _mode(path) or mode)) for path, data in files.items()}
         placed: list[Path] = []
         try:
             for path, temporary in staged.items():
@@ -35,13 +46,44 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         _sync_folder(folder)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nothing has, and that `remove_abandoned` knows."""
+    return path.with_name(f".steerfn-{secrets.token_hex(8)}.tmp")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that runs which were killed left in a folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if TEMPORARY.fullmatch(entry.name):
+                remove_old(Path(entry.path), ABANDONED)
+
+
+def remove_old(path: Path, seconds: float) -> None:
+    """Remove a regular file that was written longer ago than so many seconds."""
+    with contextlib.suppress(OSError):
+        about = os.lstat(path)
+        if stat.S_ISREG(about.st_mode) and time.time() - about.st_mtime > seconds:
+            path.unlink()
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of a file that is there."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    return None
+
+
 @contextlib.contextmanager
-def _staged(path: Path, data: bytes) -> Iterator[Path]:
+def _staged(path: Path, data: bytes, mode: int | None) -> Iterator[Path]:
     """A temporary file beside `path` that holds `data` on the disk; gone at the end, if it is still there."""
-    temporary = path.with_name(f".steerfn-{secrets.token_hex(8)}.tmp")
+    temporary = temporary_name(path)
     try:
         # Not tempfile: it makes files that only their owner can read, and the umask cannot be asked for safely.
         with open(temporary, "xb") as file:
+            if mode is not None:  # before there is anything to read; some file systems have no permissions
+                with contextlib.suppress(OSError):
+                    os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +97,7 @@ def _restore(path: Path, data: bytes | None) -> None:
     if data is None:
         path.unlink(missing_ok=True)
         return
-    with _staged(path, data) as temporary:
+    with _staged(path, data, _mode(path)) as temporary:
         os.replace(temporary, path)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 from steerfn._errors import DataError
 from steerfn._numbers import plain_number
 
+MAX_KEYS, MAX_KEY = 10_000, 1_000
+"""Most keys, and the longest: far beyond what any method writes, and small enough to list."""
+
 
 class Metadata(Mapping[str, Any]):
     """An immutable mapping of JSON values (text, numbers, booleans, None, lists, mappings).
@@ -18,29 +21,38 @@ class Metadata(Mapping[str, Any]):
         DataError: a key that is not text, or a value that JSON cannot hold.
     """
 
-    __slots__ = ("_text", "origin")
+    # JSON by key: an access parses one value, whose copy belongs to the caller, and never the whole.
+    __slots__ = ("_texts", "origin")
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         values = {} if values is None else values
         if isinstance(values, Metadata):
-            self._text, self.origin = values._text, values.origin
+            self._texts: dict[str, str] = values._texts
+            self.origin: str | None = values.origin
             return
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-            raise DataError(f"Metadata is a mapping from names to JSON values, not {values!r}.")
+            raise DataError(f"Metadata is a mapping from names to JSON values, not {values!r:.200}.")
+        if len(values) > MAX_KEYS or any(len(key) > MAX_KEY for key in values):
+            raise DataError(
+                f"Metadata has {MAX_KEYS} keys of {MAX_KEY} characters at most, and these are {len(values)} keys of up "
+                f"to {max(map(len, values))}; put long lists into one value."
+            )
         try:
-            self._text = json.dumps(dict(values), sort_keys=True, allow_nan=False, default=_plain)
-            self.origin = json.dumps(values["model"], sort_keys=True, default=_plain) if "model" in values else None
+            self._texts = {
+                key: json.dumps(values[key], sort_keys=True, allow_nan=False, default=_plain) for key in sorted(values)
+            }
+            self.origin = self._texts.get("model")
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"Metadata holds JSON values only (text, numbers, lists, mappings): {error}.") from None
 
     def __getitem__(self, key: str) -> Any:
-        return json.loads(self._text)[key]
+        return json.loads(self._texts[key])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(json.loads(self._text))
+        return iter(self._texts)
 
     def __len__(self) -> int:
-        return len(json.loads(self._text))
+        return len(self._texts)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and dict(self) == dict(other)
@@ -49,10 +61,10 @@ class Metadata(Mapping[str, Any]):
         return hash(frozenset(self))  # not of the values: 1, 1.0 and True are equal and read differently
 
     def __repr__(self) -> str:
-        return f"Metadata({json.loads(self._text)})"
+        return f"Metadata({dict(self)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Metadata, (json.loads(self._text),)
+        return Metadata, (dict(self),)
 
 
 def _plain(value: Any) -> Any:

@@ -65,6 +65,19 @@ def as_list(texts: Any, what: str) -> list[Any]:
     return list(texts)
 
 
+def _check_characters(text: Text, what: str) -> None:
+    """Refuse half of a surrogate pair, as a text that was cut within a character has: no tokenizer can take it."""
+    words = [text] if isinstance(text, str) else [message["content"] for message in text]
+    for word in (word for word in words if isinstance(word, str)):
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{what} has half of a surrogate pair ({word[error.start]!r} at character {error.start}), which stands "
+                "for no character; cut texts between characters, or write the whole one."
+            ) from None
+
+
 def _is_conversation(text: Any) -> bool:
     return (
         isinstance(text, Sequence)
@@ -92,6 +105,8 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat, *, following: str 
             without tokens.
     """
     check_tokenizer(tokenizer)
+    for i, text in enumerate(texts):
+        _check_characters(text, f"Text {i}")
     template = ChatTemplate(tokenizer, chat)
     rows: list[list[int]] = [list(text) if is_token_ids(text) else [] for text in texts]
     written: dict[int, str] = {}  # by the template, special tokens included

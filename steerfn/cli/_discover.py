@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from steerfn._errors import DataError
+from steerfn._visible import visible_line
 from steerfn.cli._model import add_model_options, load_model
 
 METHODS = ("mean_difference", "pca", "lat", "linear_probe", "lda", "caa")
@@ -90,7 +91,10 @@ def report(vector: Any, texts: Any, out: str) -> None:
     import steerfn as sf
 
     path = sf.save(vector, out)
-    print(f"{path}: {vector}, from {len(texts.positive)} positive and {len(texts.negative)} negative texts")
+    print(
+        f"{visible_line(str(path))}: {vector}, from {len(texts.positive)} positive and {len(texts.negative)} negative "
+        "texts"
+    )
     if "quality" in vector.metadata:
         for site, quality in sf.quality(vector).items():
             print(f"  {site}: {quality}")

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from steerfn._visible import visible_line
+
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
@@ -37,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
         sf.to_lm_eval(vector, out, options.alpha, model=model)
     else:
         sf.save(vector, out, alpha=options.alpha)
-    print(f"Wrote {out}: {vector!r}, alpha {options.alpha:g}.")
+    print(visible_line(f"Wrote {out}: {vector!r}, alpha {options.alpha:g}."))

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from steerfn._visible import visible
 from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
 from steerfn.cli._lists import add_list
 from steerfn.cli._model import add_model_options, load_model
@@ -49,4 +50,5 @@ def run(options: argparse.Namespace) -> None:
             chat=False if options.raw else None,
         )
         for prompt, text in zip(prompts, out, strict=True):
-            print(f"[{'unsteered' if alpha is None else f'alpha {alpha:+g}'}] {prompt}\n{text.strip()}\n")
+            how = "unsteered" if alpha is None else f"alpha {alpha:+g}"
+            print(f"[{how}] {visible(prompt)}\n{visible(text.strip())}\n")

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from steerfn._visible import visible_line
 from steerfn.cli._model import add_model_options, load_model
 
 
@@ -33,10 +34,11 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps({**about, "magnitude": {str(s): n for s, n in vector.magnitude.items()}}, indent=2))
         return
     form, width = f"{about['format']} (version {about['version']})", len(vector.directions[0])
-    print(f"{options.file}: {form}, {vector.dtype}, width {width}")
+    print(f"{visible_line(options.file)}: {form}, {vector.dtype}, width {width}")
     for site, norm in vector.magnitude.items():
         print(f"  {str(site):<16} |v| = {norm:.4g}")
     for key, value in vector.metadata.items():
-        print(f"  {key}: {json.dumps(value) if not isinstance(value, str) else value}")
-    print(f"  written by: {', '.join(f'{name} {version}' for name, version in (about['versions'] or {}).items())}")
+        print(visible_line(f"  {key}: {json.dumps(value) if not isinstance(value, str) else value}"))
+    versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] or {}).items())
+    print(visible_line(f"  written by: {versions}"))
     print(f"  sha256: {about['sha256']}")

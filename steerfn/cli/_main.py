@@ -1,15 +1,17 @@
 """Parsing, and the one place where an error becomes a line and an exit code."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from steerfn._errors import SteerError, SteerWarning
 from steerfn.cli._lists import accept_negative_numbers
+from steerfn.cli._terminal import VisibleStream
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("torchao", "torch.utils._pytree", "transformers"):  # chatter of imports, nothing a user can act on
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        options.run(options)
+        with contextlib.redirect_stdout(cast(Any, VisibleStream(sys.stdout))):
+            options.run(options)
     except SteerError as error:
         print(f"steerfn: {error}", file=sys.stderr)
         return 2

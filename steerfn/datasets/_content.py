@@ -3,17 +3,18 @@
 import csv
 import io
 import json
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerfn._extra import missing
 from steerfn._io_document import Refused, brief
+from steerfn._io_read import read_bytes
 
 MAX_BYTES = 128 * 2**20
 """Largest file read: a hundred times the published sets of a thousand questions."""
+MAX_THINGS = 3_000_000
+"""Most lines, commas and brackets: what a file of that size has in prose."""
 
 
 JSON, JSON_LINES, PLAIN = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson"), (".txt", ".csv", ".tsv")
@@ -37,7 +38,7 @@ def content(path: Path) -> dict[str, Any] | list[Row]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet(path)
-    text = _text(path)
+    text = read_text(path)
     if text.lstrip()[0] in "[{" or suffix in JSON:
         try:
             return _json(text, suffix)
@@ -50,19 +51,19 @@ def content(path: Path) -> dict[str, Any] | list[Row]:
 
 def _data(path: Path) -> bytes:
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):  # asked before opening: opening a pipe would wait for its writer
-            raise Refused("it is not a regular file", "pass a JSON, JSONL, CSV, TSV, parquet or text file")
-        if about.st_size > MAX_BYTES:
-            raise Refused(f"it has {about.st_size} bytes, and {MAX_BYTES} are read at most", "divide it, or sample it")
-        return path.read_bytes()
+        return read_bytes(path, MAX_BYTES, "pass a JSON, JSONL, CSV, TSV, parquet or text file")
     except FileNotFoundError:
         raise Refused("there is no such file", "check the name and its folder") from None
     except (OSError, ValueError) as error:
         raise Refused(getattr(error, "strerror", None) or str(error), "check its name and permissions") from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, once it is one and no list of more things than memory is meant for.
+
+    Raises:
+        Refused: a file that is missing, too large, binary or empty.
+    """
     data = _data(path)
     try:
         text = data.decode("utf-8-sig")
@@ -75,6 +76,9 @@ def _text(path: Path) -> str:
         raise Refused("it is binary (it holds NUL bytes)", "save it as JSON, JSONL or CSV in UTF-8")
     if not text.strip():
         raise Refused("it is empty", "write at least one example of each side")
+    # Counted before anything is parsed: an empty list is two bytes in a file and a hundred in memory.
+    if (things := sum(map(text.count, "[{,\n"))) > MAX_THINGS:
+        raise Refused(f"it has {things} lines, commas and brackets, more than {MAX_THINGS}", "divide it, or sample it")
     return text
 
 

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steerfn._errors import DataError, FileError
-from steerfn._io_document import brief
+from steerfn._io_document import Refused, brief
+from steerfn._io_read import read_bytes
 from steerfn._site import Site, as_sites
 from steerfn._vector import SteeringVector, unit
 
@@ -123,14 +124,12 @@ def _index(feature: Any, features: int, path: Path) -> int:
 def _config(path: Path) -> dict[str, Any]:
     """What `cfg.json` says, its newer form with a `metadata` object included; nothing where there is none."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG + 1)
-        found = json.loads(data)
-        if len(data) > MAX_CONFIG or not isinstance(found, dict):
+        found = json.loads(read_bytes(path, MAX_CONFIG))
+        if not isinstance(found, dict):
             raise ValueError("it is no JSON object of an SAE")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, Refused) as error:
         raise FileError(f"Cannot read '{path}': {brief(str(error))}; copy the original file again.") from None
     inner = found.get("metadata")
     return found | (inner if isinstance(inner, dict) else {})

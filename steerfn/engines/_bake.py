@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from steerfn._blocks import unwrapped
 from steerfn._errors import DataError, FileError, ModelError
 from steerfn._functional import functional
 from steerfn._io import save
+from steerfn._io_document import brief
+from steerfn._io_write import TEMPORARY, temporary_name
 from steerfn._layout import layout
 from steerfn._steer import as_steering, prepared
 from steerfn._text import encode
@@ -40,6 +42,8 @@ NOISE = 4
 CLOSE = 0.05
 """The part of steering's effect that may be missing, where it is more than rounding."""
 PROVENANCE = "steerfn.json"
+ABANDONED = 86400.0
+"""Seconds after which an unfinished folder belongs to no running bake."""
 
 
 def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *, max_shard_size: str = "5GB") -> Path:
@@ -101,8 +105,7 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
     kept = SteeringVector(total(deltas) if direction is None else {site: direction.float() for site in found.stream})
     try:
         with _staged(folder) as staged:
-            made.save_pretrained(staged, max_shard_size=max_shard_size)
-            tokenizer.save_pretrained(staged)
+            _write(made, tokenizer, staged, max_shard_size)
             (staged / "steerfn").mkdir()
             save(kept, staged / "steerfn" / "vector.safetensors")
             checked = _checked(root, tokenizer, steering, staged)
@@ -122,6 +125,21 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
     return folder
 
 
+def _write(made: Any, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
+    """Write weights and tokenizer, with one error for a disk that refuses.
+
+    Raises:
+        OSError: the disk refuses; the libraries' own writers, in Rust, say so in exceptions of their own.
+    """
+    try:
+        made.save_pretrained(folder, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {brief(str(error), 200)}") from None
+
+
 def _check_weights(root: Any) -> None:
     for name, tensor in root.state_dict().items():
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type != "meta"
@@ -139,10 +157,20 @@ def _check_free(folder: Path) -> None:
         raise FileError(f"The folder '{folder.absolute().parent}' does not exist; make it first.")
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what runs that were killed left, once nothing in it has changed for a day."""
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            if TEMPORARY.fullmatch(each.name) and each.is_dir() and not each.is_symlink():
+                if time.time() - max(path.stat().st_mtime for path in (each, *each.rglob("*"))) > ABANDONED:
+                    shutil.rmtree(each)
+
+
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its name at the end, or is gone."""
-    staged = folder.absolute().with_name(f".steerfn-{secrets.token_hex(8)}.tmp")
+    _remove_abandoned(folder.absolute().parent)
+    staged = temporary_name(folder.absolute())
     staged.mkdir()
     try:
         yield staged

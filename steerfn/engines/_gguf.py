@@ -5,7 +5,6 @@ tensors of that name in F32, one-dimensional, with N from 1, and refuses the who
 """
 
 import json
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -15,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerfn._errors import SiteError, SteerError
+from steerfn._errors import SiteError
 from steerfn._extra import import_extra
 from steerfn._io_document import (
     MAX_BYTES,
-    MAX_DOCUMENT,
-    MAX_TENSORS,
     Read,
     Refused,
     assemble,
@@ -32,6 +29,8 @@ from steerfn._io_document import (
 )
 from steerfn._site import Site, resid_post
 from steerfn._vector import SteeringVector
+from steerfn.engines._gguf_header import Tensor as Claimed
+from steerfn.engines._gguf_header import read_header
 
 ARCHITECTURE = "controlvector"
 ARCHITECTURES = (ARCHITECTURE, "steeringvector")
@@ -55,7 +54,7 @@ def encode(vector: SteeringVector, path: Path) -> dict[Path, bytes]:
     hint = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", named).lower()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vector.gguf"
-        writer = _package().GGUFWriter(file, ARCHITECTURE)
+        writer = import_extra("gguf", "gguf").GGUFWriter(file, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", max(site.block for site in narrow.sites) + 1)
         writer.add_string(DOCUMENT, json.dumps(document))
@@ -93,66 +92,37 @@ def _narrowed(vector: SteeringVector) -> SteeringVector:
 
 def decode(path: Path, read: Read) -> tuple[SteeringVector, dict[str, Any]]:
     """The vector in a file, and its document: its own where steerfn wrote it, else what the file says."""
-    data = read(path, MAX_BYTES)
-    if data[:4] != b"GGUF":
-        raise Refused("it is no GGUF file (it does not begin with 'GGUF')", "load a file that sf.save or repeng wrote")
-    # The reader maps a file; it gets a copy of the bytes whose size is known to be bounded.
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "vector.gguf"
-        file.write_bytes(data)
-        try:
-            return _decoded(_package().GGUFReader(os.fspath(file)))
-        except (Refused, SteerError):
-            raise
-        except Exception as error:  # the reader trusts the counts and offsets of a file
-            raise Refused(f"it is damaged ({type(error).__name__}: {brief(str(error))})") from None
-
-
-def _decoded(reader: Any) -> tuple[SteeringVector, dict[str, Any]]:
-    architecture = _text(reader, "general.architecture")
+    texts, tensors = read_header(read(path, MAX_BYTES))
+    architecture = texts.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise Refused(
             f"it holds {brief(architecture)!r} and no control vector",
             "pass a control vector; a model goes to from_pretrained(folder, gguf_file=name)",
         )
-    if len(reader.tensors) > MAX_TENSORS:
-        raise Refused(f"it holds {len(reader.tensors)} tensors, more than {MAX_TENSORS}")
-    directions = dict(_direction(tensor) for tensor in reader.tensors)
+    directions = dict(map(_direction, tensors))
     if not directions:
         raise Refused("it holds no direction")
-    own = _text(reader, DOCUMENT)
+    if len(directions) < len(tensors):
+        raise Refused("it holds two directions of one block")
+    own = texts.get(DOCUMENT)
     if own is not None:
-        if len(own) > MAX_DOCUMENT:
-            raise Refused(f"its document has {len(own)} characters, more than {MAX_DOCUMENT}")
         document = verify(parse_json(own.encode("utf-8", "surrogatepass")))
         return assemble(document, {str(site): tensor for site, tensor in directions.items()}), document
-    told = {"format": "gguf", "architecture": architecture, "model_hint": _text(reader, f"{architecture}.model_hint")}
+    described = {"format": "gguf", "architecture": architecture, "model_hint": texts.get(f"{architecture}.model_hint")}
     if len({len(direction) for direction in directions.values()}) > 1:
         raise Refused("its directions have several lengths")
-    vector = SteeringVector(directions, {"imported": {key: brief(value) for key, value in told.items() if value}})
+    vector = SteeringVector(directions, {"imported": {key: brief(value) for key, value in described.items() if value}})
     return vector, {**compose(vector, tensors_of(vector)), "versions": {}}
 
 
-def _direction(tensor: Any) -> tuple[Site, Tensor]:
-    found = DIRECTION.fullmatch(str(tensor.name))
-    if found is None:
-        raise Refused(f"it holds a tensor {brief(str(tensor.name))!r}, which is no direction")
-    values = np.asarray(tensor.data)
-    if values.dtype not in (np.float32, np.float16) or len(tensor.shape) != 1 or values.ndim != 1:
+def _direction(tensor: Claimed) -> tuple[Site, Tensor]:
+    named = DIRECTION.fullmatch(tensor.name)
+    if named is None:
+        raise Refused(f"it holds a tensor {brief(tensor.name)!r}, which is no direction")
+    if tensor.values is None:
         raise Refused(
-            f"{tensor.name} is a {len(tensor.shape)}-D tensor of {values.dtype}, and a direction is 1-D and F32 or F16"
+            f"{tensor.name} is a {len(tensor.sizes)}-D tensor or of another type, and a direction is 1-D and F32 or F16"
         )
-    if not np.isfinite(values).all():
+    if not np.isfinite(tensor.values).all():
         raise Refused(f"{tensor.name} holds NaN or infinity")
-    return resid_post[int(found[1])], torch.from_numpy(values.astype(np.float32))
-
-
-def _text(reader: Any, key: str) -> str | None:
-    field = reader.get_field(key)
-    if field is None or not len(field.parts):
-        return None
-    return bytes(field.parts[-1]).decode("utf-8", "replace")
-
-
-def _package() -> Any:
-    return import_extra("gguf", "gguf")
+    return resid_post[int(named[1])], torch.from_numpy(tensor.values.astype(np.float32))

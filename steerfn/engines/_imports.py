@@ -1,7 +1,6 @@
 """Vectors of other libraries: repeng, steering-vectors, and the `.pt` files of CAA and RepE."""
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from steerfn._errors import DataError, FileError
-from steerfn._io_document import MAX_BYTES, brief
+from steerfn._io_document import MAX_BYTES, MAX_TENSORS, SAVE_AGAIN, Refused, brief
+from steerfn._io_pt import decode_any
+from steerfn._io_read import read_bytes
 from steerfn._site import Site, as_sites, attn_out, mlp_out, resid_post
 from steerfn._vector import SteeringVector
 
@@ -80,13 +81,14 @@ def from_pt(path: str | os.PathLike[str], layer: Any = None) -> SteeringVector:
     """A vector from a `.pt` file as CAA and RepE keep them; nothing in the file is executed.
 
     Args:
-        path: a file that `torch.save` wrote: one direction `[d_model]`, one for each of several layers
-            `[layers, d_model]`, or a mapping of layers (ints, or names that end in one) to directions.
+        path: a file that `torch.save` wrote, of 256 MiB at most: one direction `[d_model]`, one for each of several
+            layers (`[layers, d_model]`, or a list), or a mapping of layers (ints, or names that end in one) to
+            directions. It may come from anyone, and takes memory of some times its size, whatever it claims.
         layer: the site of a single direction, or of each row, in order; an int means `resid_post`. A name such as
             CAA's `vec_layer_13_...pt` says it by itself.
 
     Raises:
-        FileError: no such file, or one that holds anything but tensors.
+        FileError: no such file, or one that holds anything but tensors in plain containers.
         DataError: tensors of another shape, or a layer that is neither given nor named.
 
     Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition" (its vectors); Zou et al. 2023,
@@ -99,23 +101,27 @@ def from_pt(path: str | os.PathLike[str], layer: Any = None) -> SteeringVector:
         ...     sf.from_pt(f"{folder}/vec_layer_13_llama.pt").sites
         (resid_post[13],)
     """
-    path = Path(path)
-    found = _read(path)
-    metadata = {"imported": {"from": "pt", "file": path.name}}
-    if isinstance(found, Tensor) and found.ndim == 1:
-        if layer is None:
-            named = re.search(r"layer[_-]?(\d{1,5})", path.name)
-            if named is None:
-                raise DataError(
-                    f"'{path.name}' holds one direction and does not say of which layer; pass layer=12, say."
-                )
-            layer = int(named[1])
-        return SteeringVector({_sites(layer, 1)[0]: found}, metadata)
+    name, found = _read(path)
+    metadata = {"imported": {"from": "pt", "file": name}}
+    if isinstance(found, (list, tuple)):
+        found = dict(enumerate(found)) if layer is None else list(found)
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) > MAX_TENSORS:
+        raise DataError(f"'{brief(name)}' holds {len(found)} directions, more than {MAX_TENSORS}; save a part of them.")
     if isinstance(found, Tensor) and found.ndim == 2:
-        sites = _sites(range(len(found)) if layer is None else layer, len(found))
-        return SteeringVector(dict(zip(sites, found.unbind(), strict=True)), metadata)
-    by_layer = _by_layer(found, f"'{path.name}' should hold a direction, a matrix of them, or a mapping of layers")
-    return SteeringVector({resid_post[n]: direction for n, direction in by_layer.items()}, metadata)
+        found = dict(enumerate(found.unbind())) if layer is None else list(found.unbind())
+    if isinstance(found, Tensor) and layer is None:
+        named = re.search(r"layer[_-]?(\d{1,5})", name)
+        if named is None:
+            raise DataError(f"'{brief(name)}' holds one direction and does not say of which layer; pass layer=12, say.")
+        layer = int(named[1])
+    if isinstance(found, (Tensor, list)):
+        rows = found if isinstance(found, list) else [found]
+        sites = _sites(layer, len(rows))
+        return SteeringVector(
+            {site: _direction(row, str(site)) for site, row in zip(sites, rows, strict=True)}, metadata
+        )
+    what = f"'{brief(name)}' should hold a direction, a matrix or list of them, or a mapping of layers"
+    return SteeringVector({resid_post[n]: direction for n, direction in _by_layer(found, what).items()}, metadata)
 
 
 def _sites(layer: Any, count: int) -> tuple[Site, ...]:
@@ -125,20 +131,21 @@ def _sites(layer: Any, count: int) -> tuple[Site, ...]:
     return sites
 
 
-def _read(path: Path) -> Any:
+def _read(path: str | os.PathLike[str]) -> tuple[str, Any]:
+    """The name of a file, and what it holds once nothing in it can harm."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FileError(f"'{path}' has {path.stat().st_size} bytes, more than a vector's {MAX_BYTES}.")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileError(f"Cannot read '{path}': {error.strerror or error}; check the name.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(
-            f"'{path}' holds more than tensors, or is damaged, and is not read, since reading it could run code "
-            f"({brief(str(error))}); save its tensors alone with torch.save, in the library that made it."
-        ) from None
+        path = Path(path)
+        return path.name, decode_any(read_bytes(path, MAX_BYTES, "pass a file that torch.save wrote"))
+    except Refused as refused:
+        what = refused.what.replace("its tensor file", "the file")
+        fix = refused.fix if refused.fix != SAVE_AGAIN else "save its tensors alone anew, with torch.save"
+    except TypeError:
+        what, fix = f"it is named by {brief(path)} of type {type(path).__name__}", "pass text or a Path"
+    except (OSError, ValueError) as error:
+        what, fix = getattr(error, "strerror", None) or brief(str(error)), "check the name"
+    except Exception as error:  # whatever torch says to a pickle that passed the checks
+        what, fix = f"it is damaged ({type(error).__name__}: {brief(str(error))})", "copy the original file again"
+    raise FileError(f"Cannot read '{path}': {what}; {fix}.") from None
 
 
 def _by_layer(found: Any, what: str) -> dict[int, Tensor]:
@@ -150,12 +157,20 @@ def _by_layer(found: Any, what: str) -> dict[int, Tensor]:
         number = re.search(r"(-?\d{1,5})$", str(key))
         if number is None:
             raise DataError(f"{what}, by layer; {brief(key)!r} names no layer.")
-        direction = value if isinstance(value, Tensor) else torch.as_tensor(value)
-        direction = direction.detach().cpu().squeeze()
-        if direction.ndim != 1 or not direction.is_floating_point():
-            raise DataError(
-                f"The direction of layer {number[1]} is a {direction.ndim}-D tensor of {direction.dtype}; it must be "
-                "one floating-point direction."
-            )
-        out[int(number[1])] = direction
+        if int(number[1]) in out:
+            raise DataError(f"{what}, by layer; {brief(key)!r} names layer {number[1]} once more.")
+        out[int(number[1])] = _direction(value, f"layer {number[1]}")
     return dict(sorted(out.items()))
+
+
+def _direction(value: Any, name: str) -> Tensor:
+    try:
+        direction = torch.as_tensor(value).detach().cpu().squeeze()
+    except Exception:  # torch and numpy raise nearly anything here
+        raise DataError(f"The direction of {name} is {brief(value)}; it must be a tensor.") from None
+    if direction.ndim != 1 or not direction.is_floating_point():
+        raise DataError(
+            f"The direction of {name} is a {direction.ndim}-D tensor of {direction.dtype}; it must be one "
+            "floating-point direction."
+        )
+    return direction

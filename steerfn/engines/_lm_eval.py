@@ -79,8 +79,10 @@ def to_lm_eval(vector: SteeringVector, path: str | os.PathLike[str], alpha: floa
     torch.save(entries, buffer)
     try:
         write_together({path: buffer.getvalue()})
-    except OSError as error:
-        raise FileError(f"Cannot write '{path}': {error.strerror}; choose another place.") from None
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}; choose another place."
+        ) from None
     return path
 
 

@@ -12,6 +12,7 @@ from steerfn._errors import DataError
 from steerfn._page import page, part
 from steerfn._records import as_json, write_text
 from steerfn._text import Text
+from steerfn._visible import visible, visible_line
 from steerfn.evaluate._comparison_html import STYLE, body
 from steerfn.evaluate._comparison_table import effects_table, narrow
 from steerfn.evaluate._diff import runs
@@ -24,7 +25,6 @@ from steerfn.evaluate._side_by_side import (
     shown_prompt,
     side_by_side,
     terminal_width,
-    visible,
 )
 from steerfn.evaluate._statistics import Estimate
 from steerfn.evaluate._vector_tables import as_markdown, as_text, escaped
@@ -221,7 +221,7 @@ class Comparison:
         what = "groups" if groups else "different ones"
         repeated = "" if units == len(self.prompts) else f" ({units} {what}, which are what counts)"
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-        steering = visible(str(self.about["steering"]))  # a vector's file may call its method anything
+        steering = visible_line(str(self.about["steering"]))  # a vector's file may call its method anything
         return f"{_counted(len(self.prompts), 'prompt')}{repeated}{seeds}, with and without {steering}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:

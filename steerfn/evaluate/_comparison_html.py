@@ -4,8 +4,8 @@ import html
 from collections.abc import Sequence
 
 from steerfn._page import table
+from steerfn._visible import visible
 from steerfn.evaluate._diff import Run, runs
-from steerfn.evaluate._side_by_side import visible
 from steerfn.evaluate._vector_tables import Table
 
 # Orange and blue: told apart without red and green, and legible as tints of a light and of a dark ground.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from steerfn._text import Text, is_token_ids
+from steerfn._visible import visible
 from steerfn.evaluate._diff import Run, runs
 
 LEAST = 60
@@ -68,17 +69,6 @@ def shown_prompt(prompt: Text) -> str:
     if is_token_ids(prompt):
         return f"token ids {' '.join(map(str, prompt))}"
     return " / ".join(f"{message['role']}: {' '.join(str(message['content']).split())}" for message in prompt)
-
-
-def visible(text: str) -> str:
-    """A text whose control characters are written out: a model may produce what moves a terminal's cursor."""
-    return "".join(c if c in "\n\t" or not _controls(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _controls(character: str) -> bool:
-    # Halves of pairs (Cs) can be encoded nowhere; overrides of the writing direction reorder what is around them.
-    override = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
-    return override or unicodedata.category(character) in ("Cc", "Cs")
 
 
 def columns(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.client
+import io
 import json
 import math
 import re
@@ -16,7 +17,57 @@ from steerfn._errors import DataError, SteerError
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
+PATIENCE = 10
+"""How many times `timeout` an answer may take in all."""
+MAX_ANSWER = 2**22
+"""Bytes of an answer: a hundred times the longest that a judge gives."""
 PATH = "/chat/completions"
+
+
+class _Timed(io.RawIOBase):
+    """What a server sends, until a moment: a timeout alone begins again with every byte."""
+
+    def __init__(self, sock: Any, raw: Any) -> None:
+        self._sock, self._raw, self._timeout = sock, raw, sock.gettimeout()
+        self._end = time.monotonic() + PATIENCE * self._timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the answer was not whole after {PATIENCE * self._timeout:g} seconds")
+        self._sock.settimeout(min(self._timeout, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Timed(sock, self.fp.detach()))
+
+
+class _Http(http.client.HTTPConnection):
+    response_class = _Response
+
+
+class _Https(http.client.HTTPSConnection):
+    response_class = _Response
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Http, req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_Https, req)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -76,8 +127,9 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt
             try:
-                with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-                    return self._content(response.read())
+                opener = urllib.request.build_opener(_NoRedirect, _HttpHandler, _HttpsHandler)
+                with opener.open(request, timeout=self.timeout) as response:
+                    return self._content(self._body(response))
             except urllib.error.HTTPError as error:
                 with error:
                     told = f"{error.code} {error.reason}: {self._shown(_read(error))}"
@@ -97,17 +149,30 @@ class Endpoint:
             "backoff or timeout."
         )
 
+    def _body(self, response: Any) -> bytes:
+        """An answer in full, as long as it may be."""
+        chunks, size = [], 0
+        while chunk := response.read1(65536):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER:
+                raise SteerError(
+                    f"The endpoint {self.address} answered with more than {MAX_ANSWER} bytes; check the address, or "
+                    "pass max_tokens."
+                )
+        return b"".join(chunks)
+
     def _content(self, raw: bytes) -> str:
         try:
             content = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             content = 0
         if content is None:  # so a model declines: there is nothing to read
             return ""
         if not isinstance(content, str):
             raise SteerError(
                 f"The endpoint {self.address} did not answer as OpenAI's chat completions do, but with "
-                f"{self._shown(raw.decode(errors='replace'))!r}; check the address."
+                f"{self._shown(raw[:4096].decode(errors='replace'))!r}; check the address."
             )
         return content
 
@@ -155,7 +220,7 @@ def endpoint(
         api_key: sent as a bearer token; it is read from nowhere else, and shown nowhere.
         temperature: of its sampling; None leaves it to the server, as models that think demand.
         max_tokens: of an answer at most; None leaves it to the server.
-        timeout: seconds without a sign of the server.
+        timeout: seconds without a sign of the server; an answer may take ten times as long in all, and have 4 MiB.
         retries: further attempts at most.
         backoff: seconds before the second attempt.
         concurrency: questions under way at once.

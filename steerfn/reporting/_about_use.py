@@ -2,7 +2,7 @@
 
 import html
 
-from steerfn.evaluate._side_by_side import visible
+from steerfn._visible import visible
 from steerfn.reporting._findings import Findings
 from steerfn.reporting._text import items, pairs_of, paragraph
 

@@ -11,7 +11,8 @@ from steerfn._blocks import unwrapped
 from steerfn._errors import FileError
 from steerfn._fingerprint import fingerprint
 from steerfn._io import describe, load
-from steerfn._io_document import compose, tensors_of
+from steerfn._io_document import MAX_BYTES, Refused, compose, tensors_of
+from steerfn._io_read import read_bytes
 from steerfn._layout import layout
 from steerfn._vector import SteeringVector
 from steerfn.datasets import ContrastSet
@@ -39,9 +40,9 @@ def vector_of(v: Any) -> tuple[SteeringVector, dict[str, Any]]:
         return as_vector(v, "report"), {"file": None, "file_sha256": None, "versions": None}
     vector, path = load(v), Path(v)
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:  # it was there a moment ago
-        raise FileError(f"Cannot read '{path}' again: {error.strerror or error}; leave it in place.") from None
+        found = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
+    except (OSError, Refused) as error:  # it was there a moment ago
+        raise FileError(f"Cannot read '{path}' again: {error}; leave it in place.") from None
     return vector, {"file": path.name, "file_sha256": found, "versions": describe(path)["versions"]}
 
 

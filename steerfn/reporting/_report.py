@@ -24,13 +24,14 @@ from steerfn._layout import layout
 from steerfn._records import as_json, write_text
 from steerfn._text import Text, as_texts, encode, input_device
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible_line
 from steerfn.evaluate import VectorComparison, compare_vectors
 from steerfn.evaluate._compare import METRICS
 from steerfn.evaluate._condition_texts import tried
 from steerfn.evaluate._conditions import CONTROLS, checked_controls, strengths_of
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._side_by_side import shown_prompt, visible
+from steerfn.evaluate._side_by_side import shown_prompt
 from steerfn.evaluate._statistics import RESAMPLES, checked_options
 from steerfn.operators import Scope, add
 from steerfn.plot._figure import figure
@@ -276,7 +277,7 @@ def report(
     }
     found = Findings(
         name=name,
-        title=f"Report on the steering vector “{name}”" if title is None else visible(title),
+        title=f"Report on the steering vector “{name}”" if title is None else visible_line(title),
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         alpha=facts.alpha,
         vector=whole,
@@ -304,7 +305,7 @@ def _check(name: str, value: Any, least: int) -> None:
 
 def _name(file: str | None) -> str:
     """What the vector is called: as its file, unless that is what a control is called."""
-    stem = visible(Path(file).stem) if file else NAME
+    stem = visible_line(Path(file).stem) if file else NAME
     return NAME if stem == UNSTEERED or stem.startswith("random like") else stem
 
 

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-from steerfn.evaluate._side_by_side import visible
+from steerfn._visible import visible
 
 LONGEST = 400
 """Characters of one value shown."""

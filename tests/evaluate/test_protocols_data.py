@@ -111,7 +111,7 @@ def test_files_that_are_missing_or_no_text(tmp_path):
         with pytest.raises(sf.FileError, match=rf"Cannot read '.*{name}'"):
             entries(tmp_path / name, "data")
     (tmp_path / "x.csv").write_bytes(b"goal\n\xff\xfe\n")
-    with pytest.raises(sf.FileError, match="save it as a CSV table in UTF-8"):
+    with pytest.raises(sf.FileError, match="or save it as JSON, JSONL or CSV in UTF-8"):
         entries(tmp_path / "x.csv", "data")
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steerfn._visible import visible
 from steerfn.evaluate import _side_by_side
-from steerfn.evaluate._side_by_side import columns, in_colour, printable, shown_prompt, side_by_side, visible
+from steerfn.evaluate._side_by_side import columns, in_colour, printable, shown_prompt, side_by_side
 
 ESCAPE = re.compile("\x1b\\[[0-9;]*m")
 TEXTS = st.text(st.sampled_from("abcdefg   \n\t,.日本語\x1b\u0301"), max_size=120)

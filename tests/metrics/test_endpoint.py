@@ -263,3 +263,43 @@ def test_options_that_are_none(given, message):
     with pytest.raises(sf.DataError) as caught:
         endpoint(**{"url": "http://localhost/v1", "model": "m", **given})
     assert message in str(caught.value) and "sk-x" not in str(caught.value)
+
+
+def test_an_answer_has_a_largest_size_and_depth(monkeypatch):
+    monkeypatch.setattr(_endpoint, "MAX_ANSWER", 300_000)
+    with serving(lambda question, _: (200, "[" * int(question))) as server:
+        ask = endpoint(server.url, "m", retries=0)
+        with pytest.raises(sf.SteerError, match="answered with more than 300000 bytes"):
+            ask("300001")
+        with pytest.raises(sf.SteerError, match="did not answer as OpenAI's chat completions do"):
+            ask("200000")
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_an_answer_that_drips_has_an_end(where):
+    """A byte at a time, each well within the timeout."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def drip():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 9999\r\n\r\n" if where == "body" else b"X: ")
+            )
+            while not stop.wait(0.02):
+                connection.sendall(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        start = time.monotonic()
+        ask = endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "m", timeout=0.1, retries=0)
+        with pytest.raises(sf.SteerError, match="not whole after 1 seconds|timed out"):
+            ask("?")
+        assert 0.9 < time.monotonic() - start < 5
+    finally:
+        stop.set()
+        thread.join()
+        listener.close()

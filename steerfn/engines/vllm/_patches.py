@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 from steerfn._errors import ModelError, SteerError
+from steerfn._io_document import brief
 from steerfn.engines.vllm import _admission, _block, _steps
 from steerfn.engines.vllm._keys import key_of
 from steerfn.engines.vllm._shelf import FOLDER, folder, shelf_of
-from steerfn.engines.vllm._spec import NAME, resolved_of
+from steerfn.engines.vllm._spec import NAME, place, resolved_of, validate_resolved
 from steerfn.engines.vllm._support import unsupported
 from steerfn.engines.vllm._tables import Tables
 
@@ -140,26 +141,28 @@ def _refusing_beams(inner: Any) -> Any:
 def _with_workers_asked(inner: Any) -> Any:
     def _initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         # The models are loaded now, and each worker read the folder on its own: what all of them have can be asked for.
-        self.steerfn_hashes = set.intersection(*map(set, self.collective_rpc(_hashes_of)))
+        self.steerfn_places = set.intersection(*map(set, self.collective_rpc(_places_of)))
         return inner(self, vllm_config, *args, **kwargs)
 
     return _initialize_kv_caches
 
 
-def _hashes_of(worker: Any) -> list[str]:
+def _places_of(worker: Any) -> list[str]:
     tables = getattr(worker.model_runner, NAME, None)
-    return [] if tables is None else tables.hashes
+    return [] if tables is None else tables.places
 
 
 def _with_vectors_checked(inner: Any) -> Any:
     def preprocess_add_request(self: Any, request: Any) -> Any:
         regions = resolved_of(request.sampling_params)
         if regions is not None:
-            asked = {part["sha256"] for region in regions.values() for part in region["parts"]}
-            missing = asked - getattr(self, "steerfn_hashes", set())
+            validate_resolved(regions)
+            parts = [part for region in regions.values() for part in region["parts"]]
+            asked = {place(part["sha256"], block) for part in parts for block in part["blocks"]}
+            missing = asked - getattr(self, "steerfn_places", set())
             if missing:
                 raise SteerError(
-                    f"The engine's workers have no vector with SHA-256 {sorted(missing)[0]}: the folder changed while "
+                    f"The engine's workers have no vector with SHA-256 {brief(min(missing))}: the folder changed while "
                     "the engine started, or differs from machine to machine; start it again."
                 )
         return inner(self, request)

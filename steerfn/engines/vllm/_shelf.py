@@ -10,6 +10,7 @@ from torch import Tensor
 from steerfn._errors import SiteError, SteerError
 from steerfn._fingerprint import fingerprint
 from steerfn._vector import SteeringVector
+from steerfn._visible import visible_line
 from steerfn.serving import _shelf
 from steerfn.serving._refused import RequestError
 
@@ -93,7 +94,7 @@ class Shelf:
         lines = [
             f"{name} (SHA-256 {each.sha256}, blocks {sorted(each.directions)})" for name, each in self.offered.items()
         ]
-        return "; ".join([*lines, *self.refused.values()]) or "none"
+        return visible_line("; ".join([*lines, *self.refused.values()])) or "none"
 
 
 def at_blocks(vector: SteeringVector, n_layers: int) -> dict[int, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steerfn._vector import unit
-from steerfn.engines.vllm._spec import MOST, Part
+from steerfn.engines.vllm._spec import MOST, Part, place
 
 
 class Block:
@@ -75,7 +75,8 @@ class Tables:
     def __init__(self, directions: dict[int, dict[str, Tensor]], tokens: int, requests: int, device: Any) -> None:
         self.slots = 3 * requests + 1  # each of a request's regions may have its own
         self.blocks = {block: Block(found, self.slots, device) for block, found in directions.items()}
-        self.hashes = sorted({name for found in directions.values() for name in found})
+        self.places = sorted(place(name, block) for block, found in directions.items() for name in found)
+        """The directions that parts of requests may name."""
         self.token = torch.zeros(tokens, dtype=torch.int64, device=device)
         self.busy = dict.fromkeys(self.blocks, True)
         """The blocks at which this step steers, and whether it ablates there; all, until the first step."""

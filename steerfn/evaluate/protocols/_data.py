@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from steerfn._errors import DataError, FileError
 from steerfn._io_document import Refused, brief
 from steerfn._text import Text
-from steerfn.datasets._content import MAX_BYTES, content
+from steerfn.datasets._content import content, read_text
 
 PROMPT_KEYS = ("prompt", "instruction", "goal", "question", "turns", "text")
 """Where published files keep the prompt; the first that an entry has counts."""
@@ -66,12 +66,9 @@ def _from_file(path: Path) -> list[Entry]:
 
 def _csv(path: Path) -> list[tuple[str, dict[str, str]]]:
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise Refused(f"it has {size} bytes, and {MAX_BYTES} are read at most", "divide it, or sample it")
-        text = path.read_bytes().decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused(getattr(error, "strerror", None) or str(error), "save it as a CSV table in UTF-8") from None
+        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise Refused(str(error), "save it as a CSV table in UTF-8") from None
     header, *rows = [row for row in rows if row] or [[]]
     if not rows:
         raise Refused("it has no row below its header", "write at least one item")
