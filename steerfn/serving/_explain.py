@@ -22,10 +22,10 @@ KINDS = {
     "finite_number": "a finite number",
 }
 BOUNDS = {
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "less than {lt}",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
     "literal_error": "{expected}",
     "string_too_short": "a text that is not empty",
     "string_too_long": "a text of at most {max_length} characters",
