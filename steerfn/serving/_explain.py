@@ -40,16 +40,17 @@ def explain(errors: list[Any]) -> RequestError:
         return RequestError(f"The body is not JSON: {errors[0].get('ctx', {}).get('error', 'it cannot be read')}.")
     # Of a union's branches, the one that the value came farthest in is the one that was meant.
     error = max(errors, key=lambda each: (len(_path(each["loc"])), each["type"] not in KINDS))
-    where = ".".join(map(str, _path(error["loc"]))) or "The body"
+    param = ".".join(map(str, _path(error["loc"])))[:100] or None
+    where = param or "The body"
     kind, value, context = error["type"], error.get("input"), error.get("ctx") or {}
     same = [each for each in errors if _path(each["loc"]) == _path(error["loc"])]
     if kind == "missing":
-        return RequestError(f"{where} is missing; every request to this path has it.", param=where[:100])
+        return RequestError(f"{where} is missing.", param=param)
     if kind == "value_error":
-        return RequestError(f"{where}: {context.get('error')}"[:500], param=where[:100])
+        return RequestError(f"{where}: {context.get('error')}"[:500], param=param)
     if kind == "string_unicode" or _has_half(value):
         return RequestError(
-            f"{where} has half of a surrogate pair, which is no character; leave it out.", param=where[:100]
+            f"{where} has half of a surrogate pair, which is no character; leave it out.", param=param
         )
     if kind == "too_long" and context.get("max_length"):
         may = f"a list of at most {context['max_length']}"
@@ -58,8 +59,8 @@ def explain(errors: list[Any]) -> RequestError:
     else:
         may = " or ".join(dict.fromkeys(KINDS[each["type"]] for each in same if each["type"] in KINDS))
     if not may:
-        return RequestError(f"{where}: {error['msg']}"[:500], param=where[:100])
-    return RequestError(f"{where} must be {may}, not {_shown(value)}.", param=where[:100])
+        return RequestError(f"{where}: {error['msg']}"[:500], param=param)
+    return RequestError(f"{where} must be {may}, not {_shown(value)}.", param=param)
 
 
 def _path(location: Any) -> list[str | int]:
@@ -81,5 +82,5 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
-        return f"{float(value):.6g}" if abs(value) >= 1e15 else str(value)
+        return f"{value:.6g}" if isinstance(value, float) or abs(value) < 10**300 else "a number of 300 digits and more"
     return f"{str(value)[:60]!r}"

@@ -49,6 +49,7 @@ class Worker:
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._lock = threading.Lock()
         self._count, self._closed = 0, False
+        self._taken: list[Any] = []
         self._failing = False
         self._since: float | None = None
         self._thread = threading.Thread(target=self._run, name="steerfn-serving", daemon=True)
@@ -102,7 +103,9 @@ class Worker:
             with self._lock:
                 self._closed = True
             while not self._waiting.empty():
-                if (job := self._waiting.get()) is not None:
+                self._taken.append(self._waiting.get())
+            for job in self._taken:
+                if job is not None:
                     job.end("error", RequestError("The server stopped before it came to this request.", 503))
 
     def _serve(self) -> None:
@@ -114,8 +117,9 @@ class Worker:
                 continue
             if first is None:
                 return
-            jobs, last = self._gathered(first)
-            for some in like_lengths(jobs):
+            self._taken = [first]
+            self._taken, last = self._gathered(first)
+            for some in like_lengths(self._taken):
                 self._batch(some)
             if last:
                 return
