@@ -185,7 +185,11 @@ WRONG = {
     "absolute path": ({"steering": {"vector": "/etc/passwd"}}, 404, "There is no vector"),
     "layer": ({"steering": {"vector": "v0", "layers": [0]}}, 400, "The vector 'v0': "),
     "strength": ({"steering": {"vector": "v0", "alpha": 1e9}}, 400, "steering"),
-    "unknown field": ({"logit_bios": {}}, 400, "'logit_bios' is not a field that this server knows; did you mean 'logit_bias'?"),
+    "unknown field": (
+        {"logit_bios": {}},
+        400,
+        "'logit_bios' is not a field that this server knows here; did you mean 'logit_bias'?",
+    ),
     "unsupported": ({"presence_penalty": 0.5}, 400, "presence_penalty"),
     "logprobs": ({"logprobs": 5}, 400, "logprobs"),
     "model": ({"model": "gpt-9"}, 404, "There is no model 'gpt-9'"),

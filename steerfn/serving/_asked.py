@@ -83,9 +83,9 @@ class Reader:
         each = self.steered_by(asked.steering)
         if len(each) > limits.max_steering:
             raise RequestError(f"A request may have {limits.max_steering} vectors, not {len(each)}.", param="steering")
-        for text in texts if self.longest is not None else ():
+        for text in texts:
             size = len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
-            if size > CHARACTERS * self.longest:
+            if self.longest is not None and size > CHARACTERS * self.longest:
                 raise RequestError(
                     f"A prompt has {size} characters, more than the {self.longest} tokens that the model takes; "
                     "shorten it.",
@@ -97,7 +97,7 @@ class Reader:
     def steered_by(asked: Any) -> list[Steering]:
         """The entries of a `steering` field."""
         each = [] if asked is None else asked if isinstance(asked, list) else [asked]
-        return [Steering(vector=one) if isinstance(one, str) else one for one in each]
+        return [Steering.model_validate({"vector": one}) if isinstance(one, str) else one for one in each]
 
     def steering(self, asked: Any, allowed: Collection[str] | None = None) -> Steered:
         """The operator of a request: what it asks for, and then the default, which it cannot take back.

@@ -1,11 +1,14 @@
 """What is wrong with a request's body, in words of its own: the field, its value, and what it may be."""
 
+import difflib
 import re
 from typing import Any
 
 from steerfn.serving._refused import RequestError
+from steerfn.serving._schemas import ChatCompletion, Completion, Message, Steering
 
 FIELD = re.compile(r"[a-z][a-z_]*")
+FIELDS = {name for each in (ChatCompletion, Completion, Message, Steering) for name in each.model_fields}
 TAGS = {"str", "int", "float", "bool", "list", "dict", "none", "literal"}
 """What pydantic writes into a path besides fields: the branches of a union."""
 KINDS = {
@@ -46,12 +49,13 @@ def explain(errors: list[Any]) -> RequestError:
     same = [each for each in errors if _path(each["loc"]) == _path(error["loc"])]
     if kind == "missing":
         return RequestError(f"{where} is missing.", param=param)
-    if kind == "value_error":
-        return RequestError(f"{where}: {context.get('error')}"[:500], param=param)
+    if kind in ("extra_forbidden", "invalid_key"):
+        name = str(error["loc"][-1])[:64]
+        near = difflib.get_close_matches(name, FIELDS, 1)
+        hint = f"did you mean {near[0]!r}?" if near and near[0] != name else "leave it out."
+        return RequestError(f"{name!r} is not a field that this server knows here; {hint}", param=param)
     if kind == "string_unicode" or _has_half(value):
-        return RequestError(
-            f"{where} has half of a surrogate pair, which is no character; leave it out.", param=param
-        )
+        return RequestError(f"{where} has half of a surrogate pair, which is no character; leave it out.", param=param)
     if kind == "too_long" and context.get("max_length"):
         may = f"a list of at most {context['max_length']}"
     elif kind in BOUNDS:

@@ -37,4 +37,4 @@ def describe(application: FastAPI, limits: Limits, keyed: bool) -> None:
         schema["security"] = [{"key": []}]
         for path in ("/health", "/ping"):
             schema["paths"][path]["get"]["security"] = []
-    application.openapi_schema = schema
+    application.openapi = lambda: schema  # newer versions of FastAPI make `openapi_schema` anew

@@ -78,6 +78,20 @@ def test_invoke_is_the_librarys_generate_and_unsteered_the_models_own(model, tok
     assert chat.invoke(ASK, steering=sf.ablate(V)).content == own(model, tokenizer, sf.ablate(V))
 
 
+def test_pitfall_65_a_long_input_pads_no_short_ones(chat, batches):
+    asked = ["a " * 90, "a", "b", "c"]
+    found = [answer.content for answer in chat.batch(asked)]
+    assert batches == [3, 1] and found == [chat.invoke(each).content for each in asked]
+
+
+def test_agents_find_the_models_name_and_not_the_model(chat):
+    """As LangChain's `create_agent` looks for it, which asks the name for providers."""
+    name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or getattr(chat, "model_id", "")
+    assert "gpt" not in name.lower() and name == chat.invoke(ASK).response_metadata["model_name"]
+    from_developer = [ChatMessage(role="developer", content="a"), HumanMessage("b")]
+    assert conversation(from_developer)[0] == {"role": "system", "content": "a"}
+
+
 def test_a_stream_is_the_answer_in_pieces(chat):
     chunks = list(chat.stream(ASK))
     assert len(chunks) > 4 and "".join(chunk.content for chunk in chunks) == chat.invoke(ASK).content

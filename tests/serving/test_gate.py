@@ -44,7 +44,9 @@ def test_dns_rebinding_only_known_hosts_are_answered(host, status, address):
     assert post(address, "/v1/completions", BODY, headers={"host": host}).status_code == status
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "a/json"])
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "a/json"]
+)
 def test_a_body_must_say_that_it_is_json(kind, address):
     headers = {} if kind is None else {"content-type": kind}
     found = requests.post(f"{address}/v1/completions", data=b'{"prompt": "a"}', headers=headers)
@@ -73,7 +75,8 @@ def test_a_body_without_a_length_is_bounded_too(address):
 @pytest.mark.parametrize(
     "sent",
     [
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{",
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+        "content-type: application/json\r\ncontent-length: 50\r\n\r\n{",
         "POST /v1/completions HTTP/1.1\r\nhost: loc",
         "",
     ],

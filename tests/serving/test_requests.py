@@ -180,7 +180,7 @@ WRONG = {
     '{"prompt": "\\ud83d"}': "prompt has half of a surrogate pair",
     '{"prompt": ["a", "x\\udc00y"]}': "prompt.1 has half of a surrogate pair",
     '{"prompt": "a", "stop": "\\ud83d"}': "stop has half of a surrogate pair",
-    '{"prompt": "a", "\\ud83d": 1}': "is not a field that this server knows",
+    '{"prompt": "a", "\\ud83d": 1}': "half of a surrogate pair",
     '{"prompt": "a", "tools": [1]}': "'tools' is not a field",
 }
 
@@ -262,10 +262,10 @@ def test_the_schema_is_as_strict_as_the_server(address):
             {"prompt": ["a"] * 17}, {"prompt": []}, {"prompt": ["a", ""]}, {"stop": ""}, {"max_tokens": 0},
             {"tools": []}, {"logit_bias": {}}, {"logit_bias": {"1": 1}}, {"seed": 2**64}, {"stop": [""]},
         )
-    ] + [
-        ("/invocations", body)
-        for body in ({}, {"prompt": None}, {"prompt": "a"}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]})
     ]  # fmt: skip
+    messages = [{"role": "user", "content": "a"}]
+    for body in ({}, {"prompt": None}, {"prompt": "a"}, {"messages": messages}, {"prompt": "a", "messages": messages}):
+        cases.append(("/invocations", body))
     for path, body in cases:
         [reference] = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"].values()
         valid = jsonschema.Draft202012Validator({"$ref": reference, **schema}).is_valid(body)
