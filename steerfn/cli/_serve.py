@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
             f"Serving at {options.host}, where others can reach it, wants API keys: pass --api-keys FILE, set {KEYS}, "
             "or pass --open where something in front of it keeps others out."
         )
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # log rotation sends it; the audit log follows by itself
     model, tokenizer = load_model(options)
     application = application_of(
         model,
@@ -98,8 +100,6 @@ def run(options: argparse.Namespace) -> None:
         audit=options.audit,
         audit_prompts=options.audit_prompts,
     )
-    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # log rotation sends it; the audit log follows by itself
     proxies = _several(options.trusted_proxy)
     uvicorn.run(
         application,

@@ -36,8 +36,9 @@ class SteeredChatModel(BaseChatModel):
     """A transformers causal LM as a LangChain chat model, with steering as a parameter.
 
     Everything from `steering` on may also be said by a call, for it alone: `chat.invoke(messages, steering=op)`,
-    `chat.bind(steering=None)`. `batch` runs its inputs as rows of batches, those of like length together, and takes `steering=[...]` with one for
-    each of them. Answers, streamed or not, alone or in a batch, are the same; caches tell steerings apart.
+    `chat.bind(steering=None)`. `batch` runs its inputs as rows of batches, those of like length together, and takes
+    `steering=[...]` with one for each of them. Answers, streamed or not, alone or in a batch, are the same; caches tell
+    steerings apart.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -112,7 +113,7 @@ class SteeredChatModel(BaseChatModel):
 
     @property
     def model_name(self) -> str:
-        """The model's name. LangChain's agents read it where other chat models have it, else they take `model` for it."""
+        """The model's name, where LangChain's agents look for it before they take `model` for one."""
         return self._answering.about["name"] or self._llm_type
 
     @property

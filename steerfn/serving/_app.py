@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -229,10 +231,17 @@ class _Server:
             "param": getattr(error, "param", None),
         }
         identifier = state.get("id") or f"refused-{secrets.token_hex(12)}"
-        try:
-            await run_in_threadpool(self.audit.write, "refused", identifier, timeout=self.limits.timeout, **line)
-        except OSError as problem:  # nothing was run
-            log.error("the audit log cannot be written (%s): a refused request is not in it", problem.strerror)
+        await self._log("refused", identifier, **line)
+
+    async def _log(self, event: str, identifier: str, **line: Any) -> None:
+        """A line that nothing depends on any more: nothing was run, or what was run has its beginning in the log."""
+        write = functools.partial(self.audit.write, event, identifier, timeout=self.limits.timeout, **line)
+        # Shielded, since a caller that has left cancels the request; and bounded, since a disk may never answer.
+        with anyio.move_on_after(2 * self.limits.timeout, shield=True):
+            try:
+                await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
+            except OSError as problem:
+                log.error("the audit log cannot be written (%s): it lacks a line %r", problem.strerror, event)
 
     async def complete(
         self, request: Request, asked: Common, texts: Sequence[Any], max_tokens: int | None, chat: bool
@@ -250,8 +259,7 @@ class _Server:
         try:
             self.worker.submit(running.jobs)
         except RequestError:
-            with contextlib.suppress(OSError):  # its beginning is in the log, and nothing was run
-                await run_in_threadpool(self.audit.write, "end", identifier, outcome=["refused"])
+            await self._log("end", identifier, outcome=["refused"])
             raise
         for one in steered.applied:
             self.meters.steered.labels(one["vector"]).inc()
@@ -332,15 +340,8 @@ class _Server:
         self.meters.seconds.observe(running.seconds)
         if running.first is not None:
             self.meters.first.observe(running.first)
-        with contextlib.suppress(OSError):  # its beginning is in the log, and the next request is refused
-            await run_in_threadpool(
-                self.audit.write,
-                "end",
-                identifier,
-                outcome=reasons,
-                completion_tokens=usage["completion_tokens"],
-                seconds=round(running.seconds, 3),
-            )
+        made, seconds = usage["completion_tokens"], round(running.seconds, 3)
+        await self._log("end", identifier, outcome=reasons, completion_tokens=made, seconds=seconds)
 
 
 def _add_handlers(made: FastAPI) -> None:

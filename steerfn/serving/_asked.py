@@ -60,7 +60,8 @@ class Reader:
             try:
                 asked = Common.model_validate({"steering": default}, strict=True).steering
                 self.default = self.steered_by(asked)
-                self._default()
+                for one in self.default:
+                    self._apply(one, "default")
             except (ValidationError, RequestError) as error:
                 refused = explain(_at_body(error)) if isinstance(error, ValidationError) else error
                 raise DataError(f"The default steering {default!r:.200} cannot be applied: {refused}") from None

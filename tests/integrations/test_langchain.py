@@ -84,6 +84,12 @@ def test_pitfall_65_a_long_input_pads_no_short_ones(chat, batches):
     assert batches == [3, 1] and found == [chat.invoke(each).content for each in asked]
 
 
+def test_an_agent_of_langchains_runs_it(chat):
+    agents = pytest.importorskip("langchain.agents", reason="the package langchain is not installed")
+    said = agents.create_agent(chat, tools=[], system_prompt="d").invoke({"messages": [HumanMessage(ASK)]})
+    assert said["messages"][-1].content == chat.invoke([SystemMessage("d"), HumanMessage(ASK)]).content
+
+
 def test_agents_find_the_models_name_and_not_the_model(chat):
     """As LangChain's `create_agent` looks for it, which asks the name for providers."""
     name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or getattr(chat, "model_id", "")

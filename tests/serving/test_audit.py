@@ -4,10 +4,12 @@ import concurrent.futures
 import json
 import os
 import threading
+import time
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
+import requests
 from families import build
 from served import post, served
 from words import words
@@ -84,6 +86,19 @@ def test_a_slow_disk_holds_a_request_no_longer_than_its_time(tmp_path, monkeypat
         found = [post(address, "/v1/completions", {"prompt": "a", "max_tokens": 1}) for _ in range(2)]
         assert not done.is_set() and [each.status_code for each in found] == [504, 504], "it waited for the disk"
         done.set()
+
+
+def test_a_caller_that_leaves_has_its_last_line_too(tmp_path):
+    path, model = tmp_path / "log", build("llama")
+    model.model.layers[0].register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    with served(serving.app(model, words(), audit=path)) as address:
+        body = {"prompt": "a", "max_tokens": 100, "stream": True}
+        for _ in range(3):
+            with requests.post(f"{address}/v1/completions", json=body, stream=True, timeout=60) as found:
+                next(found.iter_lines())
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    ends = [each for each in events if each["event"] == "end"]
+    assert len(events) == 6 and len(ends) == 3 and all(each["completion_tokens"] < 100 for each in ends)
 
 
 def test_the_client_is_the_peer_whatever_a_header_says(tmp_path):
