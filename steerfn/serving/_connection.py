@@ -11,7 +11,9 @@ def patient_protocol(seconds: float) -> Any:
     Bodies are the gate's affair, and uvicorn itself closes a connection that is silent between requests.
     """
 
-    class Patient(AutoHTTPProtocol):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    base: Any = AutoHTTPProtocol  # which of two it is depends on what is installed
+
+    class Patient(base):
         _impatient: Any = None
 
         def connection_made(self, transport: Any) -> None:

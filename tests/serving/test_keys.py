@@ -40,6 +40,11 @@ def test_keys_are_trimmed_and_name_only_their_own_vectors(tmp_path):
             assert requests.get(f"{address}/v1/models", headers={"authorization": wrong}).status_code == 401
 
 
+def test_lists_and_steering_of_the_command():
+    assert _serve._several(["a,b", " c "]) == ["a", "b", "c"]
+    assert _serve._steering("happy") == "happy" and _serve._steering('[{"vector": "v"}]') == [{"vector": "v"}]
+
+
 def test_keys_of_the_command(tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("one\n\n two safe other\n")
     assert _serve._keys(str(tmp_path / "keys")) == {"one": None, "two": ["safe", "other"]}
