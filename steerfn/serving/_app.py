@@ -25,7 +25,7 @@ from steerfn.serving._answers import Answer
 from steerfn.serving._asked import Reader, Steered
 from steerfn.serving._audit import Audit
 from steerfn.serving._explain import explain
-from steerfn.serving._gate import Gate
+from steerfn.serving._gate import Gate, known_hosts
 from steerfn.serving._job import Job
 from steerfn.serving._keys import Keys
 from steerfn.serving._limits import Limits
@@ -115,7 +115,7 @@ def app(
             f"cors_origins must be a list of web pages, got {cors_origins!r:.80}; '*' would let every page that is "
             "visited ask this server, so it goes with api_keys only."
         )
-    shelf = Shelf(vectors, model)
+    shelf, hosts = Shelf(vectors, model), known_hosts(allowed_hosts)
     server = _Server(model, tokenizer, shelf, limits, Audit(audit, audit_prompts), default_steering)
     for file, reason in shelf.listing()[1].items():
         log.warning("not offered: %r: %s", file, reason)
@@ -135,11 +135,7 @@ def app(
         redoc_url=None,
     )
     made.state.server = server
-    hosts = tuple(allowed_hosts) if not isinstance(allowed_hosts, str) else allowed_hosts
-    gate = Gate(made, keys, hosts, limits, server.count, server.log_refusal)  # says now what is wrong with the hosts
-    made.add_middleware(
-        Gate, keys=keys, hosts=gate.hosts, limits=limits, count=server.count, refused=server.log_refusal
-    )
+    made.add_middleware(Gate, keys=keys, hosts=hosts, limits=limits, count=server.count, on_refusal=server.log_refusal)
     if origins:
         made.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600
@@ -165,7 +161,7 @@ class _Server:
         self.shelf, self.limits, self.audit = shelf, limits, audit
         self.reader = Reader(model, tokenizer, shelf, limits, default_steering)
         self.meters = Meters(lambda: self.worker.waiting)
-        self.worker = Worker(model, tokenizer, limits, self._ran)
+        self.worker = Worker(model, tokenizer, limits, self._observe_batch)
         self.created = int(time.time())
 
     def count(self, path: str, status: int) -> None:
@@ -189,7 +185,7 @@ class _Server:
                 f"There is no model {name!r:.140}; this server has {self.name!r}.", 404, "model", "model_not_found"
             )
 
-    def offered(self, allowed: Any) -> dict[str, Any]:
+    def list_vectors(self, allowed: Any) -> dict[str, Any]:
         """The vectors that a key may name, and the files that are passed over."""
         names, passed = self.shelf.listing()
         found: list[dict[str, Any]] = []
@@ -208,7 +204,7 @@ class _Server:
             {"passed_over": over} if allowed is None else {}
         )
 
-    def _ran(self, jobs: Sequence[Job], started: float, seconds: float) -> None:
+    def _observe_batch(self, jobs: Sequence[Job], started: float, seconds: float) -> None:
         self.meters.rows.observe(len(jobs))
         self.meters.batch.observe(seconds)
         for job in jobs:
@@ -219,7 +215,7 @@ class _Server:
         state = scope["state"]
         error = state.get("refusal")
         self.meters.refusals.labels(getattr(error, "code", None) or str(status)).inc()
-        if state.get("begun") or not self.audit.kept:
+        if state.get("begun") or not self.audit.is_kept:
             return
         line = {
             "who": state["who"],
@@ -390,7 +386,7 @@ def _add_questions(made: FastAPI, server: _Server) -> None:
     @made.get("/v1/vectors", tags=["models"], responses={401: REFUSALS[401]})
     async def vectors(request: Request) -> Any:
         """The vectors that a request can name, and the files that are none, with the reason."""
-        return await run_in_threadpool(server.offered, request.state.allowed)
+        return await run_in_threadpool(server.list_vectors, request.state.allowed)
 
     @made.get("/docs", include_in_schema=False)
     async def docs() -> Any:

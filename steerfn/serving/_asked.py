@@ -59,7 +59,7 @@ class Reader:
         if default is not None:
             try:
                 asked = Common.model_validate({"steering": default}, strict=True).steering
-                self.default = self.steered_by(asked)
+                self.default = self.entries_of(asked)
                 for one in self.default:
                     self._apply(one, "default")
             except (ValidationError, RequestError) as error:
@@ -81,7 +81,7 @@ class Reader:
             )
         if len(_stops(asked)) > limits.max_stops:
             raise RequestError(f"stop is at most {limits.max_stops} texts, not {len(_stops(asked))}.", param="stop")
-        each = self.steered_by(asked.steering)
+        each = self.entries_of(asked.steering)
         if len(each) > limits.max_steering:
             raise RequestError(f"A request may have {limits.max_steering} vectors, not {len(each)}.", param="steering")
         for text in texts:
@@ -95,7 +95,7 @@ class Reader:
                 )
 
     @staticmethod
-    def steered_by(asked: Any) -> list[Steering]:
+    def entries_of(asked: Any) -> list[Steering]:
         """The entries of a `steering` field."""
         each = [] if asked is None else asked if isinstance(asked, list) else [asked]
         return [Steering.model_validate({"vector": one}) if isinstance(one, str) else one for one in each]
@@ -114,7 +114,7 @@ class Reader:
         own, default = self._default()
         ops, applied = [], []
         strengths: dict[str, float] = {}
-        for one in self.steered_by(asked):
+        for one in self.entries_of(asked):
             if allowed is not None and one.vector not in allowed:
                 offered = ", ".join(sorted(allowed)[:10]) or "none"
                 raise RequestError(

@@ -38,7 +38,7 @@ class Audit:
                 raise FileError(f"Cannot append to the audit log '{path}': {error.strerror}; name another.") from None
 
     @property
-    def kept(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether there is a log."""
         return self._path is not None
 
@@ -63,7 +63,7 @@ class Audit:
         if not self._lock.acquire(timeout=timeout):
             raise OSError(errno.ETIMEDOUT, "it is waiting for the disk")
         try:
-            self._append(self._followed(self._path), line + b"\n")
+            self._append(self._open_at(self._path), line + b"\n")
         finally:
             self._lock.release()
 
@@ -78,7 +78,7 @@ class Audit:
             left = left[size:]
         os.fsync(file)
 
-    def _followed(self, path: Path) -> int:
+    def _open_at(self, path: Path) -> int:
         """The file that is at the path now."""
         if self._file is not None:
             here = os.fstat(self._file)

@@ -21,33 +21,43 @@ OPEN = ("/health", "/ping")
 HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
+def known_hosts(allowed: Iterable[str]) -> frozenset[str]:
+    """The names at which a server answers: this machine's own, and those that are allowed besides.
+
+    A page of another site that resolves its name to this machine (DNS rebinding) asks for that name.
+
+    Raises:
+        DataError: a text in place of a list, or an empty name.
+    """
+    names = allowed if isinstance(allowed, str) else list(allowed)
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise DataError(f"allowed_hosts must be a list of host names, got {names!r:.80}; pass ['name'].")
+    return frozenset(_host(name.strip()) for name in (*HOSTS, *names))
+
+
 class Gate:
     """ASGI middleware.
 
     Args:
         app: what is behind it.
         keys: the API keys.
-        hosts: names in the Host header that are served besides this machine's own and the address that the connection
-            came in at; "*" is any. A page of another site that resolves its name to this address (DNS rebinding)
-            has the name of that site.
+        hosts: names in the Host header that are served besides the address that the connection came in at; "*" is any.
         limits: of bodies.
         count: called with the path's pattern and the status of every answer.
-        refused: awaited with the scope and the status of every request that was refused.
+        on_refusal: awaited with the scope and the status of every request that was refused.
     """
 
     def __init__(
         self,
         app: Any,
         keys: Keys,
-        hosts: Iterable[str],
+        hosts: frozenset[str],
         limits: Limits,
         count: Callable[[str, int], Any],
-        refused: Callable[[Any, int], Awaitable[None]],
+        on_refusal: Callable[[Any, int], Awaitable[None]],
     ) -> None:
-        if isinstance(hosts, str) or not all(isinstance(host, str) and host.strip() for host in hosts):
-            raise DataError(f"allowed_hosts must be a list of host names, got {hosts!r:.80}; pass ['name'].")
-        self.app, self.keys, self.limits, self.count, self.refused = app, keys, limits, count, refused
-        self.hosts = {_host(host.strip()) for host in (*HOSTS, *hosts)}
+        self.app, self.keys, self.hosts, self.limits = app, keys, hosts, limits
+        self.count, self.on_refusal = count, on_refusal
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Let a request through, or answer it."""
@@ -58,14 +68,14 @@ class Gate:
         scope = {**scope, "method": "GET" if head else scope["method"], "state": {**scope.get("state", {})}}
         scope["state"].update(who="anonymous", allowed=None)
 
-        async def answered(message: Any) -> None:
+        async def send_counted(message: Any) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
                 # Not the path as it was asked for: callers would make labels.
                 self.count(getattr(scope.get("route"), "path", "other"), status)
                 if status >= 400 and not (status == 503 and scope["path"] in OPEN):
-                    await self.refused(scope, status)
+                    await self.on_refusal(scope, status)
             elif head:
                 message = {**message, "body": b""}
             await send(message)
@@ -74,7 +84,7 @@ class Gate:
             body = await self._admit(scope, receive)
         except RequestError as error:
             scope["state"]["refusal"] = error
-            return await _answer(answered, error)
+            return await _answer(send_counted, error)
         told = False
 
         async def replay() -> Any:
@@ -85,12 +95,12 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         try:
-            await self.app(scope, replay, answered)
+            await self.app(scope, replay, send_counted)
         except Exception:
             if started:
                 raise
             log.exception("a request failed")
-            await _answer(answered, RequestError("The server failed on this request; its log says how.", 500))
+            await _answer(send_counted, RequestError("The server failed on this request; its log says how.", 500))
 
     async def _admit(self, scope: Any, receive: Any) -> bytes:
         """The body of a request that may come in; who asks is written into its state.

@@ -98,7 +98,7 @@ class Shelf:
             files = [self.folder / f"{name}{suffix}" for suffix in FORMATS]
             found = [path for path in files if path.is_file() and self._reason(path) is None]
         if not found:
-            offered = self._offered()
+            offered = self._list_names()
             some = ", ".join(offered[:10]) + (" and more" if len(offered) > 10 else "") or "none"
             raise RequestError(
                 f"There is no vector {name!r:.140}; this server has {some}.", 404, "steering", "unknown_vector"
@@ -113,7 +113,7 @@ class Shelf:
             )
         return found[0]
 
-    def _offered(self) -> list[str]:
+    def _list_names(self) -> list[str]:
         """Names for a message: by the files' names alone, since anyone can ask for a vector that is not there."""
         files = () if self.folder is None else self.folder.iterdir()
         return sorted({path.stem for path in files if path.suffix in FORMATS and NAME.fullmatch(path.stem)})
