@@ -429,4 +429,9 @@ def _texts(prompt: str | list[str]) -> list[str]:
 
 
 def _messages(messages: list[Message]) -> list[dict[str, str]]:
-    return [{"role": "system" if each.role == "developer" else each.role, "content": each.text} for each in messages]
+    """Conversations as chat templates take them, which may write a participant's name."""
+    return [
+        {"role": "system" if each.role == "developer" else each.role, "content": each.text}
+        | ({} if each.name is None else {"name": each.name})
+        for each in messages
+    ]

@@ -90,6 +90,19 @@ def test_a_history_as_openais_client_gives_it_back_and_content_in_parts(address,
     assert refused.status_code == 400 and "messages.0.content" in refused.json()["error"]["message"]
 
 
+def test_a_participants_name_reaches_the_template(model):
+    named = tokenizer()
+    named.chat_template = named.chat_template.replace("{{ m['role'] }}", "{{ m['name'] or m['role'] }}")
+    with served(serving.app(model, named)) as address:
+        found = {}
+        for more in ({}, {"name": "c"}):
+            body = {"messages": [{"role": "user", "content": "a b", **more}], **GREEDY}
+            found[more.get("name")] = post(address, "/v1/chat/completions", body).json()["choices"][0]["message"]
+    for name, rendered in ((None, "user a b assistant"), ("c", "c a b assistant")):
+        assert found[name]["content"] == said(model, prompt=rendered)
+    assert found[None] != found["c"]
+
+
 def test_tokens_beyond_the_limit_are_cut_and_absent_means_what_is_left(address):
     for more, made in (({"max_tokens": 99}, 8), ({}, 8), ({"max_tokens": None}, 8), ({"prompt": "a " * 124}, 3)):
         found = post(address, "/v1/completions", {"prompt": "a", "temperature": 0, **more}).json()

@@ -97,6 +97,15 @@ def test_health_tells_of_a_device_that_fails_and_of_one_that_works_again(monkeyp
         assert until(200).status_code == 200
 
 
+def test_health_tells_of_a_batch_that_does_not_come_back():
+    application = serving.app(build("llama"), words(), limits=serving.Limits(timeout=1.0))
+    worker = application.state.server.worker
+    with served(application) as address:
+        assert requests.get(f"{address}/health").status_code == 200
+        worker._since = time.monotonic() - 1.0 - _worker.STUCK
+        assert requests.get(f"{address}/health").status_code == 503
+
+
 def test_a_request_that_fails_by_itself_makes_no_server_ill():
     model = build("llama")
 
