@@ -106,7 +106,8 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat, *, following: str 
     """
     check_tokenizer(tokenizer)
     for i, text in enumerate(texts):
-        _check_characters(text, f"Text {i}")
+        if not is_token_ids(text):
+            _check_characters(text, f"Text {i}")
     template = ChatTemplate(tokenizer, chat)
     rows: list[list[int]] = [list(text) if is_token_ids(text) else [] for text in texts]
     written: dict[int, str] = {}  # by the template, special tokens included

@@ -11,11 +11,13 @@ from openai import OpenAI
 
 
 @contextlib.contextmanager
-def served(application: Any) -> Iterator[str]:
-    """The address of a server that runs the application."""
+def served(application: Any, **more: Any) -> Iterator[str]:
+    """The address of a server that runs the application; what `steerfn serve` tells uvicorn besides may be passed."""
     import uvicorn
 
-    config = uvicorn.Config(application, port=0, log_level="error", timeout_graceful_shutdown=20, lifespan="on")
+    config = uvicorn.Config(
+        application, port=0, log_level="error", timeout_graceful_shutdown=20, lifespan="on", proxy_headers=False, **more
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -81,7 +81,10 @@ def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, 
         process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
     try:
         address = address_in(log, process)
-        head = {"authorization": "Bearer secret"}
+        head = {"authorization": "Bearer secret", "x-forwarded-for": "1.2.3.4"}
+        assert requests.get(f"{address}/v1/models", headers={"host": "evil.example"}).status_code == 400
+        (tmp_path / "audit.jsonl").rename(tmp_path / "audit.1")  # as logrotate does, with its signal
+        process.send_signal(signal.SIGHUP)
         body = {
             "messages": [{"role": "user", "content": "Tell me about bees."}], "max_tokens": 40, "temperature": 0,
             "stream": True, "steering": {"vector": "v", "alpha": 0.5},
@@ -97,6 +100,9 @@ def test_the_command_serves_the_real_model_and_sigterm_lets_a_request_end(demo, 
     finally:
         process.kill()
     begin, end = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert begin["client"] == "127.0.0.1", "a header was believed"
+    [refused] = map(json.loads, (tmp_path / "audit.1").read_text().splitlines())
+    assert refused["status"] == 400 and "not offered: 'keys.txt'" in log.read_text()
     assert begin["steering"][0]["vector"] == "v" and end["outcome"][0] in ("stop", "length")
     assert "bees" not in (tmp_path / "audit.jsonl").read_text()
 
@@ -136,6 +142,10 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, monkeypatch
         (["--vectors", str(tmp_path / "none")], "does not exist; make it, or pass another"),
         (["--port", "99999"], "A port is a number from 0 (any) to 65535, not 99999"),
         (["--max-rows", "0"], "max_rows is a number from 1, not 0"),
+        (["--default-steering", "{oops"], "--default-steering is not JSON"),
+        (["--default-steering", "none"], "The default steering 'none' cannot be applied: There is no vector 'none'"),
+        (["--cors-origin", "*"], "'*' would let every page that is visited ask this server"),
+        (["--allowed-host", " "], "allowed_hosts must be a list of host names"),
         (["--audit", str(tmp_path / "no" / "log")], "Cannot append to the audit log"),
     ):
         assert main(["serve", *arguments]) == 2

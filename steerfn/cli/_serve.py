@@ -1,7 +1,10 @@
 """`steerfn serve`: an OpenAI-compatible server on one machine, with steering in every request."""
 
 import argparse
+import json
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,24 @@ from steerfn.cli._model import add_model_options, load_model
 from steerfn.serving._limits import Limits
 
 KEYS = "STEERFN_API_KEYS"
+ANY = ("0.0.0.0", "::", "")
 LIMITS = {
-    "max_tokens": "tokens that one request may ask for",
+    "max_tokens": "tokens of one text; a request that asks for more gets as many",
+    "max_alpha": "the largest strength, of all that a request does with one vector together",
     "max_rows": "texts that run at once",
     "max_queue": "texts that may wait",
     "max_body": "bytes of a request",
     "timeout": "seconds for one request",
+    "receive": "seconds in which a request must have come whole",
+    "keep_alive": "seconds of silence after which a stream that waits says so",
     "drain": "seconds that running requests get at SIGTERM",
+}
+
+
+LISTS = {
+    "allowed-host": "a host name at which the server is known, besides localhost and --host (*: any)",
+    "cors-origin": "a web page whose scripts may ask, as https://host",
+    "trusted-proxy": "the address of a proxy whose X-Forwarded-For says who the caller is",
 }
 
 
@@ -29,9 +43,17 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--api-keys",
         metavar="FILE",
-        help=f"a file with API keys, one a line (default: the variable {KEYS}, separated by commas; else none)",
+        help="a file with API keys, one a line, each with the names of the vectors that it may use after it (none: "
+        f"all); default: the variable {KEYS}, keys separated by commas; else no keys",
     )
     command.add_argument("--open", action="store_true", help="serve other machines without API keys")
+    command.add_argument(
+        "--default-steering",
+        metavar="STEERING",
+        help="what steers every request, whatever it asks for: a name, or JSON as in a request's steering field",
+    )
+    for option, what in LISTS.items():
+        command.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help=f"{what}; repeatable")
     command.add_argument("--audit", metavar="FILE", help="append a line for every request to this file")
     command.add_argument("--audit-prompts", action="store_true", help="write prompts into it, too")
     for name, what in LIMITS.items():
@@ -50,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
     application_of = serving.app  # which says what is not installed
     import uvicorn
 
+    from steerfn.serving._connection import patient_protocol
+
     if not 0 <= options.port <= 65535:
         raise SteerError(f"A port is a number from 0 (any) to 65535, not {options.port}.")
     if options.vectors is not None and not Path(options.vectors).is_dir():  # before the model is loaded
@@ -61,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
             f"Serving at {options.host}, where others can reach it, wants API keys: pass --api-keys FILE, set {KEYS}, "
             "or pass --open where something in front of it keeps others out."
         )
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # log rotation sends it; the audit log follows by itself
     model, tokenizer = load_model(options)
     application = application_of(
         model,
@@ -68,11 +94,18 @@ def run(options: argparse.Namespace) -> None:
         options.vectors,
         limits=limits,
         api_keys=keys,
+        default_steering=_steering(options.default_steering),
+        allowed_hosts=[*_several(options.allowed_host), *([] if options.host in ANY else [options.host])],
+        cors_origins=_several(options.cors_origin),
         audit=options.audit,
         audit_prompts=options.audit_prompts,
     )
+    proxies = _several(options.trusted_proxy)
     uvicorn.run(
         application,
+        http=patient_protocol(limits.receive),
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         host=options.host,
         port=options.port,
         log_level="info",
@@ -81,13 +114,39 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def _keys(path: str | None) -> list[str]:
-    if path is None:
-        return [key for key in os.environ.get(KEYS, "").split(",") if key]
+def _several(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def _steering(value: str | None) -> Any:
+    """A name, or what JSON says."""
+    if value is None or value[:1] not in "[{":
+        return value
     try:
-        found = [line.strip() for line in Path(path).read_text(encoding="utf8").splitlines()]
+        return json.loads(value)
+    except ValueError as error:
+        raise SteerError(
+            f"--default-steering is not JSON ({error}); pass a vector's name, or an object such as "
+            '\'{"vector": "happy", "alpha": 2.0}\'.'
+        ) from None
+
+
+def _keys(path: str | None) -> dict[str, list[str] | None] | None:
+    """Each key with its vectors; None where no keys are asked for."""
+    if path is None:
+        if KEYS not in os.environ:
+            return None
+        keys = [key.strip() for key in os.environ[KEYS].split(",")]
+        if not all(keys):
+            raise SteerError(
+                f"The variable {KEYS} holds {'an empty key' if any(keys) else 'no key'}, which would leave the server "
+                "open; write keys separated by commas, or unset it."
+            )
+        return dict.fromkeys(keys)
+    try:
+        lines = [line.split() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"Cannot read the API keys in '{path}' ({error}); pass a text file, one key a line.") from None
-    if not (keys := [key for key in found if key]):
+    if not (found := {key: names or None for key, *names in filter(None, lines)}):
         raise FileError(f"'{path}' holds no API key, which would leave the server open; write one a line.")
-    return keys
+    return found

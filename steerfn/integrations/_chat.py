@@ -22,7 +22,7 @@ from steerfn._text import encode
 from steerfn.integrations._identity import steering_identity
 from steerfn.operators import Operator
 from steerfn.reporting._identity import model_of
-from steerfn.serving._batch import run_batch
+from steerfn.serving._batch import like_lengths, run_batch
 from steerfn.serving._job import Job
 
 SETTINGS = (
@@ -250,11 +250,12 @@ class Answering:
         return Request(prompt, op, options, settings, self.stops)
 
     def run(self, requests: Sequence[Request]) -> None:
-        """Generate answers as rows of one batch; what has settings runs alone, since some of those read pads."""
-        alone = [[request] for request in requests if request.settings]
-        for some in (*alone, [request for request in requests if not request.settings]):
-            if some:
-                run_batch(self.model, self.tokenizer, [each.job for each in some], self.ends, some[0].settings)
+        """Generate answers as rows of batches; what has settings runs alone, since some of those read pads."""
+        for request in requests:
+            if request.settings:
+                run_batch(self.model, self.tokenizer, [request.job], self.ends, request.settings)
+        for jobs in like_lengths([request.job for request in requests if not request.settings]):
+            run_batch(self.model, self.tokenizer, jobs, self.ends, {})
 
     def pieces(self, request: Request) -> Iterator[str]:
         """Generate one answer in a thread of its own, handing out the text as it comes; closing it ends the thread."""

@@ -24,6 +24,8 @@ except ImportError as error:
     raise ImportError(missing("LangChain", "langchain", error)) from error
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+NAMED = {"developer": "system"}
+"""Roles that a `ChatMessage` may name and templates do not know."""
 FRAMEWORKS = ("stream", "stream_usage")
 """What LangChain itself may add to a call, and needs no answer here."""
 
@@ -34,8 +36,9 @@ class SteeredChatModel(BaseChatModel):
     """A transformers causal LM as a LangChain chat model, with steering as a parameter.
 
     Everything from `steering` on may also be said by a call, for it alone: `chat.invoke(messages, steering=op)`,
-    `chat.bind(steering=None)`. `batch` runs its inputs as rows of one batch, and takes `steering=[...]` with one for
-    each of them. Answers, streamed or not, alone or in a batch, are the same; caches tell steerings apart.
+    `chat.bind(steering=None)`. `batch` runs its inputs as rows of batches, those of like length together, and takes
+    `steering=[...]` with one for each of them. Answers, streamed or not, alone or in a batch, are the same; caches tell
+    steerings apart.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -109,6 +112,11 @@ class SteeredChatModel(BaseChatModel):
         return "steerfn"
 
     @property
+    def model_name(self) -> str:
+        """The model's name, where LangChain's agents look for it before they take `model` for one."""
+        return self._answering.about["name"] or self._llm_type
+
+    @property
     def _identifying_params(self) -> dict[str, Any]:
         return self._answering.identity(self._options(None, {}))
 
@@ -124,7 +132,7 @@ class SteeredChatModel(BaseChatModel):
         options = self._options(stop, kwargs)
         told = LangSmithParams(
             ls_provider="steerfn",
-            ls_model_name=self._answering.about["name"],
+            ls_model_name=self.model_name,
             ls_model_type="chat",
             ls_temperature=options.temperature,
             ls_max_tokens=options.max_new_tokens,
@@ -144,7 +152,7 @@ class SteeredChatModel(BaseChatModel):
         return self._answering.request(self._answering.chat(conversation(messages)), options)
 
     def _told(self, request: Request) -> dict[str, Any]:
-        return {"finish_reason": request.job.reason, "model_name": self._answering.about["name"]}
+        return {"finish_reason": request.job.reason, "model_name": self.model_name}
 
     def _generate(
         self,
@@ -287,7 +295,7 @@ def conversation(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     found = []
     for i, message in enumerate(messages):
         kind = type(message).__name__
-        role = message.role if isinstance(message, ChatMessage) else ROLES.get(message.type)
+        role = NAMED.get(message.role, message.role) if isinstance(message, ChatMessage) else ROLES.get(message.type)
         if isinstance(message, AIMessageChunk):
             role = "assistant"
         if role is None or getattr(message, "tool_calls", None):

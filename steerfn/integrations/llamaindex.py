@@ -25,7 +25,14 @@ try:
 except ImportError as error:
     raise ImportError(missing("LlamaIndex", "llamaindex", error)) from error
 
-ROLES = {"user": "user", "assistant": "assistant", "chatbot": "assistant", "model": "assistant", "system": "system"}
+ROLES = {
+    "user": "user",
+    "assistant": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
 
 
 class SteeredLLM(CustomLLM):

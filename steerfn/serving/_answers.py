@@ -18,6 +18,7 @@ class Answer:
         chat: whether it is a chat completion.
         jobs: its texts.
         prompt_tokens: of all prompts.
+        steering: what it is steered by, each with its SHA-256 and whose policy it is; empty where by nothing.
     """
 
     identifier: str
@@ -26,6 +27,7 @@ class Answer:
     chat: bool
     jobs: Sequence[Job]
     prompt_tokens: int
+    steering: Sequence[dict[str, Any]] = ()
     _texts: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def add(self, index: int, piece: str | None) -> None:
@@ -48,7 +50,7 @@ class Answer:
             text = self._texts.get(index, "")
             said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
             choices.append({"index": index, **said, "finish_reason": self._reason(job), "logprobs": None})
-        return self._head("") | {"choices": choices, "usage": self.usage()}
+        return self._head("") | {"choices": choices, "usage": self.usage(), "steering": list(self.steering)}
 
     def openings(self) -> Iterator[dict[str, Any]]:
         """What a streamed chat begins with: who speaks."""
@@ -63,7 +65,9 @@ class Answer:
         if self.chat:
             said = {"delta": {} if piece is None else {"content": piece}}
         reason = self._reason(self.jobs[index]) if piece is None else None
-        return self._head(".chunk") | {"choices": [{"index": index, **said, "finish_reason": reason, "logprobs": None}]}
+        choice = {"index": index, **said, "finish_reason": reason, "logprobs": None}
+        steering = {"steering": list(self.steering)} if piece is None else {}
+        return self._head(".chunk") | {"choices": [choice]} | steering
 
     def usage_part(self) -> dict[str, Any]:
         """The last part, where it was asked for."""

@@ -1,6 +1,7 @@
 """The audit log: a line of JSON for every request at its beginning and at its end, only ever appended."""
 
 import datetime
+import errno
 import json
 import os
 import threading
@@ -11,7 +12,10 @@ from steerfn._errors import FileError
 
 
 class Audit:
-    """Appends lines to a file, each flushed to the disk before the request goes on.
+    """Appends whole lines to a file, each flushed to the disk before the request goes on.
+
+    Where a line was cut (a full disk, a crash), the next one begins anew. A file that was moved away or removed, as
+    log rotation does, is followed: the next line goes to a new file at the path.
 
     Args:
         path: the file; None keeps no log.
@@ -24,25 +28,85 @@ class Audit:
     def __init__(self, path: Any, prompts: bool = False) -> None:
         self.prompts = prompts
         self._lock = threading.Lock()
+        self._path = None if path is None else Path(path)
         self._file: int | None = None
-        if path is not None:
+        self._torn = False
+        if self._path is not None:
             try:
-                self._file = os.open(Path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                self._open(self._path)
             except OSError as error:
                 raise FileError(f"Cannot append to the audit log '{path}': {error.strerror}; name another.") from None
 
-    def write(self, event: str, identifier: str, **told: Any) -> None:
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a log."""
+        return self._path is not None
+
+    def write(self, event: str, identifier: str, *, timeout: float = -1, **told: Any) -> None:
         """One line.
 
+        Args:
+            event: "begin", "end" or "refused".
+            identifier: of the request.
+            timeout: seconds to wait for other lines; -1 waits as long as it takes.
+            told: what it says.
+
         Raises:
-            OSError: the disk refuses: then the request must not go on.
+            OSError: the disk refuses, or is too slow: then the request must not go on.
         """
-        if self._file is None:
+        if self._path is None:
             return
         if not self.prompts:
             told.pop("prompts", None)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, "id": identifier, **told}, allow_nan=False) + "\n"
-        with self._lock:
-            os.write(self._file, line.encode("utf-8", "backslashreplace"))
-            os.fsync(self._file)
+        line = json.dumps({"time": now, "event": event, "id": identifier, **told}, allow_nan=False).encode("ascii")
+        if not self._lock.acquire(timeout=timeout):
+            raise OSError(errno.ETIMEDOUT, "it is waiting for the disk")
+        try:
+            self._append(self._open_at(self._path), line + b"\n")
+        finally:
+            self._lock.release()
+
+    def _append(self, file: int, line: bytes) -> None:
+        left = b"\n" + line if self._torn else line
+        while left:
+            # A disk that is nearly full takes part of a line, and says so only by the count.
+            size = os.write(file, left)
+            if not size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._torn = left[size - 1 : size] != b"\n"
+            left = left[size:]
+        os.fsync(file)
+
+    def _open_at(self, path: Path) -> int:
+        """The file that is at the path now."""
+        if self._file is not None:
+            here = os.fstat(self._file)
+            try:
+                there = os.stat(path)
+            except FileNotFoundError:
+                there = None
+            if there is not None and (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+                if not there.st_size:
+                    self._torn = False  # it was emptied in place, as logrotate's copytruncate does
+                return self._file
+        return self._open(path)
+
+    def _open(self, path: Path) -> int:
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._torn = opened, _is_torn(path)
+        return opened
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends in the middle of a line."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # it may be written but not read: a blank line does no harm
+        return True

@@ -24,6 +24,26 @@ BROKEN = (
 )
 
 
+SHORT = 32
+"""Tokens of padding that cost less than a batch of their own."""
+
+
+def like_lengths(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs in batches whose shortest prompt has half the tokens of the longest or more, the short ones first.
+
+    Rows of one batch are padded to the longest: a long prompt beside many short ones would make each of them as slow
+    as itself.
+    """
+    found: list[list[Job]] = []
+    for job in sorted(jobs, key=lambda each: len(each.prompt), reverse=True):
+        longest = len(found[-1][0].prompt) if found else 0
+        if found and longest - len(job.prompt) <= max(SHORT, longest // 2):
+            found[-1].append(job)
+        else:
+            found.append([job])
+    return found[::-1]
+
+
 def run_batch(
     model: Any, tokenizer: Any, jobs: Sequence[Job], ends: frozenset[int], settings: Mapping[str, Any] | None = None
 ) -> None:

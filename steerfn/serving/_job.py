@@ -3,6 +3,7 @@
 import dataclasses
 import os.path
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ class Job:
         tokens: generated so far.
         reason: why it ended: "stop", "length", "cancelled" or "error".
         error: what went wrong.
+        queued: when it was made, by `time.monotonic`.
     """
 
     prompt: list[int]
@@ -38,6 +40,7 @@ class Job:
     tokens: list[int] = dataclasses.field(default_factory=list)
     reason: str | None = None
     error: BaseException | None = None
+    queued: float = dataclasses.field(default_factory=time.monotonic)
     _told: str = ""
     _cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 

@@ -10,14 +10,17 @@ class Limits:
     """Limits of a server; what exceeds one is refused with its value.
 
     Attributes:
-        max_tokens: tokens that one request may ask for.
+        max_tokens: tokens of one text; a request that asks for more gets as many.
         max_rows: rows of one batch.
         max_queue: rows that may wait; further requests get 429.
         max_body: bytes of a request.
         max_choices: texts of one request (`n` times prompts).
         max_stops: stop texts of one request.
         max_steering: vectors of one request.
+        max_alpha: the largest strength, of all that a request does with one vector together.
         timeout: seconds from a request's arrival to its last token.
+        receive: seconds in which a request must have come whole.
+        keep_alive: seconds of silence after which a stream that waits says so.
         gather: seconds that the worker waits for more rows when it begins a batch.
         drain: seconds that running requests get when the server is told to stop.
     """
@@ -29,7 +32,10 @@ class Limits:
     max_choices: int = 16
     max_stops: int = 4
     max_steering: int = 8
+    max_alpha: float = 1e4
     timeout: float = 120.0
+    receive: float = 30.0
+    keep_alive: float = 5.0
     gather: float = 0.005
     drain: float = 30.0
 

@@ -30,6 +30,20 @@ class Meters:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.first = Histogram(
+            "steerfn_first_token_seconds",
+            "Seconds from arrival to the first text.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.queued = Histogram(
+            "steerfn_queue_seconds",
+            "Seconds that a text waited for its batch.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch = Histogram("steerfn_batch_seconds", "Seconds of a batch.", buckets=SECONDS, registry=self.registry)
+        self.refusals = Counter("steerfn_refused", "Requests refused, by reason.", ["code"], registry=self.registry)
         Gauge("steerfn_waiting", "Texts that wait or run.", registry=self.registry).set_function(waiting)
 
     def text(self) -> bytes:

@@ -6,6 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
+import anyio.to_thread
+
 from steerfn.serving._job import Job
 from steerfn.serving._refused import RequestError
 
@@ -18,12 +21,14 @@ class Running:
 
     Args:
         timeout: seconds from now to the last token.
+        keep_alive: seconds of silence after which `pieces` says that nothing has come.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, keep_alive: float = float("inf")) -> None:
         self.jobs: list[Job] = []
         self.started = time.monotonic()
-        self.timeout = timeout
+        self.timeout, self.keep_alive = timeout, keep_alive
+        self.first: float | None = None
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
 
@@ -36,8 +41,22 @@ class Running:
 
         return heard
 
-    async def pieces(self, gone: Callable[[], Any]) -> AsyncIterator[tuple[int, str | None]]:
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in a thread, for as long as the request has left.
+
+        Raises:
+            RequestError: it took longer.
+        """
+        try:
+            with anyio.fail_after(max(0.0, self.until - time.monotonic())):
+                return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def pieces(self, gone: Callable[[], Any]) -> AsyncIterator[tuple[int, str | None] | None]:
         """(text, piece) as they come, and (text, None) when one has ended; jobs are cancelled on the way out.
+
+        None says that nothing has come for a while.
 
         Args:
             gone: awaited now and then: whether the caller has gone.
@@ -45,22 +64,25 @@ class Running:
         Raises:
             RequestError: too slow, numbers that are not finite, or the model failed.
         """
-        left = len(self.jobs)
+        left, said = len(self.jobs), time.monotonic()
         try:
             while left:
-                remaining = self.started + self.timeout - time.monotonic()
+                remaining = self.until - time.monotonic()
                 if remaining <= 0:
-                    raise RequestError(
-                        f"The request was not done after {self.timeout:g} s and was cancelled; ask for fewer tokens.",
-                        504,
-                        code="timeout",
-                    )
+                    raise self._late()
+                patience = min(remaining, PATIENCE, max(0.001, said + self.keep_alive - time.monotonic()))
                 try:
-                    index, piece = await asyncio.wait_for(self._heard.get(), min(remaining, PATIENCE))
+                    index, piece = await asyncio.wait_for(self._heard.get(), patience)
                 except asyncio.TimeoutError:
                     if await gone():
                         return
+                    if time.monotonic() - said >= self.keep_alive:
+                        said = time.monotonic()
+                        yield None
                     continue
+                said = time.monotonic()
+                if self.first is None and piece is not None:
+                    self.first = said - self.started
                 if piece is None:
                     left -= 1
                     if isinstance(error := self.jobs[index].error, RequestError):
@@ -71,6 +93,18 @@ class Running:
         finally:
             for job in self.jobs:
                 job.cancel()
+
+    def _late(self) -> RequestError:
+        return RequestError(
+            f"The request was not done after {self.timeout:g} s and was cancelled; ask for fewer tokens.",
+            504,
+            code="timeout",
+        )
+
+    @property
+    def until(self) -> float:
+        """When its time is over, by `time.monotonic`."""
+        return self.started + self.timeout
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """The vectors that a server offers: the files of one folder, by their names, and nothing else on the disk."""
 
 import re
-import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from steerfn._vector import SteeringVector
 from steerfn.serving._refused import RequestError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a file system's clock tells two changes of a file apart."""
 
 
 class Served(NamedTuple):
@@ -25,8 +27,8 @@ class Served(NamedTuple):
 class Shelf:
     """A folder of vectors, read when they are asked for and again when they change.
 
-    A name is looked up among the folder's files; it is never made into a path. Links that lead out of the folder are
-    not offered.
+    A name is looked up as a file of the folder; what is not a plain name is never made into a path. Links that lead
+    out of the folder are not offered, but for those of a snapshot in the hub's cache to the files of its repository.
 
     Args:
         folder: where the vector files are; None offers none.
@@ -38,12 +40,27 @@ class Shelf:
         if self.folder is not None and not self.folder.is_dir():
             raise FileError(f"The folder of vectors '{folder}' does not exist; make it, or pass another.")
         self.model = model
-        self._known: dict[str, tuple[tuple[str, int, int], Served]] = {}
-        self._lock = threading.Lock()
+        self._roots = [] if self.folder is None else [self.folder, *_blobs(self.folder)]
+        self._known: dict[str, tuple[tuple[Any, ...], Served]] = {}
 
     def names(self) -> list[str]:
         """What is offered."""
-        return sorted(self._files())
+        return self.listing()[0]
+
+    def listing(self) -> tuple[list[str], dict[str, str]]:
+        """The names that are offered, and the files that are passed over, each with the reason."""
+        names: set[str] = set()
+        passed: dict[str, str] = {}
+        files = [] if self.folder is None else sorted(self.folder.iterdir())
+        documents = any(path.suffix == ".json" for path in files)
+        for path in files:
+            if path.suffix == ".pt" and documents:  # the tensors of one
+                continue
+            if reason := self._reason(path):
+                passed[path.name] = reason
+            else:
+                names.add(path.stem)
+        return sorted(names), passed
 
     def get(self, name: str) -> Served:
         """A vector by its name.
@@ -51,39 +68,75 @@ class Shelf:
         Raises:
             RequestError: there is none, or its file cannot be served.
         """
-        path = self._files().get(name)
-        if path is None:
-            offered = ", ".join(self.names()[:10]) or "none"
+        path = self._path(name)
+        try:
+            status = path.stat()
+            stamp = (path.name, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size)
+            known = self._known.get(name)
+            if known is not None and known[0] == stamp:
+                return known[1]
+            vector = load(path)
+            check_match(vector, self.model, strict=True)
+            digest = str(compose(vector, tensors_of(vector))["sha256"])
+        except (SteerError, OSError) as error:
             raise RequestError(
-                f"There is no vector {name!r:.140}; this server has {offered}.", 404, "steering", "unknown_vector"
-            )
-        with self._lock:
-            try:
-                status = path.stat()
-                stamp = (path.name, status.st_mtime_ns, status.st_size)
-                if name not in self._known or self._known[name][0] != stamp:
-                    vector = load(path)
-                    check_match(vector, self.model, strict=True)
-                    digest = str(compose(vector, tensors_of(vector))["sha256"])
-                    # It was checked: operators need not check again, nor warn.
-                    self._known[name] = stamp, Served(vector.with_metadata(model=None), digest)
-            except (SteerError, OSError) as error:
-                raise RequestError(
-                    f"The vector {name!r} cannot be served: {error}".replace(str(self.folder), "the folder"),
-                    409,
-                    "steering",
-                    "unusable_vector",
-                ) from None
-            return self._known[name][1]
+                f"The vector {name!r} cannot be served: {error}".replace(str(self.folder), "the folder"),
+                409,
+                "steering",
+                "unusable_vector",
+            ) from None
+        # It was checked: operators need not check again, nor warn.
+        served = Served(vector.with_metadata(model=None), digest)
+        if time.time_ns() - status.st_ctime_ns > SETTLED:  # else a change could leave the stamp as it is
+            self._known[name] = stamp, served
+        return served
 
-    def _files(self) -> dict[str, Path]:
-        if self.folder is None:
-            return {}
-        found: dict[str, Path] = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix.lower() not in FORMATS or NAME.fullmatch(path.stem) is None:
-                continue
-            inside = path.resolve()
-            if inside.is_file() and inside.is_relative_to(self.folder):
-                found.setdefault(path.stem, inside)
-        return found
+    def _path(self, name: str) -> Path:
+        """The one file of a name, without a look at the others."""
+        found = []
+        if self.folder is not None and NAME.fullmatch(name):
+            files = [self.folder / f"{name}{suffix}" for suffix in FORMATS]
+            found = [path for path in files if path.is_file() and self._reason(path) is None]
+        if not found:
+            offered = self._list_names()
+            some = ", ".join(offered[:10]) + (" and more" if len(offered) > 10 else "") or "none"
+            raise RequestError(
+                f"There is no vector {name!r:.140}; this server has {some}.", 404, "steering", "unknown_vector"
+            )
+        if len(found) > 1:
+            raise RequestError(
+                f"The name {name!r} is ambiguous: the folder has {' and '.join(path.name for path in found)}; rename "
+                "or remove all but one.",
+                409,
+                "steering",
+                "ambiguous_vector",
+            )
+        return found[0]
+
+    def _list_names(self) -> list[str]:
+        """Names for a message: by the files' names alone, since anyone can ask for a vector that is not there."""
+        files = () if self.folder is None else self.folder.iterdir()
+        return sorted({path.stem for path in files if path.suffix in FORMATS and NAME.fullmatch(path.stem)})
+
+    def _reason(self, path: Path) -> str | None:
+        """Why a file is not offered; None where it is."""
+        if path.suffix not in FORMATS:
+            return f"not a vector file: a name ends in {', '.join(FORMATS)}"
+        if NAME.fullmatch(path.stem) is None:
+            return "its name has other characters than A-Z, a-z, 0-9, '.', '_' and '-', or is too long"
+        try:
+            inside = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: links in a circle, on Python 3.12 and older
+            return "a link that leads nowhere"
+        if not any(inside.is_relative_to(root) for root in self._roots):
+            return "a link that leads out of the folder"
+        return None if inside.is_file() else "not a regular file"
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where the links of a snapshot in the hub's cache lead: models--org--name/{snapshots/<revision>/..., blobs}."""
+    for above in (folder, *folder.parents):
+        blobs = above.parent.parent / "blobs"
+        if above.parent.name == "snapshots" and "--" in above.parent.parent.name and blobs.is_dir():
+            return [blobs.resolve()]
+    return []

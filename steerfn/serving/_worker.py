@@ -1,4 +1,4 @@
-"""The one thread that runs the model: it takes what waits and runs it as rows of one batch."""
+"""The one thread that runs the model: it takes what waits and runs it as rows of batches."""
 
 import logging
 import queue
@@ -7,12 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steerfn.serving._batch import run_batch
+import torch
+
+from steerfn._text import input_device
+from steerfn.serving._batch import like_lengths, run_batch
 from steerfn.serving._job import Job
 from steerfn.serving._limits import Limits
 from steerfn.serving._refused import RequestError
 
 log = logging.getLogger("steerfn.serving")
+
+IDLE = 10.0
+"""Seconds without a request after which the model is tried, so that `health` speaks of now."""
+RETRY = 1.0
+"""The same while it fails."""
+STUCK = 60.0
+"""Seconds that a batch may go on beyond the time of its requests, whose rows end at the next token."""
 
 
 class Worker:
@@ -22,11 +32,15 @@ class Worker:
         model: the model; only this thread runs it.
         tokenizer: its tokenizer.
         limits: how many rows wait and run.
-        ran: called after each batch with its rows and seconds.
+        ran: called after each batch with its jobs, the time when it began, and its seconds.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, limits: Limits, ran: Callable[[int, float], Any] = lambda *_: None
+        self,
+        model: Any,
+        tokenizer: Any,
+        limits: Limits,
+        ran: Callable[[Sequence[Job], float, float], Any] = lambda *_: None,
     ) -> None:
         from steerfn._decoding import ends_of
 
@@ -35,6 +49,9 @@ class Worker:
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._lock = threading.Lock()
         self._count, self._closed = 0, False
+        self._taken: list[Any] = []
+        self._failing = False
+        self._since: float | None = None
         self._thread = threading.Thread(target=self._run, name="steerfn-serving", daemon=True)
         self._thread.start()
 
@@ -43,15 +60,27 @@ class Worker:
         """Rows that wait or run."""
         return self._count
 
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be answered now; None where they would."""
+        since = self._since
+        if not self._thread.is_alive():
+            return "the thread that runs the model has ended"
+        if self._closed:
+            return "the server is stopping"
+        if since is not None and time.monotonic() - since > self.limits.timeout + STUCK:
+            return "the model does not come back from a batch"
+        return "the model fails on a single token" if self._failing else None
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Put the jobs of one request into the queue, all or none.
 
         Raises:
-            RequestError: the queue is full, or the server is stopping.
+            RequestError: the queue is full, or the server is stopping or broken.
         """
         with self._lock:
-            if self._closed:
-                raise RequestError("The server is stopping; try another one.", 503, code="stopping")
+            if self._closed or not self._thread.is_alive():
+                raise RequestError(f"Nothing was run: {self.trouble}; try another server.", 503, code="stopping")
             if self._count + len(jobs) > self.limits.max_queue + self.limits.max_rows:
                 raise RequestError(
                     f"{self._count} texts are waiting, as many as this server takes; try again later.", 429, code="busy"
@@ -68,14 +97,35 @@ class Worker:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            jobs, last = self._gathered(first)
-            self._batch(jobs)
+        try:
+            self._serve()
+        finally:  # whatever ended it: nobody waits for a thread that is gone
+            with self._lock:
+                self._closed = True
+            while not self._waiting.empty():
+                self._taken.append(self._waiting.get())
+            for job in self._taken:
+                if job is not None:
+                    job.end("error", RequestError("The server stopped before it came to this request.", 503))
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                first = self._waiting.get(timeout=RETRY if self._failing else IDLE)
+            except queue.Empty:
+                self._try_model()
+                continue
+            if first is None:
+                return
+            self._taken = [first]
+            self._taken, last = self._gathered(first)
+            for some in like_lengths(self._taken):
+                self._batch(some)
             if last:
                 return
 
     def _gathered(self, first: Job) -> tuple[list[Job], bool]:
-        """A batch: the first job and those that wait or come soon; and whether the queue was closed."""
+        """The first job and those that wait or come soon; and whether the queue was closed."""
         jobs, until = [first], time.monotonic() + self.limits.gather
         while len(jobs) < self.limits.max_rows:
             try:
@@ -88,7 +138,7 @@ class Worker:
         return jobs, False
 
     def _batch(self, jobs: list[Job]) -> None:
-        started = time.monotonic()
+        self._since = started = time.monotonic()
         try:
             live = [job for job in jobs if not job.cancelled]
             for job in jobs:
@@ -97,21 +147,36 @@ class Worker:
             if live:
                 self._attempt(live)
         finally:
+            self._since = None
             with self._lock:
                 self._count -= len(jobs)
-        self.ran(len(jobs), time.monotonic() - started)
+        self.ran(jobs, started, time.monotonic() - started)
 
     def _attempt(self, jobs: list[Job]) -> None:
         """Run jobs together; where that fails, one by one, so that only what fails alone fails."""
         try:
             run_batch(self.model, self.tokenizer, jobs, self.ends)
+            self._failing = False
         except Exception as error:
             left = [job for job in jobs if not job.ended]
             if len(jobs) == 1:
                 log.exception("a request failed")
                 for job in left:
                     job.end("error", error)
-                return
+                return self._try_model()  # was it the request?
             log.warning("a batch of %d rows failed (%s); its rows run one by one", len(jobs), type(error).__name__)
             for job in left:
                 self._attempt([job])
+
+    def _try_model(self) -> None:
+        """Find out whether the model and its device still work, with one token."""
+        try:
+            with torch.no_grad():
+                one = torch.zeros(1, 1, dtype=torch.long, device=input_device(self.model))
+                logits = self.model(input_ids=one).logits
+            failing = bool(logits.isnan().any())
+        except Exception:
+            failing = True
+        if failing and not self._failing:
+            log.error("the model fails on a single token")
+        self._failing = failing

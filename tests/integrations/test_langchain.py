@@ -95,6 +95,26 @@ def test_what_the_models_own_config_says_of_sampling_and_stops(tokenizer, chat):
     assert answer.content.split() == text.split()[:3] and answer.response_metadata["finish_reason"] == "stop"
 
 
+def test_pitfall_65_a_long_input_pads_no_short_ones(chat, batches):
+    asked = ["a " * 90, "a", "b", "c"]
+    found = [answer.content for answer in chat.batch(asked)]
+    assert batches == [3, 1] and found == [chat.invoke(each).content for each in asked]
+
+
+def test_an_agent_of_langchains_runs_it(chat):
+    agents = pytest.importorskip("langchain.agents", reason="the package langchain is not installed")
+    said = agents.create_agent(chat, tools=[], system_prompt="d").invoke({"messages": [HumanMessage(ASK)]})
+    assert said["messages"][-1].content == chat.invoke([SystemMessage("d"), HumanMessage(ASK)]).content
+
+
+def test_agents_find_the_models_name_and_not_the_model(chat):
+    """As LangChain's `create_agent` looks for it, which asks the name for providers."""
+    name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or getattr(chat, "model_id", "")
+    assert "gpt" not in name.lower() and name == chat.invoke(ASK).response_metadata["model_name"]
+    from_developer = [ChatMessage(role="developer", content="a"), HumanMessage("b")]
+    assert conversation(from_developer)[0] == {"role": "system", "content": "a"}
+
+
 def test_a_stream_is_the_answer_in_pieces(chat):
     chunks = list(chat.stream(ASK))
     assert len(chunks) > 4 and "".join(chunk.content for chunk in chunks) == chat.invoke(ASK).content

@@ -131,6 +131,7 @@ def test_text_that_was_formatted_has_one_beginning(model, tokenizer):
 
 def test_messages_become_a_conversation():
     given = [ChatMessage("s", role="system"), ChatMessage(blocks=[TextBlock(text="a"), TextBlock(text=" b")])]
+    assert conversation([ChatMessage("s", role="developer")]) == conversation(given)[:1]
     assert conversation(given) == [{"role": "system", "content": "s"}, {"role": "user", "content": "a b"}]
 
 
