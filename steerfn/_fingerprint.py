@@ -140,6 +140,20 @@ def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: An
         _check_weights(made, here, weights_hash(_unwrapped(model)))
 
 
+def strictest(vector: SteeringVector, *, weights: bool = True) -> bool | str:
+    """The strictest check of `check_match` that a vector can pass by what it says of its model: for engines, which serve
+    vectors that say nothing too, but no vector that says it was made from another model.
+
+    Args:
+        vector: the vector.
+        weights: whether the engine's model has the weights by their names; one that fuses or splits them has not.
+    """
+    made = vector.metadata.get("model")
+    if not isinstance(made, dict) or made.get("fingerprint") is None:
+        return False
+    return True if weights and made.get("weights") is not None else "architecture"
+
+
 def _check_weights(made: dict[str, Any], here: dict[str, Any], weights: str | None) -> None:
     """Refuse a vector of the same architecture unless it was made from these weights."""
     looser = "pass strict='architecture' to compare the architecture only"

@@ -697,7 +697,9 @@ def test_load_checks_the_model(tmp_path):
     with pytest.raises(ModelError, match="The vector has width 8, but 'Config' .* has width 6"):
         load(path, model=model)
     model.config.hidden_size = 8
-    assert load(path, model=model, strict=True).identical(vector())
+    assert load(path, model=model).identical(vector())
+    with pytest.raises(ModelError, match="does not say which model it was made from, so strict=True cannot tell"):
+        load(path, model=model, strict=True)
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerfn._errors import FileError, SteerError
-from steerfn._fingerprint import check_match
+from steerfn._fingerprint import check_match, fingerprint, strictest
 from steerfn._io import FORMATS, load
 from steerfn._io_document import compose, tensors_of
 from steerfn._vector import SteeringVector
@@ -40,6 +40,7 @@ class Shelf:
         if self.folder is not None and not self.folder.is_dir():
             raise FileError(f"The folder of vectors '{folder}' does not exist; make it, or pass another.")
         self.model = model
+        self._has_weights = fingerprint(model, weights=True)["weights"] is not None  # vLLM's have other names
         self._roots = [] if self.folder is None else [self.folder, *_blobs(self.folder)]
         self._known: dict[str, tuple[tuple[Any, ...], Served]] = {}
 
@@ -76,7 +77,7 @@ class Shelf:
             if known is not None and known[0] == stamp:
                 return known[1]
             vector = load(path)
-            check_match(vector, self.model, strict=True)
+            check_match(vector, self.model, strict=strictest(vector, weights=self._has_weights))
             digest = str(compose(vector, tensors_of(vector))["sha256"])
         except (SteerError, OSError) as error:
             raise RequestError(
