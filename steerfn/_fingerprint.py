@@ -141,8 +141,9 @@ def check_origin(made: Any, widths: Sequence[tuple[Site, int | None]], model: An
 
 
 def strictest(vector: SteeringVector, *, weights: bool = True) -> bool | str:
-    """The strictest check of `check_match` that a vector can pass by what it says of its model: for engines, which serve
-    vectors that say nothing too, but no vector that says it was made from another model.
+    """The strictest check of `check_match` that a vector can pass by what it says of its model.
+
+    For engines, which serve vectors that say nothing too, but none that says it was made from another model.
 
     Args:
         vector: the vector.
