@@ -9,7 +9,7 @@ import steerfn as sf
 
 model, tokenizer = sf.demo_model()
 f = sf.functional(model)
-ids = tokenizer("My favourite city in the world is", return_tensors="pt").input_ids
+ids = tokenizer("My favourite city in the world is", return_tensors="pt").input_ids.to(model.device)
 paris = tokenizer(" Paris").input_ids[0]
 start = sf.SteeringVector({sf.resid_post[14]: torch.zeros(model.config.hidden_size)})
 
