@@ -50,11 +50,11 @@ class Steering:
         self.model, self.operator, self.fallbacks = model, operator, 0
         self._on_error, self._prompt_length, self._strict = on_error, prompt_length, strict
         self._selections = selections
-        self._open: list[tuple[Substitutions, Entry] | None] = []
+        self._open: list[tuple[Substitutions, Entry, nn.Module, Layout] | None] = []
 
     def __enter__(self) -> "Steering":
         try:
-            substitutions, entry = self._prepare()
+            opened = self._prepare()
         except SteerError as error:
             if self._on_error != "baseline":
                 raise
@@ -62,11 +62,11 @@ class Steering:
             log.error("steering could not be set up; the model runs unsteered (fallback %d): %s", self.fallbacks, error)
             self._open.append(None)
             return self
-        _forward.active.set((*(e for e in _forward.active.get() if not e.closed), entry))
-        self._open.append((substitutions, entry))
+        _forward.active.set((*(e for e in _forward.active.get() if not e.closed), opened[1]))
+        self._open.append(opened)
         return self
 
-    def _prepare(self) -> tuple[Substitutions, Entry]:
+    def _prepare(self) -> tuple[Substitutions, Entry, nn.Module, Layout]:
         root = unwrapped(self.model)
         found = layout(root)
         operator = prepared(self.operator, root, found, strict=self._strict)
@@ -82,7 +82,7 @@ class Steering:
         }
         shadows.update({name: functools.partial(_OutOfReach, substitutions.host, name) for name in OUT_OF_REACH})
         substitutions.open(root, found, entry, shadows)
-        return substitutions, entry
+        return substitutions, entry, root, found
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.close(quiet=kind is not None)
@@ -98,12 +98,22 @@ class Steering:
         opened = self._open.pop()
         if opened is None:
             return
-        substitutions, entry = opened
+        substitutions, entry, root, found = opened
+        lost = [] if quiet else substitutions.lost(root, found, entry)
         entry.closed = True
         _forward.active.set(tuple(e for e in _forward.active.get() if e is not entry))
         substitutions.close(entry)
         self.fallbacks += entry.fallbacks
         if not quiet:
+            if lost:
+                warnings.warn(
+                    f"Inside the context another module, or another forward, took the place of {', '.join(lost[:8])}: "
+                    "what ran there since was unsteered. Change a model before the context opens, and open it again "
+                    "after a change.",
+                    SteerWarning,
+                    stacklevel=3,
+                )
+                entry.selections.sites.clear()  # why no pass met them is said
             warn_of_empty(entry.selections)
             if entry.passed_by and not entry.used:
                 warnings.warn(

@@ -104,6 +104,8 @@ def around(forward: Any, module: nn.Module, makes: tuple[Make, ...], host: Host)
     return forward
 
 
+FORWARDS = ("forward", "_compiled_call_impl")
+"""The attributes of a module that run it."""
 ABSENT: Any = object()
 """Stands for an attribute that an instance dict does not hold."""
 
@@ -161,6 +163,12 @@ def unshadow(held: dict[str, Any], name: str, shadow: Shadow) -> None:
 def shadow_of(value: Any) -> Shadow | None:
     """The shadow that put a value into an instance dict, if one did."""
     return getattr(getattr(value, "__func__", None), "shadow", None)
+
+
+def _acts(module: nn.Module) -> bool:
+    """Whether a module runs the forward that a context has put there, under whichever name others keep it."""
+    held = (shadow_of(value) for value in module.__dict__.values())
+    return any(shadow is not None and shadow.name in FORWARDS for shadow in held)
 
 
 def own_forward(module: nn.Module) -> Any:
@@ -309,6 +317,19 @@ class Substitutions:
             return made
 
         return replica
+
+    def lost(self, root: nn.Module, layout: Layout, entry: Entry) -> list[str]:
+        """The paths at which a steering acts no more: another module, or another forward, has taken its place."""
+        paths = []
+        for path in plan(layout, (*entry.sites, *entry.read_sites)):
+            try:
+                module = walk(root, path)[2] if path else root
+            except (KeyError, AttributeError):
+                module = None
+            # A wrapper put around the module (an adapter) still runs it.
+            if module is None or not any(map(_acts, module.modules())):
+                paths.append(path)
+        return paths
 
     def close(self, entry: Entry) -> None:
         """Leave; the last to leave puts everything back."""

@@ -108,6 +108,7 @@ def encode(tokenizer: Any, texts: Sequence[Text], chat: Chat, *, following: str 
     for i, text in enumerate(texts):
         if not is_token_ids(text):
             _check_characters(text, f"Text {i}")
+    _check_characters(following, "The continuation")
     template = ChatTemplate(tokenizer, chat)
     rows: list[list[int]] = [list(text) if is_token_ids(text) else [] for text in texts]
     written: dict[int, str] = {}  # by the template, special tokens included

@@ -7,6 +7,7 @@ import inspect
 import io
 import pickle
 import threading
+import types
 
 import pytest
 import torch
@@ -376,3 +377,23 @@ def test_wrapped_blocks(family):
         assert_same_bits(logits(wrapped), expected)
     with torch.no_grad():
         assert_same_bits(sf.functional(wrapped)(v, token_ids()).logits, expected)
+
+
+def replace_block(model):
+    model.model.layers[1] = copy.deepcopy(build("llama").model.layers[1])
+
+
+def replace_forward(model):
+    model.model.layers[1].forward = types.MethodType(type(model.model.layers[1]).forward, model.model.layers[1])
+
+
+@pytest.mark.parametrize("change", [replace_block, replace_forward])
+def test_pitfall_44_what_takes_a_sites_place_inside_a_context_is_told(tiny, prompt, change):
+    v = sf.SteeringVector({sf.resid_post[1]: torch.ones(32)})
+    with pytest.warns(sf.SteerWarning, match=r"took the place of model\.layers\.1: what ran there since was unsteered"):
+        with sf.steer(tiny, v), torch.no_grad():
+            steered = tiny(prompt).logits
+            change(tiny)
+            unsteered = tiny(prompt).logits
+    with torch.no_grad():
+        assert torch.equal(tiny(prompt).logits, unsteered) and not torch.equal(steered, unsteered)
