@@ -4,16 +4,14 @@ Every error is a full sentence that carries the offending values and the fix. Al
 `SteerError`, which is a `ValueError`, so one `except` catches whatever this library refuses.
 """
 
-from typing import Any
-
 from steerfn._visible import visible_line
 
 
 class _Sentence:
     """A message is one line of printable text: it may quote a file's metadata, or the name of a path."""
 
-    def __init__(self, *message: Any) -> None:
-        super().__init__(*(visible_line(part) if isinstance(part, str) else part for part in message))
+    def __str__(self) -> str:  # where it leaves, and not in a constructor: `torch.compile` traces those
+        return visible_line(super().__str__())
 
 
 class SteerError(_Sentence, ValueError):
