@@ -270,7 +270,7 @@ class Frame:
             length = index[:, -1:] + 1
         given = next((length for length in reversed(self.lengths) if length is not None), None)
         if given is not None:
-            given = given.to(index.device).reshape(-1, 1)
+            given = torch.as_tensor(given, device=index.device).reshape(-1, 1)  # an int in a compiled view
             if given.shape[0] not in (1, batch):
                 raise ShapeError(
                     f"prompt_length has {given.shape[0]} values, but the batch has {batch} rows; "

@@ -253,10 +253,9 @@ def test_the_compiled_pure_view_honours_the_prompt_length(tiny):
     with torch.no_grad():
         for length in (3, torch.tensor([2, 5])):
             expected = f(op, token_ids(), prompt_length=length, use_cache=False).logits
-            given = torch.as_tensor(length)
-            torch.testing.assert_close(
-                view(op, token_ids(), prompt_length=given, use_cache=False).logits, expected, **NEAR
-            )
+            for given in (length, torch.as_tensor(length)):
+                got = view(op, token_ids(), prompt_length=given, use_cache=False).logits
+                torch.testing.assert_close(got, expected, **NEAR)
             with sf.steer(tiny, op, prompt_length=length):
                 torch.testing.assert_close(run(model), expected, **NEAR)
             found.append(expected)
