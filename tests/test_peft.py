@@ -14,6 +14,9 @@ peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
     pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),  # what PEFT sets or leaves out by itself
+    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:target_parameters=:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:transformers lets .* read the padding"),  # equal all the same
 ]
 
 FEW = ["llama", "gpt2", "gemma2", "gpt_neox", "jamba", "falcon_h1"]
