@@ -84,9 +84,9 @@ def test_what_the_demo_prints_next_runs(shell):
 @pytest.mark.parametrize("line", [line for line in PRINTED if line.startswith("steerfn serve")])
 def test_a_printed_server_answers_and_stops(shell, line):
     folder, environment, _ = shell
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    log = folder / "server.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stdout=out, stderr=out)
     try:
         for _ in range(600):
             try:
@@ -94,7 +94,7 @@ def test_a_printed_server_answers_and_stops(shell, line):
                     assert answer.status == 200
                 break
             except OSError:
-                assert process.poll() is None, process.stdout.read().decode()
+                assert process.poll() is None, log.read_text()
                 time.sleep(0.2)
         else:
             pytest.fail("the server did not answer within two minutes")
@@ -102,3 +102,4 @@ def test_a_printed_server_answers_and_stops(shell, line):
         process.wait(timeout=60)
     finally:
         process.kill()
+        process.wait()
