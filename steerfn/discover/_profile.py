@@ -1,13 +1,14 @@
 """Layer profiles: how good a direction is at every layer, in one pass."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from typing_extensions import Unpack
 
 from steerfn._dataframe import dataframe
-from steerfn._errors import DataError
+from steerfn._errors import DataError, SteerWarning
 from steerfn._site import Site, resid_post
 from steerfn._struct import struct
 from steerfn._vector import SteeringVector
@@ -197,4 +198,7 @@ def layer_profile(
         raise DataError(f"method is a name ({', '.join(METHODS)}) or a Method, not {method!r:.80}.")
     where = resid_post[:] if sites is None else sites
     chosen: Options = {**options, "quality": True}
-    return Profile(discover(method, model, tokenizer, positive, negative, where, **chosen))
+    with warnings.catch_warnings():
+        # A profile holds the early layers too, where the last token may resemble the sink: it is there to choose from.
+        warnings.filterwarnings("ignore", "The direction at .* lies along the state", SteerWarning)
+        return Profile(discover(method, model, tokenizer, positive, negative, where, **chosen))
