@@ -112,7 +112,7 @@ def quality(v: SteeringVector) -> dict[Site, Quality]:
 
     Each fold gets its share of every token that is read, on either side. Published questions are balanced by their
     answers (Yes and No, A and B), and folds at random turn the direction of the others against the texts that are
-    held out: an AUC of 0.42 for a vector whose AUC is 0.86. Where the tokens cannot be shared out so, there is no
+    held out, and the AUC of a good vector falls below 0.5. Where the tokens cannot be shared out so, there is no
     AUC, and `reason` says why.
 
     The interval is Newcombe's (method 5), which has a width at an AUC of 1 too. It is that of these texts by these
