@@ -94,6 +94,8 @@ def main(rounds: int, tokens: int, batches: list[int], compiled: bool, with_riva
     if not compiled:
         return
     model.generation_config.cache_implementation = "static"
+    # Each variant is a graph of its own, for the prompt and for a token, at each batch size: 8 graphs is the default limit.
+    torch._dynamo.config.recompile_limit = 8 * len(batches)
     model.forward = torch.compile(model.forward, dynamic=False)
     for batch in batches:
         inputs = tokenizer([TEXT] * batch, return_tensors="pt")

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special
 
 from steerfn.evaluate import estimate, paired
-from steerfn.evaluate._against_random import Block, against_random
+from steerfn.evaluate._against_random import PromptBlock, against_random
 from steerfn.evaluate._conditions import CONTROLS, random_slots
 
 PROMPTS, METRICS, LEVEL = 40, 3, 0.95
@@ -76,7 +76,7 @@ def experiments(random, count, spread, directions, effect=None, controls=CONTROL
         own = spread * directions(random, (*shape, draws, 1))
         parts.append((vector[..., inside], own + random.normal(0, sd, (*shape, draws, int(inside.sum())))))
     apart = np.concatenate([mine - others.mean(-2) for mine, others in parts], -1)
-    test = against_random([Block.of(*part) for part in parts], LEVEL)
+    test = against_random([PromptBlock.of(*part) for part in parts], LEVEL)
     return t_test(vector - unsteered), np.maximum(t_test(apart), test.p)
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import scorer_data
 from scorer_data import DATA, PACKAGE, Example
 
+from steerfn.metrics._classifier import PROBE, pair_features
 from steerfn.metrics._encoder import MINILM, _folder, encoder
-from steerfn.metrics._scorer import PROBE, pair_features
 
 STRENGTHS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]  # C of scikit-learn: more is less regularised
 

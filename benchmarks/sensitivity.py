@@ -116,7 +116,7 @@ def report(title: str, found, effects, rivals: dict[str, list[float]]) -> None:
 def main(rounds: int) -> None:
     model, tokenizer = sf.demo_model(progress=False)
     texts = sf.datasets.load("sentiment")
-    profile = sf.layer_profile(model, tokenizer, texts.positive, texts.negative, progress=False)
+    profile = sf.discover.layer_profile(model, tokenizer, texts.positive, texts.negative, progress=False)
     v, table, odds = profile.vectors, profile.table, Odds(model, tokenizer)
 
     def slopes(vector, **options):

@@ -13,7 +13,7 @@ folder.mkdir(parents=True, exist_ok=True)
 model, tokenizer = sf.demo_model()
 texts = sf.datasets.load("sentiment")
 train, test = texts.split(0.5)
-profile = sf.layer_profile(model, tokenizer, train.positive, train.negative)
+profile = sf.discover.layer_profile(model, tokenizer, train.positive, train.negative)
 happy = sf.mean_difference(model, tokenizer, train, sites=18, position="mean")
 steering = sf.add(happy, 2.0)
 

@@ -14,6 +14,8 @@ biogpt, xglm and the bart and bert kinds (pass position_ids), paligemma (5.x), h
 length), nor ever in rwkv, recurrent_gemma and, in 4.57, lfm2 and doge (they read the pads).
 """
 
+import copy
+import functools
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -191,6 +193,22 @@ granite cohere cohere2 starcoder2 mixtral qwen2_moe gpt_oss mamba jamba qwen3_ne
 """The families that every law of the model boundary is tested on; the others are in the slow tests."""
 
 
+@functools.cache
+def _pristine(name: str) -> PreTrainedModel:
+    """A model that is only ever copied: a copy is made faster than a model."""
+    return FAMILIES[name]()
+
+
 def build(name: str) -> PreTrainedModel:
     """The tiny model of family `name`; the same parameters at every call."""
-    return FAMILIES[name]()
+    return copy.deepcopy(_pristine(name))
+
+
+@functools.cache
+def _kept(name: str) -> PreTrainedModel:
+    return build(name)
+
+
+def shared(name: str) -> PreTrainedModel:
+    """The model of family `name` that tests share which leave a model as it was; a fresh one outside `CORE`."""
+    return _kept(name) if name in CORE else build(name)  # others may keep a state on their modules

@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from steerfn.discover._caa import ContrastiveAddition
+from steerfn.discover._engine._method import Method, StateRows
 from steerfn.discover._lat import Lat
 from steerfn.discover._lda import Lda
-from steerfn.discover._mean import MeanDifference
+from steerfn.discover._linear_probe import LinearProbe
+from steerfn.discover._mean_difference import MeanDifference
 from steerfn.discover._pca import DifferencePca, PooledPca
-from steerfn.discover._probe import LinearProbe
-from steerfn.discover.engine._method import Method
-from steerfn.discover.engine._rows import Rows
 
 METHODS: dict[str, Method] = {
     "mean_difference": MeanDifference(),
@@ -26,14 +25,14 @@ PAIRED = {name: method for name, method in METHODS.items() if method.paired}
 UNPAIRED = {name: method for name, method in METHODS.items() if not method.paired}
 
 
-def rows(values: Tensor, first: int = 0) -> Rows:
+def rows(values: Tensor, first: int = 0) -> StateRows:
     """Activations numbered from `first`."""
-    return Rows(torch.arange(first, first + len(values)), values.double())
+    return StateRows(torch.arange(first, first + len(values)), values.double())
 
 
 def planted(
     seed: int, counts: tuple[int, int], width: int = 8, gap: float = 3.0, noise: float = 0.6
-) -> tuple[Rows, Rows, Tensor]:
+) -> tuple[StateRows, StateRows, Tensor]:
     """`h = base + topic_i + noise (+ gap u for the positives)`: both sides and the unit direction `u`."""
     random = torch.Generator().manual_seed(seed)
 

@@ -3,11 +3,18 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
+from families import build
 from openai import OpenAI
+from words import NAMES, words
+
+
+def tokenizer() -> Any:
+    """Of the tiny model, with a chat template."""
+    return words(template=True, names=NAMES)
 
 
 @contextlib.contextmanager
@@ -21,24 +28,37 @@ def served(application: Any, **more: Any) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 30
-    while not server.started:
-        assert time.monotonic() < until and thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
+    wait_for(lambda: server.started or not thread.is_alive())
+    assert server.started, "the server did not start"
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    """Until something is so; for two minutes, say, after which it never will be."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.01)
+
+
+def paced(passes: int) -> tuple[Any, threading.Semaphore]:
+    """A tiny model that makes so many forward passes, and one more for each release of the semaphore."""
+    model, permits = build("llama"), threading.Semaphore(passes)
+    model.model.layers[0].register_forward_pre_hook(lambda *_: permits.acquire(timeout=120) and None)
+    return model, permits
 
 
 def client(address: str, key: str = "none") -> OpenAI:
     """OpenAI's own client."""
-    return OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
+    return OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=250)
 
 
 def post(address: str, path: str, body: Any, **more: Any) -> requests.Response:
     """One request."""
-    return requests.post(f"{address}{path}", json=body, timeout=60, **more)
+    return requests.post(f"{address}{path}", json=body, timeout=250, **more)

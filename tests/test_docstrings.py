@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import warnings
 
@@ -10,6 +11,13 @@ import pytest
 import steerfn
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+class Finder(doctest.DocTestFinder):
+    """Finds what a decorator wraps, too: the wrapper's globals are another module's."""
+
+    def _from_module(self, module, object):
+        return super()._from_module(module, inspect.unwrap(object) if inspect.isfunction(object) else object)
 
 
 def examples():
@@ -26,7 +34,7 @@ def examples():
             if (error.name or "").startswith("steerfn"):
                 raise
             continue
-        found += [t for t in doctest.DocTestFinder(exclude_empty=True).find(module) if t.examples]
+        found += [t for t in Finder(exclude_empty=True).find(module) if t.examples]
     return found
 
 

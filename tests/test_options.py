@@ -1,15 +1,14 @@
 """Pitfall 26: no option does nothing. Every keyword of every verb has a call here in which it changes what happens."""
 
 import contextlib
+import functools
 import io
-import tempfile
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from families import build
-from options import assert_changes, optional
+from families import shared
+from options import assert_changes, count_passes, files_left, optional
 from steering import token_ids, vector
 from words import words
 
@@ -23,22 +22,14 @@ POSITIVE, NEGATIVE = ["a b c", "d e"], ["f", "g h i j"]
 
 
 def logits(*arguments, **options):
-    model = build("llama")
+    model = shared("llama")
     with torch.no_grad(), sf.steer(model, *arguments, **options):
         return model(token_ids()).logits
 
 
 def pure(op, **options):
     with torch.no_grad():
-        return sf.functional(build("llama"))(op, token_ids(), **options).logits
-
-
-def passes(call):
-    """How many forward passes a call takes."""
-    model, seen = build("llama"), []
-    model.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
-    call(model)
-    return len(seen)
+        return sf.functional(shared("llama"))(op, token_ids(), **options).logits
 
 
 def outcome(call):
@@ -52,14 +43,14 @@ def outcome(call):
 
 
 def read(**options):
-    return sf.activations(build("llama"), words(template=True), POSITIVE, 1, progress=False, **options)[
+    return sf.activations(shared("llama"), words(template=True), POSITIVE, 1, progress=False, **options)[
         sf.resid_post[1]
     ]
 
 
 def mean(model=None, **options):
     options = {"progress": False, **options}
-    model = build("llama") if model is None else model
+    model = shared("llama") if model is None else model
     return sf.mean_difference(model, words(template=True), POSITIVE, NEGATIVE, 1, **options)[1]
 
 
@@ -72,21 +63,7 @@ def shown(call):
 
 
 def left(checkpoint):
-    """The files that an interrupted run leaves."""
-    model = build("llama")
-    mean(model=model)  # asks once what the model can
-
-    passes = iter([None])
-
-    def interrupt(*_):
-        if next(passes, "second") == "second":
-            raise KeyboardInterrupt
-
-    model.model.embed_tokens.register_forward_hook(interrupt)
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(KeyboardInterrupt):
-            mean(model=model, batch_size=1, checkpoint=Path(folder, "run") if checkpoint else None)
-        return [path.name for path in Path(folder).iterdir()]
+    return files_left(functools.partial(mean, batch_size=1), checkpoint, before=mean)
 
 
 class Asked(Workers):
@@ -107,16 +84,16 @@ def asked(**options):
 
 def qualities(**options):
     texts = [f"{a} {b}" for a in "abcd" for b in "efgh"]
-    v = sf.mean_difference(build("llama"), words(), texts[::2], texts[1::2], 1, progress=False, **options)
+    v = sf.mean_difference(shared("llama"), words(), texts[::2], texts[1::2], 1, progress=False, **options)
     return v.metadata.get("quality")
 
 
 def texts(**options):
-    return sf.generate(build("llama"), words(template=True), POSITIVE, **options).token_ids
+    return sf.generate(shared("llama"), words(template=True), POSITIVE, **options).token_ids
 
 
 def pieces(**options):
-    return "".join(sf.stream(build("llama"), words(template=True), "a b", **options))
+    return "".join(sf.stream(shared("llama"), words(template=True), "a b", **options))
 
 
 def applied(op):
@@ -127,7 +104,7 @@ def applied(op):
 U = sf.SteeringVector({sf.resid_post[1]: torch.tensor([1.0, 2.0, 0.0, -1.0])})
 X = sf.SteeringVector({sf.resid_post[1]: torch.tensor([0.0, 1.0, 1.0, 0.0])})
 SAMPLE = {"do_sample": True, "max_new_tokens": 8}
-PARAMS = {n: 2 * p.detach() for n, p in build("llama").named_parameters()}
+PARAMS = {n: 2 * p.detach() for n, p in shared("llama").named_parameters()}
 
 # option: two calls that must differ
 CASES = {
@@ -144,7 +121,8 @@ CASES = {
             lambda: outcome(lambda: logits(vector(sf.resid_post[9]), on_error="baseline")),
         ),
     },
-    sf.functional(build("llama")).__call__: {
+    sf.functional(shared("llama")).__call__: {
+        "alpha": (lambda: pure(V), lambda: pure(V, alpha=2.0)),
         "params": (lambda: pure(V), lambda: pure(V, params=PARAMS)),
         "prompt_length": (
             lambda: pure(sf.at(sf.generated, sf.add(V))),
@@ -156,16 +134,16 @@ CASES = {
         "position": (read, lambda: read(position="mean")),
         "chat": (read, lambda: read(chat=True)),
         "batch_size": (
-            lambda: passes(lambda m: sf.activations(m, words(), POSITIVE, 1, progress=False)),
-            lambda: passes(lambda m: sf.activations(m, words(), POSITIVE, 1, progress=False, batch_size=1)),
+            lambda: count_passes(lambda m: sf.activations(m, words(), POSITIVE, 1, progress=False)),
+            lambda: count_passes(lambda m: sf.activations(m, words(), POSITIVE, 1, progress=False, batch_size=1)),
         ),
     },
     sf.mean_difference: {
         "position": (mean, lambda: mean(position="mean")),
         "chat": (mean, lambda: mean(chat=True)),
         "batch_size": (
-            lambda: passes(lambda m: sf.mean_difference(m, words(), POSITIVE, NEGATIVE, 1, progress=False)),
-            lambda: passes(
+            lambda: count_passes(lambda m: sf.mean_difference(m, words(), POSITIVE, NEGATIVE, 1, progress=False)),
+            lambda: count_passes(
                 lambda m: sf.mean_difference(m, words(), POSITIVE, NEGATIVE, 1, progress=False, batch_size=1)
             ),
         ),
@@ -183,8 +161,8 @@ CASES = {
         "seed": (lambda: texts(seed=0, **SAMPLE), lambda: texts(seed=1, **SAMPLE)),
         "chat": (texts, lambda: texts(chat=False)),
         "batch_size": (
-            lambda: passes(lambda m: sf.generate(m, words(), POSITIVE, max_new_tokens=2)),
-            lambda: passes(lambda m: sf.generate(m, words(), POSITIVE, max_new_tokens=2, batch_size=1)),
+            lambda: count_passes(lambda m: sf.generate(m, words(), POSITIVE, max_new_tokens=2)),
+            lambda: count_passes(lambda m: sf.generate(m, words(), POSITIVE, max_new_tokens=2, batch_size=1)),
         ),
     },
     sf.stream: {

@@ -24,8 +24,22 @@ def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
     assert "LlamaForCausalLM: 30 blocks" in out and "True torch.Size" in out
 
 
+def test_inputs_go_to_the_models_device():
+    """Of every example: in pages, notebooks, scripts and docstrings."""
+    files = [ROOT / "README.md", *(f for d in ("docs", "examples", "steerfn") for f in (ROOT / d).rglob("*.*"))]
+    lines = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in files
+        if file.suffix in (".md", ".py", ".ipynb")
+        for line in file.read_text(encoding="utf8").splitlines()
+        if "return_tensors=" in line
+    ]
+    assert len(lines) >= 5 and not [line for line in lines if ".to(" not in line]
+
+
 GUIDES = {
     "agents": ("steered and plain differ: True", "streamed: True", "LlamaIndex: True"),
+    "conditions": ("unchanged: True", 'left alone: >{"name": "weather"'),
     "engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "discovery": ("<- best", "Quality(AUC"),
     "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),

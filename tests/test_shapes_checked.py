@@ -18,7 +18,7 @@ sys.path.insert(0, {tests!r})
 warnings.simplefilter("ignore")
 import torch
 import steerfn as sf
-from steerfn.operators._linear import Shift
+from steerfn.operators._add import Shift
 from families import build
 from steering import everywhere_in, sites_of, token_ids, vector_at
 """

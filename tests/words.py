@@ -6,6 +6,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z user assistant".split()
+NAMES = [*WORDS, *(f"w{i}" for i in range(96 - len(WORDS)))]
+"""A word for every token of the tiny models."""
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-from typing import Any
 
-from steerfn.cli._generation import add_strict
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._options import add_model_options, add_strict, checked_vector, load_model
+
+HELP = "write a checkpoint that is steered by itself"
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("bake", help="write a checkpoint that is steered by itself", description=__doc__)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     command.add_argument("vector", metavar="VECTOR", help="a vector file")
     command.add_argument("out", metavar="FOLDER", help="a folder that does not exist yet, or is empty")
     command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
@@ -19,17 +18,22 @@ def add_to(commands: Any) -> None:
     )
     add_strict(command)
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Bake, and say how far the result was checked."""
     import steerfn as sf
+    from steerfn.engines import check_folder
 
+    check_folder(options.out)
     vector = sf.load(options.vector)
     model, tokenizer = load_model(options)
-    sf.check_match(vector, model, options.strict)
-    op = sf.ablate(sf.spread(vector, sf.layout(model).stream)) if options.ablate else sf.add(vector, options.alpha)
+    vector = checked_vector(vector, model, options)
+    op = (
+        sf.ablate(sf.discover.spread(vector, sf.layout(model).stream))
+        if options.ablate
+        else sf.add(vector, options.alpha)
+    )
     folder = sf.bake(model, tokenizer, op, options.out)
     check = json.loads((folder / "steerfn.json").read_text(encoding="utf8"))["check"]
     print(

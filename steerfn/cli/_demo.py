@@ -1,13 +1,13 @@
 """`steerfn demo`: twelve sentences become a steering vector, and the model's answers change with alpha."""
 
 import argparse
+import shlex
 import shutil
 import sys
 import textwrap
 import time
-from typing import Any
 
-from steerfn.cli._lists import add_list
+from steerfn.cli._options import add_list
 
 HAPPY = (
     "I am so happy today, everything is wonderful!",
@@ -31,9 +31,11 @@ SITE = 14
 TOKENS = 32
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("demo", help="the whole idea on a real model, in a minute", description=__doc__)
+HELP = "the whole idea on a real model, in a minute"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     add_list(
         command,
         "--alphas",
@@ -46,8 +48,6 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--save", default="happy.safetensors", metavar="FILE", help="where the vector goes (default: %(default)s)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bars")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,19 +55,19 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     import steerfn as sf
+    from steerfn.values.files import check_target
 
+    check_target(options.save)
     started = time.perf_counter()
     width = max(60, min(100, shutil.get_terminal_size().columns))
     prompts = options.prompt or list(PROMPTS)
-    model, tokenizer = sf.demo_model(progress=not options.quiet)
-    ids = tokenizer("The weather today", return_tensors="pt")
+    model, tokenizer = sf.demo_model()
+    ids = tokenizer("The weather today", return_tensors="pt").to(model.device)
     with torch.no_grad():
         before = model(**ids).logits
 
     print(f"\n{model.config._name_or_path}: {sf.layout(model).n_layers} blocks, d_model {sf.layout(model).d_model}")
-    vector = sf.mean_difference(
-        model, tokenizer, positive=HAPPY, negative=SAD, sites=SITE, position="mean", progress=not options.quiet
-    )
+    vector = sf.mean_difference(model, tokenizer, positive=HAPPY, negative=SAD, sites=SITE, position="mean")
     site = vector.sites[0]
     print(f"\n1. A steering vector from {len(HAPPY)} happy and {len(SAD)} sad sentences")
     print(f"     v = mean(happy) - mean(sad) at {site}   |v| = {vector.magnitude[site]:.2f}")
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
     verdict = "bit for bit what they were" if same else "NOT WHAT THEY WERE: please report this"
     print(f"     {verdict} ({before.numel():,} numbers compared).")
 
-    path = sf.save(vector, options.save)
+    path = shlex.quote(str(sf.save(vector, options.save)))
     print(f"\nSaved {path}. Next:")
     print(f'     steerfn generate --vector {path} --alpha 2 "Tell me about the sea."')
     print(f"     steerfn inspect {path}")

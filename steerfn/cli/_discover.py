@@ -3,16 +3,18 @@
 import argparse
 from typing import Any
 
-from steerfn._errors import DataError
-from steerfn._visible import visible_line
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._before import check_files, sites_of
+from steerfn.cli._options import add_list, add_model_options, load_model
+from steerfn.values import DataError, visible_line
 
 METHODS = ("mean_difference", "pca", "lat", "linear_probe", "lda", "caa")
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("discover", help="make a vector from texts", description=__doc__)
+HELP = "make a vector from texts"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     texts = command.add_argument_group("texts (one of three)")
     texts.add_argument("--positive", metavar="FILE", help="texts that show the behaviour, one a line or a JSON list")
     texts.add_argument("--negative", metavar="FILE", help="texts that show its opposite")
@@ -25,8 +27,13 @@ def add_to(commands: Any) -> None:
         help="with --pairs: the names of its positive and its negative column, list or label, where they are not known",
     )
     command.add_argument("--method", choices=METHODS, default="mean_difference", help="(default: %(default)s)")
-    command.add_argument(
-        "--layer", type=int, action="append", help="block to read at, resid_post; may be repeated (default: the middle)"
+    add_list(
+        command,
+        "--layer",
+        "--layers",
+        kind=int,
+        metavar="N",
+        help="blocks to read at, resid_post (default: the middle)",
     )
     command.add_argument(
         "--site", action="append", default=[], help="any other site, such as 'attn_out[3]'; may be repeated"
@@ -46,32 +53,39 @@ def add_to(commands: Any) -> None:
     command.add_argument("--explain", action="store_true", help="show which token is read of the first texts")
     command.add_argument("--out", metavar="FILE", help="the vector: a name ending in .safetensors or .json")
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Read the texts, compute, save, say what was made."""
     import steerfn as sf
+    from steerfn.run import WORDS, limit_of
+    from steerfn.values.files import check_target
 
     texts = contrast_set(options)
     if not (options.out or options.profile):
         raise DataError("discover needs --out FILE for the vector, or --profile.")
     if options.method == "caa" and (options.profile or not texts.items):
-        why = "--profile goes with another method" if texts.items else "these texts are no questions with two answers"
+        why = "--profile goes with another method" if texts.items else "these texts are not questions with two answers"
         raise DataError(f"--method caa reads questions with two answers, read at the answer: {why}.")
+    if options.out:
+        check_target(options.out)
+    check_files(options, "checkpoint")
+    sites = sites_of(options.layer, options.site)
+    batch_size, position = number_or_word(options.batch_size), number_or_word(options.position or "last")
+    limit_of(batch_size)
+    if isinstance(position, str) and position not in WORDS:
+        raise DataError(f"--position must be an index or one of {', '.join(WORDS)}, got {position!r}.")
     model, tokenizer = load_model(options)
     common: dict[str, Any] = {
-        "batch_size": number_or_word(options.batch_size),
-        "progress": not options.quiet,
+        "batch_size": batch_size,
         "checkpoint": options.checkpoint,
     }
     if options.chat or options.method != "caa":  # which uses the template where there is one
         common["chat"] = options.chat
     if options.position is not None:
-        common["position"] = number_or_word(options.position)
-    sites = [*(options.layer or []), *options.site]
+        common["position"] = position
     if options.profile:
-        profile = sf.layer_profile(
+        profile = sf.discover.layer_profile(
             model, tokenizer, texts.positive, texts.negative, method=options.method, explain=options.explain, **common
         )
         print(profile)
@@ -82,8 +96,8 @@ def run(options: argparse.Namespace) -> None:
     common |= {"quality": options.quality or options.profile, "explain": options.explain and not options.profile}
     sites = sites or [sf.layout(model).n_layers // 2]
     method = getattr(sf, options.method)
-    given = (texts.items,) if options.method == "caa" else (texts.positive, texts.negative)
-    report(method(model, tokenizer, *given, sites, **common), texts, options.out)
+    sides = (texts.items,) if options.method == "caa" else (texts.positive, texts.negative)
+    report(method(model, tokenizer, *sides, sites, **common), texts, options.out)
 
 
 def report(vector: Any, texts: Any, out: str) -> None:

@@ -2,14 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from steerfn._visible import visible_line
+from steerfn.values import visible_line
+
+HELP = "write a vector for another engine"
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("export", help="write a vector for another engine", description=__doc__)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     command.add_argument("vector", metavar="VECTOR", help="a vector file")
     command.add_argument(
         "out",
@@ -23,18 +23,19 @@ def add_to(commands: Any) -> None:
         help="a model (hub name or folder), whose blocks a .pt file names; needed where they are not called 'layers'",
     )
     command.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Read the vector and write it again."""
     import steerfn as sf
-    from steerfn._errors import FileError
+    from steerfn.engines import check_target
+    from steerfn.values import FileError
 
     vector, out = sf.load(options.vector), Path(options.out)
     if out.exists() and not options.overwrite:
         raise FileError(f"'{out}' exists; name another file, or pass --overwrite.")
     if out.suffix == ".pt":
+        check_target(out)
         model = sf.from_pretrained(options.blocks)[0] if options.blocks else None
         sf.to_lm_eval(vector, out, options.alpha, model=model)
     else:

@@ -1,17 +1,24 @@
 """`steerfn generate`: text from a model, steered by a saved vector or not."""
 
 import argparse
-from typing import Any
 
-from steerfn._visible import visible
-from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
-from steerfn.cli._lists import add_list
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._options import (
+    add_generation_options,
+    add_list,
+    add_model_options,
+    checked_vector,
+    decoding_of,
+    load_model,
+    prompts_of,
+    scope_of,
+)
+from steerfn.values import visible
+
+HELP = "generate text, steered or not"
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("generate", help="generate text, steered or not", description=__doc__)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     add_generation_options(command)
     command.add_argument("--vector", metavar="FILE", help="a vector file (default: unsteered)")
     add_list(
@@ -25,7 +32,6 @@ def add_to(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="for --sample (default: %(default)s)")
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,18 +42,16 @@ def run(options: argparse.Namespace) -> None:
     vector = sf.load(options.vector) if options.vector else None
     model, tokenizer = load_model(options)
     if vector is not None:
-        vector = checked(vector, model, options)
+        vector = checked_vector(vector, model, options)
     for alpha in options.alpha if vector is not None else [None]:
-        op = None if vector is None else sf.at(scope, sf.add(vector, alpha))
+        op = None if vector is None or alpha is None else sf.at(scope, sf.add(vector, alpha))
         out = sf.generate(
             model,
             tokenizer,
             prompts,
             op,
-            max_new_tokens=options.max_new_tokens,
             seed=options.seed if options.sample else None,
-            do_sample=options.sample,
-            chat=False if options.raw else None,
+            **decoding_of(options),
         )
         for prompt, text in zip(prompts, out, strict=True):
             how = "unsteered" if alpha is None else f"alpha {alpha:+g}"

@@ -2,19 +2,18 @@
 
 import argparse
 import json
-from typing import Any
 
-from steerfn._visible import visible_line
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._options import add_model_options, load_model
+from steerfn.values import visible_line
+
+HELP = "show a vector file or a model's layout"
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("inspect", help="show a vector file or a model's layout", description=__doc__)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     command.add_argument("file", nargs="?", help="a vector file; without it, the model's layout")
     command.add_argument("--json", action="store_true", help="as JSON")
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,13 +22,10 @@ def run(options: argparse.Namespace) -> None:
 
     if options.file is None:
         model, _ = load_model(options)
-        found = sf.layout(model)
-        text = json.dumps(
-            {"model": found.model, "n_layers": found.n_layers, "d_model": found.d_model, "stack": found.stack}, indent=2
-        )
-        print(text if options.json else found)
+        model_layout = sf.layout(model)
+        print(model_layout.to_json() if options.json else model_layout)
         return
-    vector, about = sf.load(options.file), sf.describe(options.file)
+    vector, about = sf.load(options.file), sf.files.describe(options.file)
     if options.json:
         print(json.dumps({**about, "magnitude": {str(s): n for s, n in vector.magnitude.items()}}, indent=2))
         return

@@ -2,16 +2,16 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
-from steerfn._errors import SteerError, SteerWarning
-from steerfn.cli._lists import accept_negative_numbers
+from steerfn.cli._options import accept_negative_numbers
 from steerfn.cli._terminal import VisibleStream
+from steerfn.output import no_advice, silence
+from steerfn.values import SteerError, SteerWarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(argv)
     warnings.showwarning = _show_warning(warnings.showwarning)
-    for name in ("torchao", "torch.utils._pytree", "transformers"):  # chatter of imports, nothing a user can act on
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = silence if options.quiet else no_advice  # advice is for those who call transformers
     try:
-        with contextlib.redirect_stdout(cast(Any, VisibleStream(sys.stdout))):
+        with quiet(), contextlib.redirect_stdout(cast(Any, VisibleStream(sys.stdout))):
             options.run(options)
     except SteerError as error:
         print(f"steerfn: {error}", file=sys.stderr)
@@ -50,21 +49,20 @@ def _show_warning(otherwise: Any) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
+    from steerfn import __version__
     from steerfn.cli import _bake, _compare, _demo, _discover, _export, _generate, _inspect, _report, _serve, _sweep
 
     top = argparse.ArgumentParser(
         prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit."
     )
-    top.add_argument("--version", action="version", version=f"steerfn {_version()}")
+    top.add_argument("--version", action="version", version=f"steerfn {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _export, _bake, _serve):
-        module.add_to(commands)
-    for command in commands.choices.values():
+        # A command has the name of its file, and that file's first line as its description.
+        name = module.__name__.rpartition("._")[2]
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_options(command)
+        command.set_defaults(run=module.run)
         accept_negative_numbers(command)
+        command.add_argument("--quiet", action="store_true", help="no progress bars and no banners")
     return top
-
-
-def _version() -> str:
-    from steerfn import __version__
-
-    return __version__

@@ -3,14 +3,21 @@
 import argparse
 import os
 import shlex
-from pathlib import Path
 from typing import Any
 
-from steerfn._errors import DataError
-from steerfn.cli._generation import SCOPES, add_strict, scope_of
-from steerfn.cli._lines import lines
-from steerfn.cli._lists import add_list
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._before import check_files, metrics_of
+from steerfn.cli._options import (
+    add_list,
+    add_model_options,
+    add_steering_options,
+    check_decoding,
+    decoding_of,
+    lines,
+    load_model,
+    scope_of,
+    write_files,
+)
+from steerfn.values import DataError
 
 FILES = ("vector", "data", "negative", "prompts", "passages", "questions", "out", "json")
 """Options that name a file, of which the command in the report tells the name and not where it lies."""
@@ -18,9 +25,11 @@ UNTOLD = ("run", "quiet", "json")
 """Options that do not change what is in the report."""
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("report", help="a page on a vector, to be reviewed and signed", description=__doc__)
+HELP = "a page on a vector, to be reviewed and signed"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     command.add_argument("vector", metavar="VECTOR", help="a vector file")
     command.add_argument(
         "--data",
@@ -34,7 +43,6 @@ def add_to(commands: Any) -> None:
     command.add_argument("--passages", metavar="FILE", help="plain text for side effects, one a line (default: 16)")
     command.add_argument("--questions", metavar="FILE", help="questions with two answers, to see if knowledge suffers")
     command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
-    command.add_argument("--scope", choices=SCOPES, default="everywhere", help="tokens to steer (default: %(default)s)")
     add_list(
         command,
         "--metric",
@@ -46,38 +54,30 @@ def add_to(commands: Any) -> None:
         "--controls", type=int, default=40, metavar="N", help="random vectors to compare with (default: %(default)s)"
     )
     command.add_argument("--limit", type=int, metavar="N", help="texts a side, prompts and passages at most")
-    command.add_argument(
-        "--max-new-tokens", type=int, default=40, metavar="N", help="tokens to generate at most (default: %(default)s)"
-    )
-    command.add_argument("--sample", action="store_true", help="sample instead of greedy decoding")
+    add_steering_options(command)
     add_list(command, "--seeds", kind=int, metavar="N", help="with --sample (default: 0)")
-    command.add_argument("--raw", action="store_true", help="no chat template")
-    add_strict(command)
     command.add_argument("--title", help="of the page")
     command.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: %(default)s)")
     command.add_argument("--json", metavar="FILE", help="also write everything that was measured")
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, write the page, and say what the verdict is."""
     import steerfn as sf
+    from steerfn.evaluate.protocols import questions_of
 
-    if options.seeds and not options.sample:
-        raise DataError("--seeds goes with --sample: without it decoding is greedy, and a seed changes nothing.")
-    if options.max_new_tokens < 1:
-        raise DataError(f"--max-new-tokens is {options.max_new_tokens}; use 1 or more.")
-    for path in filter(None, (options.out, options.json)):
-        if not Path(path).resolve().parent.is_dir():  # before an hour has passed, not after
-            raise DataError(f"There is no folder for '{path}'; make it, or name another place.")
+    check_decoding(options)
+    check_files(options, "out", "json")
+    chosen = metrics_of(options)
     data = data_of(options)
     prompts = lines(options.prompts) if options.prompts else None
     passages = lines(options.passages) if options.passages else None
-    sf.load(options.vector)  # a file that is none is known before a model is loaded
+    if options.questions:
+        questions_of(options.questions, "questions")
+    sf.load(options.vector)
     model, tokenizer = load_model(options)
-    chosen = {} if options.metric is None else {"metrics": options.metric}
-    found = sf.report(
+    result = sf.report(
         model,
         tokenizer,
         options.vector,
@@ -91,19 +91,13 @@ def run(options: argparse.Namespace) -> None:
         controls=options.controls,
         limit=options.limit,
         seeds=tuple(options.seeds or (0,)),
-        max_new_tokens=options.max_new_tokens,
-        chat=False if options.raw else None,
         strict=options.strict,
         title=options.title,
         call=command_of(options),
-        progress=not options.quiet,
-        do_sample=options.sample,
+        **decoding_of(options),
     )
-    print(found)
-    for write, path in ((found.save, options.out), (found.to_json, options.json)):
-        if path:
-            write(path)
-            print(f"\nWrote {path}.")
+    print(result)
+    write_files((result.save, options.out), (result.to_json, options.json))
 
 
 def data_of(options: argparse.Namespace) -> Any:
@@ -126,9 +120,9 @@ def data_of(options: argparse.Namespace) -> Any:
 
 def command_of(options: argparse.Namespace) -> str:
     """The command as one line, to be run again beside the same files."""
-    top = argparse.ArgumentParser()
-    add_to(top.add_subparsers())
-    usual = vars(top.parse_args(["report", "-"]))
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    usual = vars(parser.parse_args(["-"]))
     words = ["steerfn", "report", os.path.basename(options.vector)]
     for name, value in vars(options).items():
         if name == "vector" or name in UNTOLD or value == usual[name]:

@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import os
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
-from steerfn._errors import FileError, SteerError
-from steerfn.cli._model import add_model_options, load_model
-from steerfn.serving._limits import Limits
+from steerfn.cli._key_file import ADMIN_KEYS, API_KEYS, admin_keys, api_keys
+from steerfn.cli._options import add_model_options, load_model
+from steerfn.serving import Limits
+from steerfn.values import FileError, SteerError, integer
 
-KEYS = "STEERFN_API_KEYS"
 ANY = ("0.0.0.0", "::", "")
 LIMITS = {
     "max_tokens": "tokens of one text; a request that asks for more gets as many",
@@ -20,13 +19,12 @@ LIMITS = {
     "max_rows": "texts that run at once",
     "max_queue": "texts that may wait",
     "max_body": "bytes of a request",
+    "max_upload": "bytes of a vector that is uploaded",
     "timeout": "seconds for one request",
     "receive": "seconds in which a request must have come whole",
     "keep_alive": "seconds of silence after which a stream that waits says so",
     "drain": "seconds that running requests get at SIGTERM",
 }
-
-
 LISTS = {
     "allowed-host": "a host name at which the server is known, besides localhost and --host (*: any)",
     "cors-origin": "a web page whose scripts may ask, as https://host",
@@ -34,17 +32,26 @@ LISTS = {
 }
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("serve", help="serve a model over HTTP, each request steered", description=__doc__)
+HELP = "serve a model over HTTP, each request steered"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     command.add_argument("--vectors", metavar="FOLDER", help="the vector files that requests can name")
     command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     command.add_argument("--port", type=int, default=8000, help="port (default: %(default)s; 0: any)")
     command.add_argument(
         "--api-keys",
         metavar="FILE",
-        help="a file with API keys, one a line, each with the names of the vectors that it may use after it (none: "
-        f"all); default: the variable {KEYS}, keys separated by commas; else no keys",
+        help="a file with API keys, one a line, each with the vectors that it may use after it (none: all), as a name "
+        "or with a range of alpha, name=low:high (*: every other vector); default: the variable "
+        f"{API_KEYS}, keys separated by commas; else no keys",
+    )
+    command.add_argument(
+        "--admin-keys",
+        metavar="FILE",
+        help="a file with keys, one a line, that may upload, replace and remove vectors too; default: the variable "
+        f"{ADMIN_KEYS}, keys separated by commas; else nobody may",
     )
     command.add_argument("--open", action="store_true", help="serve other machines without API keys")
     command.add_argument(
@@ -62,7 +69,6 @@ def add_to(commands: Any) -> None:
             f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{what} (default: %(default)s)"
         )
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,21 +78,26 @@ def run(options: argparse.Namespace) -> None:
     application_of = serving.app  # which says what is not installed
     import uvicorn
 
-    from steerfn.serving._connection import patient_protocol
+    from steerfn.serving import check_default, check_keys, check_log, patient_protocol
 
-    if not 0 <= options.port <= 65535:
-        raise SteerError(f"A port is a number from 0 (any) to 65535, not {options.port}.")
+    integer("--port", options.port, 0, 65535, hint="0 takes any that is free")
     if options.vectors is not None and not Path(options.vectors).is_dir():  # before the model is loaded
         raise FileError(f"The folder of vectors '{options.vectors}' does not exist; make it, or pass another.")
     limits = serving.Limits(**{name: getattr(options, name) for name in LIMITS})
-    keys = _keys(options.api_keys)
+    keys, admins = api_keys(options.api_keys), admin_keys(options.admin_keys)
+    check_keys(keys, admins)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys and not options.open:
         raise SteerError(
-            f"Serving at {options.host}, where others can reach it, wants API keys: pass --api-keys FILE, set {KEYS}, "
-            "or pass --open where something in front of it keeps others out."
+            f"Serving at {options.host}, where others can reach it, needs API keys: pass --api-keys FILE, set "
+            f"{API_KEYS}, or pass --open where something in front of it keeps others out."
         )
     if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # log rotation sends it; the audit log follows by itself
+    steering = _steering(options.default_steering)
+    if steering is not None:
+        check_default(steering, options.vectors)
+    if options.audit is not None:
+        check_log(options.audit)
     model, tokenizer = load_model(options)
     application = application_of(
         model,
@@ -94,7 +105,8 @@ def run(options: argparse.Namespace) -> None:
         options.vectors,
         limits=limits,
         api_keys=keys,
-        default_steering=_steering(options.default_steering),
+        admin_keys=admins,
+        default_steering=steering,
         allowed_hosts=[*_several(options.allowed_host), *([] if options.host in ANY else [options.host])],
         cors_origins=_several(options.cors_origin),
         audit=options.audit,
@@ -129,24 +141,3 @@ def _steering(value: str | None) -> Any:
             f"--default-steering is not JSON ({error}); pass a vector's name, or an object such as "
             '\'{"vector": "happy", "alpha": 2.0}\'.'
         ) from None
-
-
-def _keys(path: str | None) -> dict[str, list[str] | None] | None:
-    """Each key with its vectors; None where no keys are asked for."""
-    if path is None:
-        if KEYS not in os.environ:
-            return None
-        keys = [key.strip() for key in os.environ[KEYS].split(",")]
-        if not all(keys):
-            raise SteerError(
-                f"The variable {KEYS} holds {'an empty key' if any(keys) else 'no key'}, which would leave the server "
-                "open; write keys separated by commas, or unset it."
-            )
-        return dict.fromkeys(keys)
-    try:
-        lines = [line.split() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"Cannot read the API keys in '{path}' ({error}); pass a text file, one key a line.") from None
-    if not (found := {key: names or None for key, *names in filter(None, lines)}):
-        raise FileError(f"'{path}' holds no API key, which would leave the server open; write one a line.")
-    return found

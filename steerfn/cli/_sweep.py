@@ -1,20 +1,27 @@
 """`steerfn sweep`: many strengths, layers and vectors on the same prompts, and which of them is best."""
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from steerfn._errors import DataError, SteerWarning
-from steerfn.cli._generation import add_generation_options, checked, prompts_of, scope_of
-from steerfn.cli._lists import add_list
-from steerfn.cli._model import add_model_options, load_model
+from steerfn.cli._before import check_files, metrics_of, sites_of
+from steerfn.cli._options import (
+    add_generation_options,
+    add_list,
+    add_model_options,
+    checked_vector,
+    load_model,
+    prompts_of,
+    scope_of,
+    write_files,
+)
+from steerfn.values import DataError, warn
+
+HELP = "which strength, which layer, which vector"
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("sweep", help="which strength, which layer, which vector", description=__doc__)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
     add_generation_options(command)
     command.add_argument(
         "--vector", metavar="FILE", action="append", required=True, help="a vector file; may be repeated"
@@ -50,9 +57,8 @@ def add_to(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="for --sample (default: %(default)s)")
     command.add_argument("--checkpoint", metavar="FILE", help="keep how far it has come, to go on after a break")
-    command.add_argument("--out", metavar="FILE", help="write the table as JSON")
+    command.add_argument("--out", metavar="FILE", help="write the table: a name ending in .json, .csv, .md or .html")
     add_model_options(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -63,39 +69,53 @@ def run(options: argparse.Namespace) -> None:
     if options.choices:
         refuse_generation(options)
         warn_of_blanks(prompts, options)
+    check_files(options, "out", "checkpoint")
+    metrics = metrics_of(options)
+    by = chosen_by(options)
+    sites = sites_of(options.layers, options.site)
     loaded = dict(zip(names_of(options.vector), map(sf.load, options.vector), strict=True))
     model, tokenizer = load_model(options)
-    sites = [*(options.layers or []), *options.site]
     sampling = {"do_sample": True, "seed": options.seed} if options.sample else {}
     decoding = {} if options.choices else {"max_new_tokens": options.max_new_tokens, "do_sample": False, **sampling}
     table = sf.sweep(
         model,
         tokenizer,
         prompts,
-        {name: checked(vector, model, options) for name, vector in loaded.items()},
+        {name: checked_vector(vector, model, options) for name, vector in loaded.items()},
         options.alphas,
         sites=sites or None,
         scope=scope_of(options),
         continuations=options.choices,
-        metrics=options.metric or (),
+        **metrics,
         chat=False if options.raw else None,
         checkpoint=options.checkpoint,
-        progress=not options.quiet,
         **decoding,
     )
     print(table)
-    if options.out:
-        table.to_json(options.out)
-        print(f"\nWrote {options.out}.")
-    if options.choices or options.metric or options.by:  # by the metric of those who ask for none, long is good
-        name = options.by or table.metrics[0]
-        print(f"\nbest: {table.best(name, lowest=options.lowest or lower_is_better(name, options.metric))}")
+    write_files((table.save, options.out))
+    if by is not None:
+        print(f"\nbest: {table.best(by, lowest=options.lowest or lower_is_better(by, options.metric))}")
+
+
+def chosen_by(options: argparse.Namespace) -> str | None:
+    """The metric that the best is chosen by; None where none is asked for, since without one long is good.
+
+    Raises:
+        DataError: one that the sweep will not have.
+    """
+    from steerfn.evaluate import DEFAULT, SCORED
+
+    names = SCORED if options.choices else options.metric or (DEFAULT,)
+    by = options.by or names[0]
+    if by not in names:
+        raise DataError(f"--by names {by!r}, which this sweep does not measure; it has {', '.join(names)}.")
+    return by if options.choices or options.metric or options.by else None
 
 
 def refuse_generation(options: argparse.Namespace) -> None:
     """Options of generation do nothing where continuations are scored."""
-    for given, option in ((options.metric, "--metric"), (options.sample, "--sample")):
-        if given:
+    for value, option in ((options.metric, "--metric"), (options.sample, "--sample")):
+        if value:
             raise DataError(f"{option} goes with generated texts; leave it out, or leave out --choice.")
     if len(options.choices) < 2:
         raise DataError(
@@ -108,16 +128,14 @@ def warn_of_blanks(prompts: Sequence[str], options: argparse.Namespace) -> None:
     glued = next((c for c in options.choices if c[:1].isalnum()), None)
     prompt = next((p for p in prompts if p[-1:].isalnum()), None)
     if options.raw and glued and prompt:
-        warnings.warn(
+        warn(
             f"The continuation {glued!r} follows the prompt without a blank, as in {prompt[-12:] + glued!r}; write "
-            f"{' ' + glued!r} if it is a word of its own.",
-            SteerWarning,
-            stacklevel=2,
+            f"{' ' + glued!r} if it is a word of its own."
         )
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """What the table calls the vectors: their files without folder and suffix, where that tells them apart."""
+    """The vectors' names in the table: their files' stems where these differ, else the whole paths."""
     stems = [Path(path).stem for path in paths]
     if len(set(paths)) < len(paths):
         raise DataError(f"--vector names a file twice: {' '.join(paths)}; name each once.")

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from steerfn._visible import visible
+from steerfn.values import visible
 
 # Bold and colours that can be read, as `compare` marks what differs and the server's log its levels. What a model or a
 # file says is written out before it is printed, so these are never theirs.

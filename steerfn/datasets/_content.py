@@ -1,4 +1,4 @@
-"""What a text file holds, with the place of every entry, before anyone asks what it means."""
+"""Parse the rows of a data file, each with its place in the file; `_rows` interprets them."""
 
 import csv
 import io
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steerfn._extra import missing
-from steerfn._io_document import Refused, brief
-from steerfn._io_read import read_bytes
+from steerfn.values import missing
+from steerfn.values.files import Refused, brief, read_bytes
 
 MAX_BYTES = 128 * 2**20
 """Largest file read: a hundred times the published sets of a thousand questions."""
@@ -22,14 +21,14 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 """Suffixes that promise a table with a header, and what separates its columns."""
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """An entry and where it is, as an error will call it: "line 3", "entry [2]"."""
 
     where: str
     value: Any
 
 
-def content(path: Path) -> dict[str, Any] | list[Row]:
+def content(path: Path) -> dict[str, Any] | list[DataRow]:
     """The JSON object in a file, or its rows: of a JSON list, JSON lines, a table (as dicts), or plain lines.
 
     Raises:
@@ -46,7 +45,7 @@ def content(path: Path) -> dict[str, Any] | list[Row]:
             if suffix not in PLAIN:  # there a line may well begin with a bracket
                 raise
     table = _table(text, TABLES.get(suffix), "\t" if "\t" in text.partition("\n")[0] else ",")
-    return [Row(f"line {n}", line.strip()) for n, line in _lines(text)] if table is None else table
+    return [DataRow(f"line {n}", line.strip()) for n, line in _lines(text)] if table is None else table
 
 
 def _data(path: Path) -> bytes:
@@ -69,7 +68,7 @@ def read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refused(
-            f"it is no text in UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start})",
+            f"it is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})",
             "unpack it if it is an archive, or save it as JSON, JSONL or CSV in UTF-8",
         ) from None
     if "\0" in text:
@@ -87,33 +86,33 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _json(text: str, suffix: str) -> dict[str, Any] | list[Row]:
+def _json(text: str, suffix: str) -> dict[str, Any] | list[DataRow]:
     """The whole text as one JSON value; where it is several, one a line."""
     lines = list(_lines(text))
     if suffix in JSON_LINES and len(lines) == 1:
         return _json_lines(lines)
     try:
-        found = _parsed(text, "its text")
+        parsed = _parse(text, "its text")
     except Refused as whole:
         try:
-            _parsed(lines[0][1], "line 1")
+            _parse(lines[0][1], "line 1")
         except Refused:
             raise whole from None
         if len(lines) == 1:
             raise
         return _json_lines(lines)
-    if isinstance(found, dict):
-        return found
-    if isinstance(found, list):
-        return [Row(f"entry [{i}]", value) for i, value in enumerate(found)]
-    raise Refused(f"it holds the JSON value {brief(found)}", "write a list of pairs")
+    if isinstance(parsed, dict):
+        return parsed
+    if isinstance(parsed, list):
+        return [DataRow(f"entry [{i}]", value) for i, value in enumerate(parsed)]
+    raise Refused(f"it holds the JSON value {brief(parsed)}", "write a list of pairs")
 
 
-def _json_lines(lines: list[tuple[int, str]]) -> list[Row]:
-    return [Row(f"line {n}", _parsed(line, f"line {n}")) for n, line in lines]
+def _json_lines(lines: list[tuple[int, str]]) -> list[DataRow]:
+    return [DataRow(f"line {n}", _parse(line, f"line {n}")) for n, line in lines]
 
 
-def _parsed(text: str, what: str) -> Any:
+def _parse(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
@@ -125,23 +124,11 @@ def _parsed(text: str, what: str) -> Any:
         raise Refused(f"{what} is not valid JSON ({error})", "correct it") from None
 
 
-COLUMNS = {
-    "positive",
-    "negative",
-    "pos",
-    "neg",
-    "chosen",
-    "rejected",
-    "statement",
-    "text",
-    "label",
-    "question",
-    "prompt",
-}
+COLUMNS = set("positive negative pos neg chosen rejected statement text label question prompt".split())
 """A first line of words, separated by commas or tabs, with two of these is the header of a table."""
 
 
-def _table(text: str, must: str | None, separator: str) -> list[Row] | None:
+def _table(text: str, must: str | None, separator: str) -> list[DataRow] | None:
     """The rows of a table with a header; without one that we know None, unless it must be a table."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=must or separator)
     try:
@@ -163,7 +150,7 @@ def _table(text: str, must: str | None, separator: str) -> list[Row] | None:
                     "put texts that contain a comma in double quotes",
                 )
             if cells:
-                rows.append(Row(f"line {start}", dict(zip(header, cells, strict=True))))
+                rows.append(DataRow(f"line {start}", dict(zip(header, cells, strict=True))))
             start = reader.line_num + 1
         return rows
     except csv.Error as error:
@@ -172,7 +159,7 @@ def _table(text: str, must: str | None, separator: str) -> list[Row] | None:
         raise Refused(f"line {reader.line_num} is not valid CSV ({error})", "correct the quotes there") from None
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> list[DataRow]:
     """The rows of a parquet file, as far as `MAX_BYTES` of them in memory."""
     data = _data(path)
     try:
@@ -180,16 +167,23 @@ def _parquet(path: Path) -> list[Row]:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise Refused(missing("pyarrow", "parquet", error), "or save the table as JSONL or CSV") from None
-    rows: list[Row] = []
+    rows: list[DataRow] = []
     size = 0
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        for batch in file.iter_batches(batch_size=256):
+        groups = range(file.metadata.num_row_groups)
+        unpacked = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        if unpacked > MAX_BYTES:
+            raise Refused(
+                f"its columns have {unpacked} bytes unpacked, more than {MAX_BYTES}", "divide it, or sample it"
+            )
+        # A text may be written once and meant by every row, so as many rows are made at once as there is room for.
+        for batch in file.iter_batches(batch_size=max(1, min(256, MAX_BYTES // max(1, unpacked)))):
             size += batch.nbytes
             if size > MAX_BYTES:
                 raise Refused(f"its table has more than {MAX_BYTES} bytes in memory", "divide it, or sample it")
             for values in batch.to_pylist():
-                rows.append(Row(f"row {len(rows)}", {str(k).casefold(): v for k, v in values.items()}))
+                rows.append(DataRow(f"row {len(rows)}", {str(k).casefold(): v for k, v in values.items()}))
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refused(f"it is not a valid parquet file ({brief(str(error))})", "write it anew") from None
+        raise Refused(f"it is not a valid parquet file ({brief(str(error))})", "write it again") from None
     return rows

@@ -5,10 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steerfn._errors import DataError, FileError
-from steerfn._io_document import Refused, brief
-from steerfn._text import Text
-from steerfn.datasets._content import Row, content
+from steerfn.datasets._content import DataRow, content
 from steerfn.datasets._rows import (
     ASK,
     LABEL,
@@ -22,10 +19,14 @@ from steerfn.datasets._rows import (
     read_rows,
 )
 from steerfn.datasets._set import ContrastSet
+from steerfn.run import Text
+from steerfn.values import DataError, FileError, public
+from steerfn.values.files import Refused, brief
 
 T = TypeVar("T")
 
 
+@public
 def from_file(
     path: str | os.PathLike[str],
     negative: str | os.PathLike[str] | None = None,
@@ -93,12 +94,13 @@ def from_file(
     second = _path(negative)
     return ContrastSet(
         name=f"{first.stem} vs {second.stem}",
-        positive=_refusing(first, _one_side),
-        negative=_refusing(second, _one_side),
+        positive=_refusing(first, lambda path: _one_side(path, split)),
+        negative=_refusing(second, lambda path: _one_side(path, split)),
         source=f"{first.name}, {second.name}",
     )
 
 
+@public
 def from_rows(
     rows: Any,
     *,
@@ -131,13 +133,13 @@ def from_rows(
         rows = records("records")
     if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
         raise DataError(
-            f"rows is a list of pairs or of dicts, or a table, not {brief(rows)} of type {type(rows).__name__}."
+            f"rows must be a list of pairs or of dicts, or a table, not {brief(rows)} of type {type(rows).__name__}."
         )
     try:
-        found = [Row(f"row {i}", row) for i, row in enumerate(rows)]
-        if not found:
+        entries = [DataRow(f"row {i}", row) for i, row in enumerate(rows)]
+        if not entries:
             raise Refused("there are no rows", "pass at least one")
-        return ContrastSet(name, **read_rows(found, names))
+        return ContrastSet(name, **read_rows(entries, names))
     except Refused as refused:
         raise DataError(f"Cannot make a contrast set of these rows: {refused.what}; {refused.fix}.") from None
 
@@ -156,24 +158,27 @@ def _path(path: Any) -> Path:
         return Path(path)
     except TypeError:
         raise FileError(
-            f"A file of contrast pairs is named by text or a Path, not by {brief(path)} of type {type(path).__name__}."
+            f"The path of a file of contrast pairs must be a str or a Path, not {brief(path)} of type "
+            f"{type(path).__name__}."
         ) from None
 
 
 def _refusing(path: Path, reading: Callable[[Path], T]) -> T:
-    """What is read from a file; what is wrong with it, with its name."""
+    """Apply `reading` to a path; errors name the file."""
     try:
         return reading(path)
     except Refused as refused:
         raise FileError(f"Cannot read '{path}': {refused.what}; {refused.fix}.") from None
 
 
-def _one_side(path: Path) -> tuple[Text, ...]:
-    found = content(path)
-    first = found[0].value if isinstance(found, list) and found else ""
-    if isinstance(found, dict) or not (_is_text(first) or (isinstance(first, dict) and has_one_text(first))):
-        raise Refused("it is no list of texts", "with negative= both files are lists of texts; leave negative= out")
-    return as_side("the list", found)
+def _one_side(path: Path, split: str) -> tuple[Text, ...]:
+    entries = content(path)
+    if isinstance(entries, dict) and isinstance(entries.get(split), list):
+        entries = [DataRow(f"{split}[{i}]", value) for i, value in enumerate(entries[split])]
+    first = entries[0].value if isinstance(entries, list) and entries else ""
+    if isinstance(entries, dict) or not (_is_text(first) or (isinstance(first, dict) and has_one_text(first))):
+        raise Refused("it is not a list of texts", "with negative= both files are lists of texts; leave negative= out")
+    return as_side("the list", entries)
 
 
 def _is_text(value: Any) -> bool:
@@ -181,48 +186,48 @@ def _is_text(value: Any) -> bool:
 
 
 def _contrast(path: Path, names: Names, split: str) -> ContrastSet:
-    found = content(path)
+    document = content(path)
     more: dict[str, Any] = {}
-    if isinstance(found, dict):
-        if isinstance(words := found.get("description"), str):
+    if isinstance(document, dict):
+        if isinstance(words := document.get("description"), str):
             more["description"] = words
-        found, lists = _from_object(found, names, split)
+        document, lists = _from_object(document, names, split)
         if lists:
             (left, positive), (right, negative) = lists
             more.setdefault("description", f"positive: {left}, negative: {right}")
             return ContrastSet(path.stem, positive, negative, source=path.name, **more)
-    if not found:
+    if not document:
         raise Refused("its list is empty", "write at least one example of each side")
-    return ContrastSet(path.stem, source=path.name, **read_rows(found, names), **more)
+    return ContrastSet(path.stem, source=path.name, **read_rows(document, names), **more)
 
 
 Lists = list[tuple[str, tuple[Text, ...]]]
 
 
-def _from_object(found: dict[str, Any], names: Names, split: str) -> tuple[list[Row], Lists]:
+def _from_object(document: dict[str, Any], names: Names, split: str) -> tuple[list[DataRow], Lists]:
     """The rows that a JSON object holds or is, or else its two lists of texts."""
-    if isinstance(pairs := found.get("pairs"), list):
-        return [Row(f"pairs[{i}]", value) for i, value in enumerate(pairs)], []
-    if isinstance(found.get("instruction"), list) and isinstance(found.get("questions"), list):
-        return _trait(found["instruction"], found["questions"]), []
-    lists = {key: value for key, value in found.items() if isinstance(value, list) and not is_conversation(value)}
+    if isinstance(pairs := document.get("pairs"), list):
+        return [DataRow(f"pairs[{i}]", value) for i, value in enumerate(pairs)], []
+    if isinstance(document.get("instruction"), list) and isinstance(document.get("questions"), list):
+        return _trait(document["instruction"], document["questions"]), []
+    lists = {key: value for key, value in document.items() if isinstance(value, list) and not is_conversation(value)}
     if split in lists and all(isinstance(row, dict) for row in lists[split]):
-        return [Row(f"{split}[{i}]", value) for i, value in enumerate(lists[split])], []
+        return [DataRow(f"{split}[{i}]", value) for i, value in enumerate(lists[split])], []
     for sides in (names.sides, *SIDES):
         if sides is not None and set(sides) <= set(lists):
-            rows = {key: [Row(f"{key}[{i}]", v) for i, v in enumerate(lists[key])] for key in sides}
+            rows = {key: [DataRow(f"{key}[{i}]", v) for i, v in enumerate(lists[key])] for key in sides}
             return [], [(key, as_side(f"its list '{brief(key)}'", side)) for key, side in rows.items()]
     columns = [key for key in lists if key in (*TEXTS, *LABEL, names.text, names.label)]
     if len(columns) > 1 and len({len(lists[key]) for key in columns}) == 1:  # a table by columns
         values = zip(*(lists[key] for key in columns), strict=True)
-        return [Row(f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(values)], []
-    if len(lists) > 1 and not any(_is_text(value) for value in found.values()):
+        return [DataRow(f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(values)], []
+    if len(lists) > 1 and not any(_is_text(value) for value in document.values()):
         named = " and ".join(f"'{brief(key)}'" for key in lists)
         raise Refused(f"it has the lists {named} and does not say which is positive", ASK)
-    return [Row("its object", found)], []
+    return [DataRow("its object", document)], []
 
 
-def _trait(instructions: list[Any], questions: list[Any]) -> list[Row]:
+def _trait(instructions: list[Any], questions: list[Any]) -> list[DataRow]:
     """Each instruction before each question, as persona vectors are read."""
     rows = []
     for i, instruction in enumerate(instructions):
@@ -230,7 +235,7 @@ def _trait(instructions: list[Any], questions: list[Any]) -> list[Row]:
             raise Refused(f"instruction[{i}] is {brief(instruction)}", "give it pos and neg")
         for j, question in enumerate(questions):
             where = f"instruction[{i}] with questions[{j}]"
-            asked = {"role": "user", "content": as_text(where, "question", question)}
-            told = {side: as_text(where, side, instruction[side]) for side in ("pos", "neg")}
-            rows.append(Row(where, {side: [{"role": "system", "content": told[side]}, asked] for side in told}))
+            user = {"role": "user", "content": as_text(where, "question", question)}
+            system = {side: as_text(where, side, instruction[side]) for side in ("pos", "neg")}
+            rows.append(DataRow(where, {side: [{"role": "system", "content": system[side]}, user] for side in system}))
     return rows

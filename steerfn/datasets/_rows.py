@@ -1,13 +1,13 @@
-"""What rows mean: which of their keys, or which of their labels, is the positive side. Known names only, no guesses."""
+"""Interpret the rows of a table: which keys or labels are the positive side. Known names only, no guesses."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steerfn._io_document import Refused, brief
-from steerfn._text import Text
-from steerfn.datasets._content import Row
+from steerfn.datasets._content import DataRow
 from steerfn.datasets._set import ITEM_KEYS
+from steerfn.run import Text
+from steerfn.values.files import Refused, brief
 
 SIDES = (
     ("positive", "negative"),
@@ -32,7 +32,7 @@ QUESTIONS = (
     ("question", "best answer", "best incorrect answer"),
 )
 """A question, the answer that shows the behaviour, and one that does not: of CAA, its MMLU, and TruthfulQA."""
-TEXTS = ("text", "statement", "sentence", "prompt", "instruction", "response", "output", "goal", "content")
+TEXTS = ("text", "statement", "sentence", "prompt", "instruction", "question", "response", "output", "goal", "content")
 LABEL = ("label", "labels", "category", "class", "target")
 XSTEST = ("type", "prompt", "focus")
 """The columns of XSTest before it had labels: types that begin with "contrast" are unsafe."""
@@ -44,7 +44,7 @@ ASK = (
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What the caller says of a table.
+    """The columns and labels of a table that the caller has named.
 
     Attributes:
         sides: the names of the positive and the negative column, list or label.
@@ -57,8 +57,8 @@ class Names:
     label: str | None = None
 
 
-def read_rows(rows: Sequence[Row], names: Names) -> dict[str, Any]:
-    """What a contrast set is made of, from rows that are alike.
+def read_rows(rows: Sequence[DataRow], names: Names) -> dict[str, Any]:
+    """The arguments of `ContrastSet` from rows of one form.
 
     Raises:
         Refused: rows that do not say which side is which, or one without its keys or text.
@@ -87,11 +87,11 @@ def read_rows(rows: Sequence[Row], names: Names) -> dict[str, Any]:
             if set(sides) <= keys or (sides == SIDES[0] and set(sides) & keys):
                 return _pairs(rows, sides)
     if text in keys and label in keys:
-        return _labelled(rows, str(text), str(label), names.sides)
+        return _by_label(rows, str(text), str(label), names.sides)
     if set(XSTEST) <= keys and names.sides is None:
         unsafe = ("unsafe" if str(row.value.get("type")).startswith("contrast") else "safe" for row in rows)
-        marked = [Row(row.where, {**row.value, "label": kind}) for row, kind in zip(rows, unsafe, strict=True)]
-        return _labelled(marked, "prompt", "label", None)
+        marked = [DataRow(row.where, {**row.value, "label": kind}) for row, kind in zip(rows, unsafe, strict=True)]
+        return _by_label(marked, "prompt", "label", None)
     has = f"{first.where} has the keys {brief(', '.join(map(str, first.value)))}"
     if names.sides is not None:
         raise Refused(
@@ -113,11 +113,11 @@ def has_one_text(value: Mapping[str, Any]) -> bool:
 
 def _only(known: Sequence[str], keys: set[Any]) -> str | None:
     """The one key that is known; None where it is not clear which is meant."""
-    found = [name for name in known if name in keys]
-    return found[0] if len(found) == 1 else None
+    present = [name for name in known if name in keys]
+    return present[0] if len(present) == 1 else None
 
 
-def _questions(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Any]:
+def _questions(rows: Sequence[DataRow], keys: Sequence[str]) -> dict[str, Any]:
     sides: tuple[list[str], list[str]] = ([], [])
     items = []
     for row in rows:
@@ -132,7 +132,7 @@ def _questions(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Any]:
     return {"positive": tuple(sides[0]), "negative": tuple(sides[1]), "paired": True, "items": tuple(items)}
 
 
-def _pairs(rows: Sequence[Row], keys: tuple[str, str] | None) -> dict[str, Any]:
+def _pairs(rows: Sequence[DataRow], keys: tuple[str, str] | None) -> dict[str, Any]:
     sides: tuple[list[Text], list[Text]] = ([], [])
     for row in rows:
         pair = row.value
@@ -162,23 +162,23 @@ def _after(where: str, prompt: Any, text: Text) -> Text:
     return rest if [*map(dict, rest)][: len(begun)] == [*map(dict, begun)] else [*begun, *rest]
 
 
-def _labelled(rows: Sequence[Row], text: str, label: str, sides: tuple[str, str] | None) -> dict[str, Any]:
+def _by_label(rows: Sequence[DataRow], text: str, label: str, sides: tuple[str, str] | None) -> dict[str, Any]:
     values = [_values(row, (text, label)) for row in rows]
     labels = [_label(value) for _, value in values]
     named = tuple(map(_label, sides)) if sides is not None else _label_sides(rows, labels)
-    found: dict[str, list[Text]] = {name: [] for name in named}
+    by_name: dict[str, list[Text]] = {name: [] for name in named}
     for row, (value, _), kind in zip(rows, values, labels, strict=True):
-        if kind in found:
-            found[kind].append(as_text(row.where, text, value))
+        if kind in by_name:
+            by_name[kind].append(as_text(row.where, text, value))
         elif sides is None:
             raise Refused(
                 f"{row.where} has the label {brief(kind)}, and the others are {' and '.join(named)}",
                 "pass sides=('the positive label', 'the negative label'), and other labels are left out",
             )
-    for name, side in found.items():
+    for name, side in by_name.items():
         if not side:
             raise Refused(f"none of its {len(rows)} texts has the label {name}", "add the other side")
-    return {"positive": tuple(found[named[0]]), "negative": tuple(found[named[1]])}
+    return {"positive": tuple(by_name[named[0]]), "negative": tuple(by_name[named[1]])}
 
 
 def _label(value: Any) -> str:
@@ -188,7 +188,7 @@ def _label(value: Any) -> str:
     return {"true": "1", "false": "0"}.get(written, written)
 
 
-def _label_sides(rows: Sequence[Row], labels: Sequence[str]) -> tuple[str, str]:
+def _label_sides(rows: Sequence[DataRow], labels: Sequence[str]) -> tuple[str, str]:
     """The two labels, where their names say which is positive."""
     for sides in LABELS:
         if labels[0] in sides:
@@ -201,7 +201,7 @@ def _label_sides(rows: Sequence[Row], labels: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def _values(row: Row, keys: Sequence[str]) -> list[Any]:
+def _values(row: DataRow, keys: Sequence[str]) -> list[Any]:
     if not isinstance(row.value, Mapping):
         raise Refused(f"{row.where} is {brief(row.value)}, unlike the entries before", f"give it {', '.join(keys)}")
     missing = [key for key in keys if key not in row.value]
@@ -210,7 +210,7 @@ def _values(row: Row, keys: Sequence[str]) -> list[Any]:
     return [row.value[key] for key in keys]
 
 
-def as_side(what: str, rows: Sequence[Row]) -> tuple[Text, ...]:
+def as_side(what: str, rows: Sequence[DataRow]) -> tuple[Text, ...]:
     """The texts of one side: texts, or the one column of texts that rows have.
 
     Raises:

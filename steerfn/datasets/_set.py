@@ -5,15 +5,17 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from steerfn._errors import DataError
-from steerfn._numbers import plain_number
-from steerfn._text import Text, as_texts
-from steerfn.datasets._split import held_out_indices
+from steerfn.datasets._folds import describe_texts
+from steerfn.datasets._held_out import held_out_indices
+from steerfn.output import enumeration, quantity
+from steerfn.run import Text, as_texts
+from steerfn.values import DataError, finite_number, integer, public
 
 ITEM_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 """What an item has at least: a question, the answer that shows the behaviour, and one that does not."""
 
 
+@public
 @dataclasses.dataclass(frozen=True, repr=False)
 class ContrastSet:
     """Texts that show a behaviour (`positive`) and texts that show its opposite (`negative`).
@@ -67,7 +69,7 @@ class ContrastSet:
             missing = [key for key in ITEM_KEYS if not isinstance(item, dict) or not isinstance(item.get(key), str)]
             if missing:
                 raise DataError(
-                    f"items[{i}] has no text for {', '.join(missing)}; pass dicts with {_listed(ITEM_KEYS)}."
+                    f"items[{i}] has no text for {', '.join(missing)}; pass dicts with {enumeration(ITEM_KEYS)}."
                 )
 
     def __hash__(self) -> int:
@@ -82,10 +84,10 @@ class ContrastSet:
 
     def _counts(self) -> str:
         if self.paired:
-            return f"{len(self)} pair{'s' * (len(self) != 1)}"
+            return quantity(len(self), "pair")
         return f"{len(self.positive)} positive, {len(self.negative)} negative"
 
-    def split(self, held_out: float = 0.25, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
+    def split(self, held_out: float = 0.25, seed: int = 0, *, groups: Any = None) -> "tuple[ContrastSet, ContrastSet]":
         """A set to find a direction on, and a set to test it on, with no text in both.
 
         Pairs stay together; without pairs each side is divided in the same proportion. Texts that are the same but
@@ -95,12 +97,14 @@ class ContrastSet:
         Args:
             held_out: the part to hold out, between 0 and 1; at least one example is held out and one kept.
             seed: another seed, another division.
+            groups: which texts are of one kind (the answers of one question): a label for each pair, or for each text,
+                the positives first. A group is never in both sets.
 
         Returns:
             `(train, test)`, each in the order of this set.
 
         Raises:
-            DataError: a part outside (0, 1), a seed that is no int, or too few different examples to divide.
+            DataError: a part outside (0, 1), a seed that is not an integer, or too few different examples to divide.
 
         Example:
             >>> import steerfn as sf
@@ -108,22 +112,19 @@ class ContrastSet:
             >>> len(train), len(test), set(train.positive) & set(test.positive)
             (36, 12, set())
         """
-        held_out = plain_number(held_out)
-        if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
-            raise DataError(f"held_out is a part between 0 and 1 such as 0.25, not {held_out!r}.")
-        seed = plain_number(seed)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise DataError(f"seed is an int, not {seed!r} of type {type(seed).__name__}.")
-        chosen = held_out_indices(self.positive, self.negative, self.paired, held_out, seed)
+        held_out = finite_number("held_out", held_out, above=0, below=1)
+        seed = integer("seed", seed)
+        units = describe_texts((len(self.positive), len(self.negative)), groups=groups, paired=self.paired).units
+        chosen = held_out_indices(self.positive, self.negative, units, held_out, seed)
         if chosen is None:
             raise DataError(
                 f"{self!r} cannot be split with {held_out:g} held out: it has too few examples that share no text; "
-                "add different ones, or remove repeated texts (sf.lint_pairs shows them)."
+                "add different ones, or remove repeated texts (sf.discover.lint_pairs shows them)."
             )
         parts = []
-        for word, wanted in (("train", False), ("test", True)):
+        for word, is_test in (("train", False), ("test", True)):
             kept = [
-                [i for i in range(len(side)) if (i in out) is wanted]
+                [i for i in range(len(side)) if (i in out) is is_test]
                 for side, out in zip((self.positive, self.negative), chosen, strict=True)
             ]
             parts.append(dataclasses.replace(self.subset(kept[0], kept[1]), name=f"{self.name}/{word}"))
@@ -158,17 +159,12 @@ class ContrastSet:
 
 def _indices(indices: Any, count: int, side: str) -> list[int]:
     try:
-        found = [operator.index(i) for i in indices]
+        numbers = [operator.index(i) for i in indices]
     except TypeError:
-        raise DataError(f"indices are a list of ints or a range, not {indices!r:.80}.") from None
-    if not found:
-        raise DataError("A subset needs at least one index, and none were given.")
-    for i in found:
+        raise DataError(f"indices must be a list of ints or a range, not {indices!r:.80}.") from None
+    if not numbers:
+        raise DataError("A subset needs at least one index, but there are none.")
+    for i in numbers:
         if not -count <= i < count:
             raise DataError(f"Index {i} is outside the {count} {side} texts; pass indices from 0 to {count - 1}.")
-    return [i % count for i in found]
-
-
-def _listed(words: Iterable[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}"
+    return [i % count for i in numbers]

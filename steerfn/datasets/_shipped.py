@@ -5,10 +5,11 @@ import json
 from importlib import resources
 from typing import Any
 
-from steerfn._errors import DataError
 from steerfn.datasets._set import ContrastSet
+from steerfn.values import DataError, public
 
 
+@public
 def names() -> tuple[str, ...]:
     """The names of the sets that come with the package, in alphabetical order.
 
@@ -20,12 +21,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".json") for f in _folder().iterdir() if f.name.endswith(".json")))
 
 
+@public
 def load(name: str) -> ContrastSet:
     """A set that comes with the package: about fifty pairs that differ in one behaviour and little else.
 
     Within a pair the topic and the length are close (but in `concision`, where length is the behaviour), and the
-    first words do not tell the sides apart; `sf.lint_pairs(load(name))` checks it. All were written for this package
-    and are under its licence, Apache-2.0.
+    first words do not tell the sides apart; `sf.discover.lint_pairs(load(name))` checks it. All were written for this
+    package and are under its licence, Apache-2.0.
 
     Args:
         name: one of `names()`.

@@ -5,13 +5,11 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
-from steerfn._chat_template import Chat
-from steerfn._errors import DataError
-from steerfn._struct import struct
-from steerfn._text import Text
-from steerfn._vector import SteeringVector
-from steerfn.discover._mean import MeanDifference
-from steerfn.discover.engine._discover import Options, discover
+from steerfn.discover._engine import DiscoveryOptions, discover
+from steerfn.discover._mean_difference import MeanDifference
+from steerfn.model import Model, Tokenizer
+from steerfn.run import Chat, Text
+from steerfn.values import DataError, Sites, SteeringVector, public, struct
 
 QUESTION, MATCHING, NOT_MATCHING = KEYS = (
     "question",
@@ -28,7 +26,10 @@ class ContrastiveAddition(MeanDifference):
     paired: ClassVar[bool] = True
 
 
-def caa(model: Any, tokenizer: Any, items: Any, sites: Any, **options: Unpack[Options]) -> SteeringVector:
+@public
+def caa(
+    model: Model, tokenizer: Tokenizer, items: Any, sites: Sites, **options: Unpack[DiscoveryOptions]
+) -> SteeringVector:
     """Contrastive Activation Addition: `v = mean_i(h(q_i, a_i) - h(q_i, b_i))` at the answer token.
 
     `q` is the question, `a` the answer that matches the behaviour, `b` the one that does not. In chat form the
@@ -42,8 +43,8 @@ def caa(model: Any, tokenizer: Any, items: Any, sites: Any, **options: Unpack[Op
         items: dicts with `question`, `answer_matching_behavior` and `answer_not_matching_behavior` (other keys are
             left alone), or a contrast set that has such `items`.
         sites: one or several; an int means `resid_post`.
-        options: what every method takes, see `Options`; here `position="answer"` and `chat=None` (the template where
-            the tokenizer has one) are the defaults.
+        options: what every method takes, see `DiscoveryOptions`; here `position="answer"` and `chat=None` (the
+            template where the tokenizer has one) are the defaults.
 
     Returns:
         A vector in float32, in units of the residual stream; its metadata counts the tokens that were read, by
@@ -65,11 +66,11 @@ def caa(model: Any, tokenizer: Any, items: Any, sites: Any, **options: Unpack[Op
     chat = options.get("chat")
     if chat is None:
         chat = bool(getattr(tokenizer, "chat_template", None))
-    found = _items(items)
+    questions = _items(items)
     positive, negative = (
-        [_text(item[QUESTION], item[answer], chat) for item in found] for answer in (MATCHING, NOT_MATCHING)
+        [_text(item[QUESTION], item[answer], chat) for item in questions] for answer in (MATCHING, NOT_MATCHING)
     )
-    chosen: Options = {"position": "answer", **options, "chat": chat}
+    chosen: DiscoveryOptions = {"position": "answer", **options, "chat": chat}
     return discover(ContrastiveAddition(), model, tokenizer, positive, negative, sites, **chosen)
 
 
@@ -90,11 +91,11 @@ def _items(items: Any) -> list[Mapping[str, Any]]:
             )
         items = inner
     if isinstance(items, (str, Mapping)) or not hasattr(items, "__iter__"):
-        raise DataError(f"items is a list of dicts with {', '.join(KEYS)}, not {items!r:.80}.")
-    found = list(items)
-    if not found:
+        raise DataError(f"items must be a list of dicts with {', '.join(KEYS)}, not {items!r:.80}.")
+    listed = list(items)
+    if not listed:
         raise DataError(f"items is empty; pass at least one dict with {', '.join(KEYS)}.")
-    for i, item in enumerate(found):
+    for i, item in enumerate(listed):
         missing = [key for key in KEYS if not isinstance(item, Mapping) or not isinstance(item.get(key), str)]
         empty = missing or [key for key in KEYS if not item[key].strip()]
         if empty:
@@ -104,4 +105,4 @@ def _items(items: Any) -> list[Mapping[str, Any]]:
                 f"items[{i}] has the same answer twice, {item[MATCHING]!r:.80}, so its difference is zero; give it an "
                 "answer that matches the behaviour and one that does not, or remove it."
             )
-    return found
+    return listed

@@ -2,28 +2,21 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steerfn._blocks import unwrapped
-from steerfn._errors import DataError, SteerWarning
-from steerfn._layout import layout
-from steerfn._site import Site
-from steerfn._text import as_texts, encode
-from steerfn._vector import SteeringVector
-from steerfn.discover.search._perplexity import Perplexity
-from steerfn.discover.search._predict import Predictor
-from steerfn.operators import Scope, add, at
-from steerfn.operators._base import as_vector
-from steerfn.reading import Read, plan, run
+from steerfn.model import Model, Tokenizer, layout, unwrap_model
+from steerfn.operators import Scope, add, as_vector, at
+from steerfn.output import Result, Section, Table, progress_bar
+from steerfn.run import Perplexity, Predictor, as_texts, encode, sum_norms
+from steerfn.values import DataError, SteeringVector, finite_number, public, warn
 
 WEAKEST, STRONGEST = 0.01, 10.0
 """The default range: pushes as long as these shares of the hidden state."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
+class Calibration(Result):
     """The strength that `calibrate` found.
 
     Attributes:
@@ -34,7 +27,7 @@ class Calibration:
         max_ratio: the bound.
 
     Example:
-        >>> from steerfn import Calibration
+        >>> from steerfn.discover import Calibration
         >>> Calibration(2.0, 1.05, ((1.0, 1.01), (2.0, 1.05), (4.0, 1.6)), perplexity=21.0, max_ratio=1.1)
         Calibration(alpha 2, perplexity ratio 1.05 of at most 1.1, 3 strengths measured)
     """
@@ -45,6 +38,27 @@ class Calibration:
     perplexity: float
     max_ratio: float
 
+    _title = "Calibration"
+    _what = "The calibration"
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """One record for each strength that was measured."""
+        return [{"alpha": alpha, "ratio": ratio} for alpha, ratio in self.curve]
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("alpha", "ratio", "perplexity", "max_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    def _sections(self) -> Sequence[Section]:
+        about = (
+            f"alpha {self.alpha:.4g}: perplexity ratio {self.ratio:.4g} of at most {self.max_ratio:g} (unsteered "
+            f"perplexity {self.perplexity:.4g})"
+        )
+        rows = [
+            [f"{alpha:.4g}", f"{ratio:.4g}", "<- chosen" if alpha == self.alpha else ""] for alpha, ratio in self.curve
+        ]
+        return [Table(["alpha", "ratio", ""], rows, about, numeric=(0, 1))]
+
     def __repr__(self) -> str:
         return (
             f"Calibration(alpha {self.alpha:.4g}, perplexity ratio {self.ratio:.4g} of at most {self.max_ratio:g}, "
@@ -52,10 +66,11 @@ class Calibration:
         )
 
 
+@public
 def calibrate(
-    model: Any,
-    tokenizer: Any,
-    v: SteeringVector,
+    model: Model,
+    tokenizer: Tokenizer,
+    vector: SteeringVector,
     texts: Any,
     *,
     max_ratio: float = 1.1,
@@ -80,7 +95,7 @@ def calibrate(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        v: the vector to add.
+        vector: the vector to add.
         texts: plain text of the kind that must stay likely, not the texts that the vector was made from.
         max_ratio: the bound, above 1.
         sign: 1, or -1 to steer against the vector.
@@ -105,12 +120,19 @@ def calibrate(
 
     Example:
         >>> import steerfn as sf
-        >>> found = sf.calibrate(model, tokenizer, v, ["The weather was fine, so we walked."])  # doctest: +SKIP
-        >>> with sf.steer(model, v, found.alpha): ...  # doctest: +SKIP
+        >>> calibration = sf.discover.calibrate(model, tokenizer, v, ["The weather was fine."])  # doctest: +SKIP
+        >>> with sf.steer(model, v, calibration.alpha): ...  # doctest: +SKIP
     """
-    v = as_vector(v, "calibrate")
-    _check(max_ratio, sign, low, high, tolerance)
-    if not any(v.magnitude.values()):
+    vector = as_vector(vector, "calibrate")
+    finite_number(
+        "max_ratio", max_ratio, above=1, hint="the unsteered model has 1, and 1.1 allows 10 % more perplexity"
+    )
+    if isinstance(sign, bool) or sign not in (1, -1):
+        raise DataError(f"sign must be 1 or -1, not {sign!r}.")
+    for name, value in (("low", low), ("high", high), ("tolerance", tolerance)):
+        if value is not None:
+            finite_number(name, value, above=0)
+    if not any(vector.magnitude.values()):
         raise DataError("The vector is zero at all its sites, so no strength changes anything; pass another vector.")
     rows = encode(tokenizer, as_texts(texts, "texts"), False)
     for i, row in enumerate(rows):
@@ -118,17 +140,15 @@ def calibrate(
             raise DataError(
                 f"texts[{i}] has 1 token, and the first token of a text is not predicted; pass longer texts."
             )
-    v = v.resolve(layout(unwrapped(model)).n_layers)
+    vector = vector.resolve(layout(unwrap_model(model)).n_layers)
     if low is None or high is None:
-        unit = 1 / relative_norm(model, v, rows)
+        unit = 1 / relative_norm(model, vector, rows)
         low = unit * WEAKEST if low is None else low
         high = unit * STRONGEST if high is None else high
     if low > high:
         raise DataError(f"The range from low={low:.4g} to high={high:.4g} is empty; pass low below high.")
     measured = Perplexity.of(Predictor.of(model, tokenizer), rows, batch_size)
-    from tqdm import tqdm
-
-    with tqdm(desc="Calibrating", unit="strength", disable=not progress, leave=False) as bar:
+    with progress_bar("Calibrating", "strength", progress) as bar:
         usual = measured(None)
         if not math.isfinite(usual):
             raise DataError(
@@ -136,11 +156,11 @@ def calibrate(
             )
 
         def ratio(strength: float) -> float:
-            op = add(v, sign * strength)
-            found = _exp(measured(op if scope is None else at(scope, op)) - usual)
+            op = add(vector, sign * strength)
+            value = _exp(measured(op if scope is None else at(scope, op)) - usual)
             bar.update()
-            bar.set_postfix(alpha=f"{sign * strength:.4g}", ratio=f"{found:.4g}")
-            return found
+            bar.set_postfix(alpha=f"{sign * strength:.4g}", ratio=f"{value:.4g}")
+            return value
 
         strength, curve = search(ratio, max_ratio, low, high, tolerance)
     if strength is None:
@@ -149,11 +169,9 @@ def calibrate(
             f"{curve[low]:.4g} at the smallest; pass a smaller low or a larger max_ratio."
         )
     if strength == high:
-        warnings.warn(
+        warn(
             f"The perplexity ratio is only {curve[high]:.4g} at the largest alpha tried, {sign * high:.4g}, so the "
-            f"bound of {max_ratio:g} was not met; pass a larger high to look further.",
-            SteerWarning,
-            stacklevel=2,
+            f"bound of {max_ratio:g} was not met; pass a larger high to look further."
         )
     points = tuple((sign * alpha, curve[alpha]) for alpha in sorted(curve))
     return Calibration(sign * strength, curve[strength], points, _exp(usual), max_ratio)
@@ -191,29 +209,8 @@ def search(
 
 def relative_norm(model: Any, v: SteeringVector, rows: Sequence[Sequence[int]]) -> float:
     """The norm of a vector over the mean norm of the hidden states at the last tokens of texts, where it is largest."""
-    total: dict[Site, float] = dict.fromkeys(v.sites, 0.0)
-    reads = [Read(tuple(row), (len(row) - 1,)) for row in rows]
-    for batch in run(model, plan(model, reads, v.sites), progress=False):
-        for site, states in batch.states.items():
-            total[site] += float(states.double().norm(dim=-1).sum())
-    norms = v.magnitude
+    total, norms = sum_norms(model, rows, v.sites), v.magnitude
     return max((norms[site] * len(rows) / total[site] for site in v.sites if total[site]), default=0.0) or 1.0
-
-
-def _check(max_ratio: Any, sign: Any, low: Any, high: Any, tolerance: Any) -> None:
-    def real(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-    if not real(max_ratio) or max_ratio <= 1:
-        raise DataError(
-            f"max_ratio is a number above 1, the ratio of the unsteered model, not {max_ratio!r}; 1.1 allows 10 % more "
-            "perplexity."
-        )
-    if isinstance(sign, bool) or sign not in (1, -1):
-        raise DataError(f"sign is 1 or -1, not {sign!r}.")
-    for name, value in (("low", low), ("high", high), ("tolerance", tolerance)):
-        if value is not None and not (real(value) and value > 0):
-            raise DataError(f"{name} is a number above 0, not {value!r}.")
 
 
 def _exp(value: float) -> float:

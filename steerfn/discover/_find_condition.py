@@ -1,35 +1,47 @@
 """Finding the condition of conditional steering: where and above which cosine prompts are of one kind."""
 
 import dataclasses
-import random
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._activations import activations
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Chat, checked_chat
-from steerfn._errors import DataError, SteerWarning
-from steerfn._fingerprint import check_match, fingerprint
-from steerfn._groups import number_groups
-from steerfn._layout import layout
-from steerfn._site import Site, as_sites, resid_post
-from steerfn._text import Text, as_texts, encode
-from steerfn._vector import SteeringVector
-from steerfn.discover.engine._discover import checked_seed
-from steerfn.discover.engine._sides import two_sides
-from steerfn.discover.search._held_out import held_out as hold_out
-from steerfn.discover.search._threshold import Candidate, Hits, candidate, cosines, hits, left_out_cosines, rank
-from steerfn.operators import Condition, cosine_above, on_prompt
-from steerfn.operators._base import as_vector, check_width
-from steerfn.reading import reads, sinks_of
+from steerfn.datasets import held_out_sides
+from steerfn.discover._engine import (
+    Candidate,
+    Hits,
+    candidate,
+    check_finite,
+    cosines,
+    hits,
+    left_out_cosines,
+    rank,
+    two_sides,
+)
+from steerfn.model import Model, Tokenizer, layout, unwrap_model
+from steerfn.operators import Condition, as_vector, check_width, cosine_above, on_prompt
+from steerfn.output import Result, Section, Table
+from steerfn.run import Chat, Text, as_texts, check_ids, checked_chat, encode, read_states, reads, sinks_of
+from steerfn.values import (
+    DataError,
+    Site,
+    Sites,
+    SteeringVector,
+    as_sites,
+    check_match,
+    fingerprint,
+    finite_number,
+    integer,
+    public,
+    resid_post,
+    warn,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FoundCondition:
-    """What `find_condition` found; print it.
+class FoundCondition(Result):
+    """The result of `find_condition`; print it.
 
     Attributes:
         vector: the condition's vector, at one site.
@@ -47,6 +59,9 @@ class FoundCondition:
     held_out: Hits
     table: tuple[Candidate, ...]
 
+    _title = "Condition"
+    _what = "The condition"
+
     @property
     def site(self) -> Site:
         """Where the condition is read. What it gates must lie there or later in the forward pass."""
@@ -59,7 +74,7 @@ class FoundCondition:
 
     @property
     def on_prompt(self) -> Condition:
-        """`sf.on_prompt(condition, by)`: asked of prompts as they were read in the search."""
+        """`sf.on_prompt(condition, by)`: asked of prompts as they were read in the search, without the same sinks."""
         return on_prompt(self.condition, self.by)
 
     @property
@@ -78,35 +93,57 @@ class FoundCondition:
             f"out {self.held_out_f1:.3f}, always yes {self.held_out.always:.3f})"
         )
 
-    def __str__(self) -> str:
+    def to_records(self) -> list[dict[str, Any]]:
+        """One record for each site: its best threshold, and how often that is right on the texts that choose."""
+        return [
+            {
+                "site": each.site.name,
+                "sign": each.sign,
+                "threshold": each.threshold,
+                "f1": each.hits.f1,
+                **each.hits.to_dict(),
+                "margin": each.margin,
+                "chosen": each.site == self.site,
+            }
+            for each in self.table
+        ]
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {"site": self.site.name, "threshold": self.threshold, "by": self.by}
+        return {**facts, "chosen": self.chosen, "held_out": self.held_out}
+
+    def _sections(self) -> Sequence[Section]:
         chosen, out = self.chosen, self.held_out
-        wide = max(len(each.site.name) for each in self.table)
         turned = any(each.sign < 0 for each in self.table)
-        lines = [f"{'site':<{wide}}  threshold     F1" + ("  sign" if turned else "")]
-        for each in self.table:
-            sign = f"  {each.sign:+d}  " if turned else ""
-            mark = "  <- chosen" if each.site == self.site else ""
-            lines.append(f"{each.site.name:<{wide}}  {each.threshold:9.4f}  {each.hits.f1:.3f}{sign}{mark}".rstrip())
-        return "\n".join(
+        rows = [
             [
-                f"Condition: cosine above {self.threshold:.4f} at {self.site}, by {self.by!r}",
-                *lines,
-                f"F1 {self.f1:.3f} on the {chosen.tp + chosen.fn} + {chosen.fp + chosen.tn} texts that chose it",
-                f"F1 {out.f1:.3f} on {out.tp + out.fn} + {out.fp + out.tn} held-out texts (always yes: "
-                f"{out.always:.3f}): precision {out.precision:.3f}, recall {out.recall:.3f}, {out.fn} missed, "
-                f"{out.fp} false alarms",
+                each.site.name,
+                f"{each.threshold:.4f}",
+                f"{each.hits.f1:.3f}",
+                *([f"{each.sign:+d}"] if turned else []),
+                "<- chosen" if each.site == self.site else "",
             ]
-        )
+            for each in self.table
+        ]
+        notes = [
+            f"F1 {self.f1:.3f} on the {chosen.tp + chosen.fn} + {chosen.fp + chosen.tn} texts that chose it",
+            f"F1 {out.f1:.3f} on {out.tp + out.fn} + {out.fp + out.tn} held-out texts (always yes: {out.always:.3f}): "
+            f"precision {out.precision:.3f}, recall {out.recall:.3f}, {out.fn} missed, {out.fp} false alarms",
+        ]
+        about = f"Condition: cosine above {self.threshold:.4f} at {self.site}, by {self.by!r}"
+        headers = ["site", "threshold", "F1", *(["sign"] if turned else []), ""]
+        return [Table(headers, rows, about, notes, numeric=range(1, len(headers) - 1))]
 
 
+@public
 def find_condition(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     positive: Any,
     negative: Any = None,
-    sites: Any = None,
+    sites: Sites | None = None,
     *,
-    v: SteeringVector | None = None,
+    vector: SteeringVector | None = None,
     by: str = "last",
     held_out: float = 0.3,
     chat: Chat = None,
@@ -123,7 +160,7 @@ def find_condition(
     threshold with the highest F1 win; of equals the one with the widest empty gap around it, in standard deviations
     of the scores. The winner is then judged on the held-out texts.
 
-    With `v` given the vector is that one at every site, and the condition may hold on either side of it: where the
+    With `vector` given the vector is that one at every site, and the condition may hold on either side of it: where the
     other side wins, the result's vector is `-v`.
 
     Args:
@@ -131,11 +168,11 @@ def find_condition(
         tokenizer: its tokenizer. Unchanged.
         positive: prompts for which the condition should hold; or a contrast set or pairs in place of both sides.
         negative: prompts for which it should not, in any number.
-        sites: one or several; an int means `resid_post`. Default: those of `v`, or `resid_post` of every layer. What
-            the condition is to gate must not come before it, so leave later sites out.
-        v: a vector to use instead of the difference of means.
-        by: "last" reads the prompt's last token, "mean" the mean over all its tokens, as in `on_prompt`. Where the
-            model has an attention sink the mean follows the length of the prompts, and a warning says so.
+        sites: one or several; an int means `resid_post`. Default: those of `vector`, or `resid_post` of every layer.
+            What the condition is to gate must not come before it, so leave later sites out.
+        vector: a vector to use instead of the difference of means.
+        by: "last" reads the prompt's last token, "mean" the mean over its tokens without the model's attention sinks,
+            as in `on_prompt`: they are measured on the texts, and the vector's metadata says which they are.
         held_out: the share of either side that only reports. Texts that are the same stay together.
         chat: None puts prompts into the chat template where there is one, as `generate` does; True always; False
             takes them as they are.
@@ -150,8 +187,8 @@ def find_condition(
 
     Raises:
         DataError: too few texts on a side (two must choose and one report), an empty one, or an option out of range.
-        SiteError: a site that the model, or `v`, lacks.
-        ShapeError: a `v` of another width.
+        SiteError: a site that the model, or `vector`, lacks.
+        ShapeError: a `vector` of another width.
 
     Warns:
         SteerWarning: on the held-out texts the condition is no better than one that always holds.
@@ -160,25 +197,27 @@ def find_condition(
 
     Example:
         >>> import steerfn as sf
-        >>> found = sf.find_condition(model, tokenizer, legal, other, sites=range(6, 15))  # doctest: +SKIP
-        >>> op = sf.at(sf.generated, sf.when(found.on_prompt, sf.add(refusal, 2.0)))  # doctest: +SKIP
+        >>> gate = sf.discover.find_condition(model, tokenizer, legal, other, sites=range(6, 15))  # doctest: +SKIP
+        >>> op = sf.at(sf.generated, sf.when(gate.on_prompt, sf.add(refusal, 2.0)))  # doctest: +SKIP
     """
     positive, negative, sites, _ = two_sides(positive, negative, sites)
     sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}
-    _check(by, held_out, chat)
-    out = _split(sides, held_out, checked_seed(seed), groups)
-    where, v = _where(model, sites, v)
-    texts = [*sides["positive"], *sides["negative"]]
-    # Every token of the prompt counts for `on_prompt`, which knows no model; attention sinks too.
-    position = "mean_all" if by == "mean" else by
-    options: dict[str, Any] = {"position": position, "batch_size": batch_size, "chat": chat, "progress": progress}
-    states = activations(model, tokenizer, texts, where, **options)
-    label = torch.tensor([i < len(sides["positive"]) for i in range(len(texts))])
-    table = tuple(_candidates(site, states[site][~out].double(), label[~out], v) for site in where)
+    if by not in ("last", "mean"):
+        raise DataError(f"by must be 'last' or 'mean', as prompts are read for sf.on_prompt, not {by!r:.80}.")
+    finite_number("held_out", held_out, above=0, below=1)
+    checked_chat(chat)
+    out = _split(sides, held_out, integer("seed", seed), groups)
+    where, vector = _where(model, sites, vector)
+    rows = encode(tokenizer, [*sides["positive"], *sides["negative"]], chat)
+    check_ids(model, rows)
+    sinks = sinks_of(model, reads(rows, by), where) if by == "mean" else None
+    places = reads(rows, by if sinks is None else sinks.known.leave_out)
+    states = read_states(model, places, where, batch_size=batch_size, progress=progress)
+    label = torch.tensor([i < len(sides["positive"]) for i in range(len(rows))])
+    table = tuple(_candidates(site, states[site][~out].double(), label[~out], vector) for site in where)
     best = max(table, key=rank)
-    direction = best.sign * _direction(best.site, states[best.site][~out].double(), label[~out], v)
-    if by == "mean":
-        sinks = sinks_of(model, reads(encode(tokenizer, texts, chat), position), (best.site,))
+    direction = best.sign * _direction(best.site, states[best.site][~out].double(), label[~out], vector)
+    if sinks is not None:
         sinks.warn_along({best.site: direction})
     judged = hits(cosines(states[best.site][out].double(), direction) > best.threshold, label[out])
     about = {
@@ -189,33 +228,23 @@ def find_condition(
         "threshold": best.threshold,
         "chosen": dataclasses.asdict(best.hits),
         "held_out": dataclasses.asdict(judged),
+        **({} if sinks is None else {"sinks": sinks.describe(tokenizer)}),
     }
-    found = FoundCondition(
+    result = FoundCondition(
         SteeringVector({best.site: direction.float()}, about), best.threshold, by, best.hits, judged, table
     )
     if judged.f1 <= judged.always:
-        warnings.warn(
-            f"The condition does not tell the texts apart: on held-out texts its F1 is {judged.f1:.3f}, and that of "
-            f"one that always holds is {judged.always:.3f}; pass more texts, other sites, or prompts that differ in "
-            "kind.",
-            SteerWarning,
-            stacklevel=2,
+        warn(
+            f"The condition does not separate the texts: on held-out texts its F1 is {judged.f1:.3f}, and that of "
+            f"a condition that always holds is {judged.always:.3f}; pass more texts, other sites, or prompts that "
+            "differ in kind."
         )
-    return found
-
-
-def _check(by: Any, held_out: Any, chat: Any) -> None:
-    if by not in ("last", "mean"):
-        raise DataError(f"by is 'last' or 'mean', as prompts are read for sf.on_prompt, not {by!r:.80}.")
-    number = isinstance(held_out, (int, float)) and not isinstance(held_out, bool)
-    if not number or not 0 < held_out < 1:
-        raise DataError(f"held_out is a share of the texts between 0 and 1, not {held_out!r}.")
-    checked_chat(chat)
+    return result
 
 
 def _where(model: Any, sites: Any, v: Any) -> tuple[tuple[Site, ...], SteeringVector | None]:
     """The sites to try, in the order of a forward pass, and the given vector there."""
-    root = unwrapped(model)
+    root = unwrap_model(model)
     at = layout(root)
     if v is not None:
         v = as_vector(v, "find_condition").resolve(at.n_layers)
@@ -223,8 +252,8 @@ def _where(model: Any, sites: Any, v: Any) -> tuple[tuple[Site, ...], SteeringVe
             check_match(v, root)
         v = v if sites is None else v.select(at.resolve(as_sites(sites)))
         sites = v.sites
-    found = at.resolve(as_sites(resid_post[:] if sites is None else sites))
-    return tuple(sorted(found, key=lambda site: site.order)), v
+    where = at.resolve(as_sites(resid_post[:] if sites is None else sites))
+    return tuple(sorted(where, key=lambda site: site.order)), v
 
 
 def _direction(site: Site, h: Tensor, positive: Tensor, v: SteeringVector | None) -> Tensor:
@@ -238,11 +267,7 @@ def _candidates(site: Site, h: Tensor, positive: Tensor, v: SteeringVector | Non
     The sign of a difference of means is that of the data. Left-out scores of texts without a difference lean to the
     wrong side, so trying both would take that for a finding.
     """
-    if not bool(torch.isfinite(h).all()):
-        raise DataError(
-            f"The activations at {site} are not all finite numbers; load the model in bfloat16 or float32 (float16 "
-            "overflows), or leave that site out."
-        )
+    check_finite(site, h)
     if v is None:
         return candidate(site, left_out_cosines(h, positive), positive, 1)
     check_width(v[site], h, site)
@@ -252,29 +277,12 @@ def _candidates(site: Site, h: Tensor, positive: Tensor, v: SteeringVector | Non
 
 def _split(sides: dict[str, list[Text]], part: float, seed: int, groups: Any) -> Tensor:
     """Which texts, the positives first, only report."""
-    found: list[bool] = []
-    apart = None if groups is None else _groups_apart(sides, part, seed, groups)
-    for name, texts in sides.items():
-        out = hold_out(texts, part, seed) if apart is None else apart[name]
+    flags: list[bool] = []
+    for name, out in held_out_sides(sides, part, seed, groups).items():
         if not any(out) or len(out) - sum(out) < 2:
             raise DataError(
                 f"{name} has {len(out) - sum(out)} texts to choose by and {sum(out)} to report on; two must choose and "
                 "one must report, so pass at least three different ones, or another held_out."
             )
-        found += out
-    return torch.tensor(found)
-
-
-def _groups_apart(sides: dict[str, list[Text]], part: float, seed: int, groups: Any) -> dict[str, list[bool]]:
-    """Which texts only report, by side, where groups are held out as wholes, from both sides at once."""
-    labels = number_groups(groups, sum(map(len, sides.values())))
-    first, second = sides
-    of = {first: labels[: len(sides[first])], second: labels[len(sides[first]) :]}
-    order = list(dict.fromkeys(labels))
-    random.Random(seed).shuffle(order)
-    chosen: set[int] = set()
-    for group in order[:-1]:
-        if all(sum(label in chosen for label in own) >= max(1, round(part * len(own))) for own in of.values()):
-            break
-        chosen.add(group)
-    return {name: [label in chosen for label in own] for name, own in of.items()}
+        flags += out
+    return torch.tensor(flags)

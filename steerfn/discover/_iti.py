@@ -1,24 +1,27 @@
 """Inference-Time Intervention: the attention heads in which a probe reads the behaviour best."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from steerfn._blocks import Layout, unwrapped
-from steerfn._errors import DataError
-from steerfn._layout import layout
-from steerfn._numbers import plain_number
-from steerfn._site import Site, as_sites
-from steerfn._struct import replace, static, struct
-from steerfn._vector import SteeringVector, unit
-from steerfn.discover.engine._discover import Options, discover
-from steerfn.discover.engine._folds import Texts, describe_texts, divide, reason_against
-from steerfn.discover.engine._kept import Kept, Pair
-from steerfn.discover.engine._logistic import logistic
-from steerfn.discover.engine._quality import FOLDS
+from steerfn.datasets import Texts, describe_texts, divide, reason_against
+from steerfn.discover._engine import FOLDS, DiscoveryOptions, Kept, RowPair, discover, logistic
+from steerfn.model import Layout, Model, Tokenizer, layout, unwrap_model
+from steerfn.values import (
+    DataError,
+    Site,
+    SteeringVector,
+    as_sites,
+    finite_number,
+    integer,
+    public,
+    replace,
+    static,
+    struct,
+    unit,
+)
 
 
 @struct
@@ -38,14 +41,14 @@ class Heads(Kept):
                 )
         return replace(self, texts=texts)
 
-    def finalize(self, state: Pair) -> Tensor:
-        rows = state.ordered()
+    def finalize(self, state: RowPair) -> Tensor:
+        rows = state.sort()
         positive, negative = rows.positive.values, rows.negative.values
         theta = unit(positive.mean(0) - negative.mean(0))
         return theta * (torch.cat([positive, negative]) @ theta).std(correction=0)
 
-    def outcome(self, state: Pair) -> tuple[Tensor, dict[str, Any]]:
-        rows = state.ordered()
+    def outcome(self, state: RowPair) -> tuple[Tensor, dict[str, Any]]:
+        rows = state.sort()
         accuracy, loss = held_out_probe(rows.positive.values, rows.negative.values, self.l2, self.seed, self.texts)
         return self.finalize(state), {"accuracy": accuracy, "log_loss": loss}
 
@@ -67,8 +70,8 @@ def held_out_probe(
     fold = divide(texts, max(1, min(FOLDS, *texts.sides)), seed)
     if reason := reason_against(texts, fold):
         raise DataError(
-            f"heads are chosen by the accuracy of probes on held-out texts, which tells nothing here: {reason}; pass "
-            "more texts."
+            "heads are chosen by the accuracy of probes on held-out texts, which is not informative here: "
+            f"{reason}; pass more texts."
         )
     folds = torch.from_numpy(fold).split(counts)
     margins = [torch.zeros(n, dtype=torch.float64) for n in counts]
@@ -81,16 +84,17 @@ def held_out_probe(
     return float((joined > 0).double().mean()), float(torch.nn.functional.softplus(-joined).mean())
 
 
+@public
 def iti(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     positive: Any,
     negative: Any = None,
     *,
     layers: Any = None,
     k: int = 48,
     l2: float = 1.0,
-    **options: Unpack[Options],
+    **options: Unpack[DiscoveryOptions],
 ) -> SteeringVector:
     """Inference-Time Intervention: `v = sigma theta` in the `k` heads whose probes tell the sides apart best.
 
@@ -109,8 +113,8 @@ def iti(
         layers: an int, a slice, a range or a list of ints; default every block that has attention heads.
         k: how many heads.
         l2: the probes' penalty, `l2/2 |w|^2`.
-        options: what every method takes, see `Options`; `seed` draws the folds, and `groups` keeps the answers of one
-            question together: on TruthfulQA a probe is right 0.80 of the time by text, 0.69 by question.
+        options: what every method takes, see `DiscoveryOptions`; `seed` draws the folds, and `groups` keeps the
+            answers of one question together: on TruthfulQA a probe is right 0.80 of the time by text, 0.69 by question.
 
     Returns:
         A vector in float32 at `k` `head_out` sites, in units of the heads' outputs. Its metadata has `accuracy` and
@@ -125,29 +129,25 @@ def iti(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.iti(model, tokenizer, positive=true, negative=false, k=48)  # doctest: +SKIP
+        >>> v = sf.discover.iti(model, tokenizer, positive=true, negative=false, k=48)  # doctest: +SKIP
         >>> with sf.steer(model, v, alpha=15, scope=sf.generated):  # doctest: +SKIP
         ...     model.generate(**inputs)
     """
-    l2 = plain_number(l2)
-    if isinstance(l2, bool) or not isinstance(l2, (int, float)) or not 0 < l2 < math.inf:
-        raise DataError(f"l2 is a number above 0 (the penalty l2/2 |w|^2), not {l2!r}.")
-    found = _heads(layout(unwrapped(model)), layers)
-    k = plain_number(k)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(found):
-        raise DataError(f"k is a number of heads from 1 to {len(found)}, as many as there are, not {k!r}.")
+    l2 = finite_number("l2", l2, above=0, hint="the penalty is l2/2 |w|^2")
+    heads = _heads(layout(unwrap_model(model)), layers)
+    k = integer("k", k, 1, len(heads), hint=f"there are {len(heads)} heads")
     method = Heads(l2=l2, seed=options.get("seed", 0))
-    v = discover(method, model, tokenizer, positive, negative, found, **options)
+    v = discover(method, model, tokenizer, positive, negative, heads, **options)
     accuracy, loss = v.metadata["accuracy"], v.metadata["log_loss"]
     ranked = sorted(v.sites, key=lambda site: (-accuracy[site.name], loss[site.name]))
-    return v.select(sorted(ranked[:k], key=v.sites.index)).with_metadata(k=k, heads=len(found))
+    return v.select(sorted(ranked[:k], key=v.sites.index)).with_metadata(k=k, heads=len(heads))
 
 
-def _heads(found: Layout, layers: Any) -> list[Site]:
+def _heads(model_layout: Layout, layers: Any) -> list[Site]:
     """Every head of some blocks, in order; by default of all blocks that have heads."""
     if layers is None:
-        chosen = [layer for layer, block in enumerate(found.blocks) if "head_out" in block.kinds] or [0]
+        chosen = [layer for layer, block in enumerate(model_layout.blocks) if "head_out" in block.kinds] or [0]
     else:
-        chosen = [site.block for site in found.resolve(as_sites(layers))]
-    sites = [Site("head_out", layer, head) for layer in chosen for head in range(found.blocks[layer].heads or 1)]
-    return list(found.resolve(tuple(sites)))  # which says what a block without heads has instead
+        chosen = [site.block for site in model_layout.resolve(as_sites(layers))]
+    sites = [Site("head_out", layer, head) for layer in chosen for head in range(model_layout.blocks[layer].heads or 1)]
+    return list(model_layout.resolve(tuple(sites)))  # which says what a block without heads has instead

@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from steerfn._errors import DataError
-from steerfn._struct import static, struct
-from steerfn._vector import SteeringVector
-from steerfn.discover.engine._axis import top_axis
-from steerfn.discover.engine._discover import Options, checked_seed, discover
-from steerfn.discover.engine._method import Method, along
-from steerfn.discover.engine._moments import Sums
-from steerfn.discover.engine._rows import Rows
+from steerfn.discover._engine import DiscoveryOptions, Method, StateRows, Sums, along, discover, top_axis
+from steerfn.model import Model, Tokenizer
+from steerfn.values import DataError, Sites, SteeringVector, integer, public, static, struct
 
 
 @struct
@@ -34,12 +29,12 @@ class Lat(Method):
     paired: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checked_seed(self.seed)
+        integer("seed", self.seed)
 
     def init(self, width: int) -> Swapped:
         return Swapped(Sums.zero(width, second=True), torch.zeros(width, dtype=torch.float64))
 
-    def update(self, state: Swapped, positive: Rows, negative: Rows) -> Swapped:
+    def update(self, state: Swapped, positive: StateRows, negative: StateRows) -> Swapped:
         differences = positive.values - negative.values
         return Swapped(
             state.differences.plus(differences), state.total + signs(positive.index, self.seed) @ differences
@@ -49,7 +44,7 @@ class Lat(Method):
         count = int(state.differences.count)
         if count < 2:
             raise DataError(
-                f"lat centres the differences, and of {count} pair nothing is left; pass at least 2 pairs, or use "
+                f"lat centres the differences, which leaves nothing of {count} pair; pass at least 2 pairs, or use "
                 "sf.pca or sf.mean_difference."
             )
         mean = state.total / count
@@ -70,8 +65,14 @@ def signs(index: Tensor, seed: int) -> Tensor:
     return 1.0 - 2.0 * torch.tensor(swapped, dtype=torch.float64)
 
 
+@public
 def lat(
-    model: Any, tokenizer: Any, positive: Any, negative: Any = None, sites: Any = None, **options: Unpack[Options]
+    model: Model,
+    tokenizer: Tokenizer,
+    positive: Any,
+    negative: Any = None,
+    sites: Sites | None = None,
+    **options: Unpack[DiscoveryOptions],
 ) -> SteeringVector:
     """Linear artificial tomography: `v = u <u, d>`, `u` the first principal component of `s_i (p_i - n_i)`, centred.
 
@@ -85,7 +86,7 @@ def lat(
         positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: as many that show its opposite, each the counterpart of a positive.
         sites: one or several; an int means `resid_post`.
-        options: what every method takes, see `Options`; another `seed` swaps other pairs.
+        options: what every method takes, see `DiscoveryOptions`; another `seed` swaps other pairs.
 
     Returns:
         A vector in float32, in units of the residual stream.
@@ -99,6 +100,6 @@ def lat(
     Example:
         >>> import steerfn as sf
         >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day.", "What grief!"]
-        >>> v = sf.lat(model, tokenizer, happy, sad, sites=14, seed=1)  # doctest: +SKIP
+        >>> v = sf.discover.lat(model, tokenizer, happy, sad, sites=14, seed=1)  # doctest: +SKIP
     """
     return discover(Lat(options.get("seed", 0)), model, tokenizer, positive, negative, sites, **options)

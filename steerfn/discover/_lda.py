@@ -6,39 +6,25 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from steerfn._errors import DataError
-from steerfn._struct import static, struct
-from steerfn._vector import SteeringVector
-from steerfn.discover.engine._discover import Options, discover
-from steerfn.discover.engine._method import Method, along
-from steerfn.discover.engine._rows import Rows
-from steerfn.discover.engine._scatter import Scatter
+from steerfn.discover._engine import DiscoveryOptions, Scatter, SummedMethod, along, discover
+from steerfn.model import Model, Tokenizer
+from steerfn.values import DataError, Sites, SteeringVector, finite_number, public, static, struct
 
 FLAT = 1e-12
 """Less spread than this part of the mean square of the activations is the rounding of the model."""
 
 
 @struct
-class Lda(Method):
+class Lda(SummedMethod):
     """See `lda`."""
 
     shrinkage: float | str = static(default="oas")
     name: ClassVar[str] = "lda"
+    sums: ClassVar[Any] = Scatter
 
     def __post_init__(self) -> None:
-        given = self.shrinkage
-        if isinstance(given, str):
-            fits = given == "oas"
-        else:
-            fits = isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given <= 1
-        if not fits:
-            raise DataError(f"shrinkage is 'oas' or a number from 0 to 1, not {given!r}.")
-
-    def init(self, width: int) -> Scatter:
-        return Scatter.zero(width)
-
-    def update(self, state: Scatter, positive: Rows, negative: Rows) -> Scatter:
-        return state.plus(positive, negative)
+        if self.shrinkage != "oas":
+            finite_number("shrinkage", self.shrinkage, least=0, most=1, hint="'oas' computes it from the data")
 
     def finalize(self, state: Scatter) -> Tensor:
         return self.outcome(state)[0]
@@ -48,7 +34,7 @@ class Lda(Method):
         spread = float(within.trace())
         if spread <= FLAT * square:
             raise DataError(
-                f"lda divides by the spread within the sides, and there is none among {_counts(state)} texts; pass "
+                f"lda divides by the variance within the sides, which is zero for {_counts(state)} texts; pass "
                 "more texts that differ, or use sf.mean_difference, which one of each is enough for."
             )
         known = {"oas": oas(within, int(state.count))} if isinstance(self.shrinkage, str) else {}
@@ -92,15 +78,16 @@ def _counts(state: Scatter) -> str:
     return f"{int(state.sides.positive.count)} positive and {int(state.sides.negative.count)} negative"
 
 
+@public
 def lda(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     positive: Any,
     negative: Any = None,
-    sites: Any = None,
+    sites: Sites | None = None,
     *,
     shrinkage: float | Literal["oas"] = "oas",
-    **options: Unpack[Options],
+    **options: Unpack[DiscoveryOptions],
 ) -> SteeringVector:
     """Fisher's linear discriminant: `v = u <u, d>`, `u` along `S^-1 d`, `d = mean(h(positive)) - mean(h(negative))`.
 
@@ -115,7 +102,7 @@ def lda(
         negative: texts that show its opposite, in any number.
         sites: one or several; an int means `resid_post`.
         shrinkage: from 0 to 1, or "oas", which computes it from the data: `v.metadata["oas"]` has it by site.
-        options: what every method takes, see `Options`.
+        options: what every method takes, see `DiscoveryOptions`.
 
     Returns:
         A vector in float32, in units of the residual stream.

@@ -1,33 +1,35 @@
 """Steering vectors by gradient search: the direction that makes some continuations likelier than others."""
 
 import dataclasses
-import math
-import warnings
 from typing import Any
 
 import torch
 
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Chat
-from steerfn._errors import DataError, SiteError, SteerWarning
-from steerfn._fingerprint import fingerprint
-from steerfn._layout import layout
-from steerfn._numbers import plain_number
-from steerfn._site import Site, as_sites
-from steerfn._vector import SteeringVector
-from steerfn.discover.engine._discover import checked_seed
-from steerfn.discover.search._examples import divided, examples_of
-from steerfn.discover.search._objective import Continuation, Examples, with_margins
-from steerfn.discover.search._predict import Predictor
-from steerfn.discover.search._search import Search
+from steerfn.discover._engine import Continuation, Examples, Search, examples_of, split_examples, with_margins
+from steerfn.model import Model, Tokenizer, layout, unwrap_model
 from steerfn.operators import Scope
-from steerfn.reading import Read, plan, run
+from steerfn.run import Chat, Predictor, sum_norms
+from steerfn.values import (
+    DataError,
+    Site,
+    SiteError,
+    Sites,
+    SteeringVector,
+    as_sites,
+    fingerprint,
+    finite_number,
+    integer,
+    positive_int,
+    public,
+    warn,
+)
 
 
+@public
 def optimise(
-    model: Any,
-    tokenizer: Any,
-    sites: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    sites: Sites,
     *,
     promote: Any = None,
     suppress: Any = None,
@@ -38,6 +40,7 @@ def optimise(
     lr: float = 0.02,
     patience: int = 30,
     held_out: float = 0.2,
+    groups: Any = None,
     beta: float = 0.1,
     scope: Scope | None = None,
     chat: Chat = None,
@@ -74,6 +77,8 @@ def optimise(
         patience: stop after as many steps without a lower held-out loss.
         held_out: the share of the prompts to stop by. A kind of example with too few prompts to divide is on both
             sides, and so is everything with 0.
+        groups: which examples are of one kind (the answers of one question): a label for each, those of `promote`, then
+            of `suppress`, then of `pairs`, or a mapping of these to labels. A group is learnt from or stopped by.
         beta: how soon a preference counts as satisfied.
         scope: the tokens to steer, as in `at`; the continuation counts as generated. Default: all.
         chat: True puts prompts into the chat template; None does so where there is one. Conversations always are.
@@ -99,28 +104,26 @@ def optimise(
         >>> import steerfn as sf
         >>> v = sf.optimise(model, tokenizer, 14, promote=[("How are you?", "Wonderful!")])  # doctest: +SKIP
     """
-    _check_numbers(steps=steps, patience=patience, batch_size=batch_size)
-    _check_reals(lr=lr, beta=beta, max_norm=1.0 if max_norm is None else max_norm)
-    held_out = plain_number(held_out)
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
-        raise DataError(f"held_out is a share of the prompts from 0 to below 1, not {held_out!r}.")
-    found = layout(unwrapped(model))
-    where = found.resolve(as_sites(sites))
+    steps, patience = positive_int("steps", steps), positive_int("patience", patience)
+    batch_size = positive_int("batch_size", batch_size)
+    lr, beta = finite_number("lr", lr, above=0), finite_number("beta", beta, above=0)
+    max_norm = None if max_norm is None else finite_number("max_norm", max_norm, above=0)
+    held_out = finite_number("held_out", held_out, least=0, below=1)
+    model_layout = layout(unwrap_model(model))
+    where = model_layout.resolve(as_sites(sites))
     examples, prompts = examples_of(tokenizer, promote, suppress, pairs, chat)
     predict = Predictor.of(model, tokenizer)
     examples = dataclasses.replace(examples, pairs=with_margins(predict, examples.pairs, batch_size))
-    train, test = divided(examples, prompts, held_out, checked_seed(seed))
+    train, test = split_examples(examples, prompts, held_out, integer("seed", seed), groups)
     bounds = {s: max_norm for s in where} if max_norm is not None else _norms(model, train, where)
-    dtype = torch.promote_types(getattr(unwrapped(model), "dtype", torch.float32), torch.float32)
-    start = _start(init, where, found.width, dtype)
+    dtype = torch.promote_types(getattr(unwrap_model(model), "dtype", torch.float32), torch.float32)
+    start = _start(init, where, model_layout.width, dtype)
     search = Search(predict, scope, bounds, train, test, beta, batch_size)
     best, about = search.run(start, steps, lr, patience, torch.Generator().manual_seed(seed), progress)
     if about["best_step"] == 0:
-        warnings.warn(
+        warn(
             f"None of {about['steps']} steps lowered the held-out loss ({about['held_out_loss']['before']:.4g}), so "
-            "the vector is the one it began with; pass more examples, another site, or a smaller lr.",
-            SteerWarning,
-            stacklevel=2,
+            "the result is the initial vector; pass more examples, another site, or a smaller lr."
         )
     counts = {f.name: len(getattr(examples, f.name)) for f in dataclasses.fields(examples)}
     about |= {
@@ -137,34 +140,16 @@ def optimise(
 def _norms(model: Any, examples: Examples, where: tuple[Site, ...]) -> dict[Site, float]:
     """The mean norm of the hidden state at the last token of the prompts, by site."""
     rows: list[Continuation] = [*examples.promote, *examples.suppress, *(pair.preferred for pair in examples.pairs)]
-    reads = [Read(ids, (len(ids) - 1,)) for ids in dict.fromkeys(row.ids[: row.start] for row in rows)]
-    total = dict.fromkeys(where, 0.0)
-    for batch in run(model, plan(model, reads, where), progress=False):
-        for site, states in batch.states.items():
-            total[site] += float(states.double().norm(dim=-1).sum())
-    return {site: norm / len(reads) for site, norm in total.items()}
+    prompts = list(dict.fromkeys(row.ids[: row.start] for row in rows))
+    return {site: total / len(prompts) for site, total in sum_norms(model, prompts, where).items()}
 
 
 def _start(init: Any, where: tuple[Site, ...], width: Any, dtype: torch.dtype) -> SteeringVector:
     if init is None:
         return SteeringVector({site: torch.zeros(width(site), dtype=dtype) for site in where})
     if not isinstance(init, SteeringVector):
-        raise DataError(f"init is a SteeringVector or None, not a {type(init).__name__}.")
+        raise DataError(f"init must be a SteeringVector or None, not a {type(init).__name__}.")
     lacking = [site for site in where if site not in init]
     if lacking:
         raise SiteError(f"init has no direction at {lacking[0]}; it has {', '.join(map(str, init.sites[:8]))}.")
     return SteeringVector({site: init[site].detach().to(dtype).cpu() for site in where})
-
-
-def _check_numbers(**values: Any) -> None:
-    for name, value in values.items():
-        value = plain_number(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"{name} is a number from 1, not {value!r}.")
-
-
-def _check_reals(**values: Any) -> None:
-    for name, value in values.items():
-        value = plain_number(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise DataError(f"{name} is a positive number, not {value!r}.")

@@ -5,15 +5,19 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from typing_extensions import Unpack
 
-from steerfn._errors import DataError
-from steerfn._struct import struct
-from steerfn._vector import SteeringVector
-from steerfn.discover.engine._axis import top_axis
-from steerfn.discover.engine._discover import Options, discover
-from steerfn.discover.engine._method import Method, along
-from steerfn.discover.engine._moments import Sums
-from steerfn.discover.engine._rows import Rows
-from steerfn.discover.engine._scatter import Scatter
+from steerfn.discover._engine import (
+    DiscoveryOptions,
+    Method,
+    Scatter,
+    StateRows,
+    SummedMethod,
+    Sums,
+    along,
+    discover,
+    top_axis,
+)
+from steerfn.model import Model, Tokenizer
+from steerfn.values import DataError, Sites, SteeringVector, public, struct
 
 
 @struct
@@ -26,7 +30,7 @@ class DifferencePca(Method):
     def init(self, width: int) -> Sums:
         return Sums.zero(width, second=True)
 
-    def update(self, state: Sums, positive: Rows, negative: Rows) -> Sums:
+    def update(self, state: Sums, positive: StateRows, negative: StateRows) -> Sums:
         return state.plus(positive.values - negative.values)
 
     def finalize(self, state: Sums) -> Tensor:
@@ -38,16 +42,11 @@ class DifferencePca(Method):
 
 
 @struct
-class PooledPca(Method):
+class PooledPca(SummedMethod):
     """See `pca`, `on="pooled"`."""
 
     name: ClassVar[str] = "pca"
-
-    def init(self, width: int) -> Scatter:
-        return Scatter.zero(width)
-
-    def update(self, state: Scatter, positive: Rows, negative: Rows) -> Scatter:
-        return state.plus(positive, negative)
+    sums: ClassVar[Any] = Scatter
 
     def finalize(self, state: Scatter) -> Tensor:
         return along(top_axis(state.pooled, int(state.count)), state.sides.difference)
@@ -56,15 +55,16 @@ class PooledPca(Method):
         return {"on": "pooled"}
 
 
+@public
 def pca(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     positive: Any,
     negative: Any = None,
-    sites: Any = None,
+    sites: Sites | None = None,
     *,
     on: Literal["differences", "pooled"] = "differences",
-    **options: Unpack[Options],
+    **options: Unpack[DiscoveryOptions],
 ) -> SteeringVector:
     """The first principal component: `v = u <u, d>` with `d = mean(h(positive)) - mean(h(negative))`.
 
@@ -85,7 +85,7 @@ def pca(
         negative: texts that show its opposite; for `on="differences"` as many, each the counterpart of a positive.
         sites: one or several; an int means `resid_post`.
         on: "differences" of pairs, or "pooled" activations.
-        options: what every method takes, see `Options`.
+        options: what every method takes, see `DiscoveryOptions`.
 
     Returns:
         A vector in float32, in units of the residual stream; zero where the sides do not differ along the axis.
@@ -103,5 +103,5 @@ def pca(
     """
     methods = {"differences": DifferencePca, "pooled": PooledPca}
     if not isinstance(on, str) or on not in methods:
-        raise DataError(f"on is 'differences' (of pairs) or 'pooled' (both sides together), not {on!r}.")
+        raise DataError(f"on must be 'differences' (of pairs) or 'pooled' (both sides together), not {on!r}.")
     return discover(methods[on](), model, tokenizer, positive, negative, sites, **options)

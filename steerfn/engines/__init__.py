@@ -1,26 +1,9 @@
-"""Other engines: the same vector in llama.cpp, lm-evaluation-harness, and the files of other libraries.
+"""Other engines: the same steering baked into a checkpoint, in lm-evaluation-harness and in vLLM.
 
-Each engine loads at first use, and needs its own extra where it needs one. See `docs/engines.md`.
+See `docs/engines.md`.
 """
 
-from pathlib import Path
-from typing import Any
-
-from steerfn._io import FORMATS, Format
-from steerfn._io_document import Read
-from steerfn._vector import SteeringVector
-
-
-def _encode(vector: SteeringVector, path: Path) -> dict[Path, bytes]:
-    from steerfn.engines._gguf import encode
-
-    return encode(vector, path)
-
-
-def _decode(path: Path, read: Read) -> tuple[SteeringVector, dict[str, Any]]:
-    from steerfn.engines._gguf import decode
-
-    return decode(path, read)
-
-
-FORMATS[".gguf"] = Format(_encode, _decode, exact=False)
+from steerfn.engines._bake import bake as bake
+from steerfn.engines._bake import check_folder as check_folder
+from steerfn.engines._to_lm_eval import check_target as check_target
+from steerfn.engines._to_lm_eval import to_lm_eval as to_lm_eval

@@ -1,34 +1,26 @@
 """`bake`: a plain checkpoint that behaves as the steered model does, for engines that know nothing of steering."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._about import about_of
-from steerfn._blocks import unwrapped
-from steerfn._errors import DataError, FileError, ModelError
-from steerfn._functional import functional
-from steerfn._io import save
-from steerfn._io_document import brief
-from steerfn._io_write import TEMPORARY, temporary_name
-from steerfn._layout import layout
-from steerfn._steer import as_steering, prepared
-from steerfn._text import encode
-from steerfn._vector import SteeringVector
-from steerfn.engines._bake_ablate import orthogonalised
-from steerfn.engines._bake_add import with_biases
-from steerfn.engines._bakeable import total, whole
+from steerfn.engines._foldable import fold_operator, total
+from steerfn.engines._weights import orthogonal_to, with_biases
+from steerfn.model import Model, Tokenizer, layout, run_provenance, unwrap_model
 from steerfn.operators import identity
+from steerfn.run import encode
+from steerfn.values import DataError, FileError, ModelError, SteeringVector, file_sha256, public
+from steerfn.values.files import TEMPORARY, brief, save, temporary_name
+from steerfn.verbs import as_steering, functional, prepare_operator
 
 PROBES = (
     "The weather this morning was",
@@ -46,8 +38,11 @@ ABANDONED = 86400.0
 """Seconds after which an unfinished folder belongs to no running bake."""
 
 
-def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *, max_shard_size: str = "5GB") -> Path:
-    """Write a checkpoint that does without steering what the model does with it.
+@public
+def bake(
+    model: Model, tokenizer: Tokenizer, op: Any, out_dir: str | os.PathLike[str], *, max_shard_size: str = "5GB"
+) -> Path:
+    """Write a checkpoint that computes without steering what the model computes with it.
 
     Additions at block outputs become biases: `h + (W x + b) + alpha v = h + W x + (b + alpha v)`. An ablation of one
     direction along the whole stream makes every matrix that writes to it orthogonal to `r`: `W' = (I - r r^T) W`. Both
@@ -75,7 +70,7 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
         SiteError: an addition elsewhere than at a block's output.
         ModelError: an architecture that cannot hold it, weights that are quantized or offloaded, or a result that does
             not do what live steering does.
-        DataError: no tokenizer, or a size that is none.
+        DataError: no tokenizer, or a `max_shard_size` that is not a size such as "5GB".
         FileError: a folder that holds something, or a disk that refuses.
 
     Source: Arditi et al. 2024 (orthogonalised weights).
@@ -85,39 +80,36 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
         >>> sf.bake(model, tokenizer, sf.add(v, 2.0), "happy-model")  # doctest: +SKIP
         >>> AutoModelForCausalLM.from_pretrained("happy-model")  # doctest: +SKIP
     """
-    if not hasattr(tokenizer, "save_pretrained"):
-        raise DataError(
-            f"bake writes the model's tokenizer too and needs it, not {tokenizer!r:.80}; pass a transformers tokenizer."
-        )
-    if not isinstance(out_dir, (str, os.PathLike)):
-        raise FileError(f"bake writes into a folder, named by text or a Path, not by {out_dir!r:.80}.")
+    folder = check_folder(out_dir)
     if re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", str(max_shard_size)) is None:
         raise DataError(f"max_shard_size is a size such as '5GB' or '500MB', not {max_shard_size!r:.80}.")
-    root = unwrapped(model)
-    found = layout(root)
-    steering = prepared(as_steering(op), root, found, strict=False)
-    deltas, direction = whole(steering, found)
+    root = unwrap_model(model)
+    model_layout = layout(root)
+    steering = prepare_operator(as_steering(op), root, model_layout)
+    deltas, direction = fold_operator(steering, model_layout)
     _check_weights(root)
-    folder = Path(out_dir)
-    _check_free(folder)
-    made = with_biases(root, found, deltas) if direction is None else orthogonalised(root, found, direction)
-    made.generation_config = root.generation_config
-    kept = SteeringVector(total(deltas) if direction is None else {site: direction.float() for site in found.stream})
+    baked = (
+        with_biases(root, model_layout, deltas) if direction is None else orthogonal_to(root, model_layout, direction)
+    )
+    baked.generation_config = root.generation_config
+    directions = total(deltas) if direction is None else {site: direction.float() for site in model_layout.stream}
+    vector = SteeringVector(directions, _shared_metadata(steering.vectors))
     try:
-        with _staged(folder) as staged:
-            _write(made, tokenizer, staged, max_shard_size)
+        with _staging_folder(folder) as staged:
+            _write(baked, tokenizer, staged, max_shard_size)
             (staged / "steerfn").mkdir()
-            save(kept, staged / "steerfn" / "vector.safetensors")
-            checked = _checked(root, tokenizer, steering, staged)
+            save(vector, staged / "steerfn" / "vector.safetensors")
+            figures = _compare_with_live(root, tokenizer, steering, staged)
+            files = sorted(path for path in staged.rglob("*") if path.is_file())
             record = {
                 "what": "a checkpoint with steering baked into its weights by steerfn",
                 "how": "biases of block outputs" if direction is None else "weights orthogonal to a direction",
                 "operator": str(op),
-                **about_of(root, [steering], {"architecture_written": type(made).__name__, "check": checked}),
+                **run_provenance(root, [steering], {"architecture_written": type(baked).__name__, "check": figures}),
                 "back": "Nothing of the original model was changed: load it by the name above. Live, the same is "
                 + ("sf.add" if direction is None else "sf.ablate")
                 + "(sf.load('steerfn/vector.safetensors')) on it.",
-                "sha256": {path.relative_to(staged).as_posix(): _sha256(path) for path in _files(staged)},
+                "sha256": {path.relative_to(staged).as_posix(): file_sha256(path) for path in files},
             }
             (staged / PROVENANCE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf8")
     except OSError as error:
@@ -125,12 +117,27 @@ def bake(model: Any, tokenizer: Any, op: Any, out_dir: str | os.PathLike[str], *
     return folder
 
 
+def _shared_metadata(vectors: Sequence[SteeringVector]) -> dict[str, Any]:
+    """The metadata on which all vectors agree, such as the model that they were made from."""
+    records = [dict(vector.metadata) for vector in vectors]
+    first = records[0] if records else {}
+    return {key: value for key, value in first.items() if all(each.get(key) == value for each in records)}
+
+
 def _write(made: Any, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
     """Write weights and tokenizer, with one error for a disk that refuses.
 
     Raises:
+        ModelError: generation settings that transformers does not write.
         OSError: the disk refuses; the libraries' own writers, in Rust, say so in exceptions of their own.
     """
+    try:
+        made.generation_config.save_pretrained(folder)  # before the weights, which take long
+    except ValueError as error:
+        raise ModelError(
+            f"transformers refuses to write the model's generation settings ({brief(str(error), 300)}); make "
+            "model.generation_config consistent, or set it to transformers.GenerationConfig()."
+        ) from None
     try:
         made.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
@@ -150,11 +157,29 @@ def _check_weights(root: Any) -> None:
             )
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def check_folder(out_dir: Any) -> Path:
+    """Find out whether `bake` could write its folder, by making one beside it.
+
+    Raises:
+        FileError: no path, a folder that holds something, one in a folder that does not exist, or a disk that refuses.
+    """
+    if not isinstance(out_dir, (str, os.PathLike)):
+        raise FileError(f"bake writes into a folder, named by text or a Path, not by {out_dir!r:.80}.")
+    folder = Path(out_dir)
+    parent = folder.absolute().parent
+    try:
+        holds = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if parent.is_dir():
+            trial = temporary_name(folder.absolute())
+            trial.mkdir()
+            trial.rmdir()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise FileError(f"Cannot write '{folder}': {getattr(error, 'strerror', None) or error}.") from None
+    if holds:
         raise FileError(f"'{folder}' already holds something, which is never overwritten; name another folder.")
-    if not folder.absolute().parent.is_dir():
-        raise FileError(f"The folder '{folder.absolute().parent}' does not exist; make it first.")
+    if not parent.is_dir():
+        raise FileError(f"The folder '{parent}' does not exist; make it first.")
+    return folder
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -167,8 +192,8 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name at the end, or is gone."""
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it at the end, or removed after an error."""
     _remove_abandoned(folder.absolute().parent)
     staged = temporary_name(folder.absolute())
     staged.mkdir()
@@ -181,7 +206,7 @@ def _staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _checked(root: Any, tokenizer: Any, steering: Any, staged: Path) -> dict[str, float]:
+def _compare_with_live(root: Any, tokenizer: Any, steering: Any, staged: Path) -> dict[str, float]:
     """Compare the written checkpoint with live steering, in root mean squares of logits.
 
     Raises:
@@ -232,15 +257,3 @@ def _checked(root: Any, tokenizer: Any, steering: Any, staged: Path) -> dict[str
         "difference_rms": apart,
         "largest": float((baked - live).abs().max()),
     }
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steerfn._extra import import_extra
+from steerfn.values import import_extra
 
 FEWEST_DRAWS = 5
 """With fewer random vectors nothing is said: they do not show how far random vectors differ from each other."""
@@ -34,7 +34,7 @@ class AgainstRandom:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class PromptBlock:
     """Sums of squares over prompts that are continued under the same random vectors; axes before the last are kept.
 
     Attributes:
@@ -54,7 +54,7 @@ class Block:
     draws: int
 
     @classmethod
-    def of(cls, vector: np.ndarray, random: np.ndarray) -> "Block":
+    def of(cls, vector: np.ndarray, random: np.ndarray) -> "PromptBlock":
         """The sums of a vector's numbers `[..., prompts]` and of random vectors' `[..., draws, prompts]`."""
         by_prompt, by_draw = random.mean(-2), random.mean(-1)
         apart, middle = vector - by_prompt, by_draw.mean(-1, keepdims=True)
@@ -70,7 +70,7 @@ class Block:
         )
 
 
-def against_random(blocks: Iterable[Block], level: float = 0.95) -> AgainstRandom:
+def against_random(blocks: Iterable[PromptBlock], level: float = 0.95) -> AgainstRandom:
     """Test whether a vector's mean is one more of random vectors' means.
 
     Random vectors scatter: with prompts enough any direction differs from the mean of a few others. The variance of
@@ -129,12 +129,12 @@ def complete(vector: np.ndarray, random: np.ndarray, block: np.ndarray) -> list[
     Returns:
         For each block that has any, the indices of its prompts and the numbers `[draws, prompts]`.
     """
-    found = []
+    blocks_left = []
     for number in np.unique(block):
         inside = np.flatnonzero((block == number) & np.isfinite(vector))
         known = np.isfinite(random[:, inside])
         slots = np.flatnonzero(2 * known.sum(1) >= len(inside))
         prompts = inside[known[slots].all(0)]
         if len(prompts) and len(slots):
-            found.append((prompts, random[np.ix_(slots, prompts)]))
-    return found
+            blocks_left.append((prompts, random[np.ix_(slots, prompts)]))
+    return blocks_left

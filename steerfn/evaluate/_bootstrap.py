@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steerfn._extra import import_extra
+from steerfn.values import import_extra
 
 BATCH = 2_000_000
 """Indices that are drawn at once: 16 MB."""
@@ -32,9 +32,6 @@ def interval(
     Args:
         samples: one sample whose mean, or two whose ratio of means is the statistic; their units belong together.
         statistic: a function of the samples and an `axis`.
-        level: how often such intervals cover.
-        seed: of the resampling.
-        resamples: how many.
         scale: how far units may lie from each other where all are the same; see `around_a_constant`.
 
     Returns:
@@ -51,7 +48,7 @@ def interval(
     # Where BCa is undefined scipy warns and says NaN; the same resamples then give the percentile interval.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        found = stats.bootstrap(
+        result = stats.bootstrap(
             samples,
             statistic,
             n_resamples=resamples,
@@ -62,10 +59,10 @@ def interval(
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    ends = found.confidence_interval.low, found.confidence_interval.high
+    ends = result.confidence_interval.low, result.confidence_interval.high
     if not np.isfinite(ends).all():
         # A mean in a denominator may be 0 in a resample: no number, and no end of an interval.
-        known = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
+        known = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
         ends = np.quantile(known, (tail, 1 - tail)) if len(known) else (math.nan, math.nan)
     return float(ends[0]), float(ends[1])
 

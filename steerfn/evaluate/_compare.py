@@ -1,31 +1,21 @@
 """`compare`: the same prompts with and without steering, side by side."""
 
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from steerfn._about import about_of
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Chat
-from steerfn._decoding import decoding_of
-from steerfn._errors import DataError
-from steerfn._extra import import_extra
-from steerfn._keywords import hf_keywords
-from steerfn._layout import layout
-from steerfn._steer import as_steering, prepared
-from steerfn._text import as_texts
-from steerfn._vector import SteeringVector
 from steerfn.evaluate._comparison import STEERING, Comparison
-from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
-from steerfn.evaluate._conditions import Condition
-from steerfn.evaluate._named import identified, told
+from steerfn.evaluate._conditions import Arm, numbers_of, references_of, texts_of, validate_metrics
 from steerfn.evaluate._pairs import UNSTEERED, analyse, mean_of
-from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._statistics import Estimate, by_prompt, checked_options, units_of
-from steerfn.operators import Scope
-from steerfn.reading._budget import limit_of
-from steerfn.sweeping._partial import Partial
+from steerfn.evaluate._statistics import Estimate, by_prompt, check_intervals, units_of
+from steerfn.metrics import Metrics, describe_metric
+from steerfn.model import Model, Tokenizer, layout, run_provenance, unwrap_model, vector_identity
+from steerfn.operators import Number, Operator, Scope
+from steerfn.run import Chat, Partial, Text, as_texts, checked_seeds, decoding_of, limit_of
+from steerfn.values import DataError, ModelIdentity, SteeringVector, public
+from steerfn.verbs import as_steering, prepare_operator
 
 METRICS = ("length", "distinct_n", "repetition")
 """What a comparison measures unless told otherwise: how much is said, and whether it has begun to loop."""
@@ -33,18 +23,19 @@ LONGEST = 200
 """Characters of an operator in a heading."""
 
 
+@public
 def compare(
-    model: Any,
-    tokenizer: Any,
-    prompts: Any,
-    op: Any,
-    metrics: Any = METRICS,
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Text | Iterable[Text],
+    op: Operator | SteeringVector,
+    metrics: Metrics = METRICS,
     *,
-    alpha: Any = None,
+    alpha: Number | None = None,
     scope: Scope | None = None,
-    seeds: Any = (0,),
-    references: Any = None,
-    groups: Any = None,
+    seeds: int | Iterable[int] = (0,),
+    references: str | Iterable[str] | None = None,
+    groups: Iterable[Hashable] | None = None,
     max_new_tokens: int | None = None,
     chat: Chat = None,
     batch_size: int | str = "auto",
@@ -97,44 +88,39 @@ def compare(
 
     Example:
         >>> import steerfn as sf
-        >>> found = sf.compare(model, tokenizer, prompts, v, ["sentiment", "bleu"], alpha=2.0)  # doctest: +SKIP
-        >>> print(found)  # doctest: +SKIP
-        >>> found.to_html("comparison.html")  # doctest: +SKIP
+        >>> comparison = sf.compare(model, tokenizer, prompts, v, ["sentiment", "bleu"], alpha=2.0)  # doctest: +SKIP
+        >>> print(comparison)  # doctest: +SKIP
+        >>> comparison.to_html("comparison.html")  # doctest: +SKIP
     """
-    chat, hf = hf_keywords(compare, model, tokenizer, chat, hf)
-    asked, steering, measures = as_texts(prompts, "prompts"), as_steering(op, alpha, scope), tried(metrics)
+    drawn = checked_seeds(seeds, hf)
+    decoding = decoding_of(
+        compare, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens, batch_size=limit_of(batch_size)
+    )
+    asked, steering, measures = as_texts(prompts, "prompts"), as_steering(op, alpha, scope), validate_metrics(metrics)
     if isinstance(alpha, Tensor) and alpha.ndim:
         raise DataError(
-            f"alpha is one number, not a tensor of shape {list(alpha.shape)}: all prompts are steered alike."
+            f"alpha must be one number, not a tensor of shape {list(alpha.shape)}: all prompts are steered alike."
         )
-    checked_options(level)
+    check_intervals(level)
     unit_of = units_of(asked, groups)
-    import_extra("scipy", "evaluate")  # it is wanted last, and missed better before hours have passed
-    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
-    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
-    limit, root = limit_of(batch_size, "rows"), unwrapped(model)
-    prepared(steering, root, layout(root), strict=False)  # what does not fit the model is known before anything runs
-    conditions = [Condition(UNSTEERED, (None,)), Condition(STEERING, (steering,))]
+    given, identity = references_of(references, len(asked)), ModelIdentity(unwrap_model(model))
+    # What does not fit the model is known before anything runs.
+    prepared = prepare_operator(steering, identity, layout(identity.model))
+    conditions = [Arm(UNSTEERED, (None,)), Arm(STEERING, (prepared,))]
     options = {
-        "steering": _described(op, alpha, scope),
+        "steering": _describe_steering(op, alpha, scope),
         "operator": str(steering),
-        "vectors": [identified(vector) for vector in steering.vectors],
+        "vectors": [vector_identity(vector) for vector in steering.vectors],
         "prompts": asked,
         "seeds": drawn,
-        "max_new_tokens": decoding.max_new_tokens,
-        "chat": chat,
-        "hf": hf,
-        "decoding": decoding.name,
+        **decoding.provenance,
         "references": given,
         "groups": None if groups is None else unit_of,
         "level": level,
-        "metrics": {name: told(each) for name, each in measures.items()},
+        "metrics": {name: describe_metric(each) for name, each in measures.items()},
     }
-    texts = texts_of(
-        model, tokenizer, asked, conditions, drawn, Partial(None, {}), limit=limit, max_new_tokens=max_new_tokens,
-        chat=chat, progress=progress, hf=hf,
-    )  # fmt: skip
-    values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
+    texts = texts_of(model, tokenizer, asked, conditions, drawn, Partial(None, {}), decoding, progress)
+    values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=decoding.chat)
     # A prompt is one unit, however many seeds and copies of it there are.
     entries = unit_of * len(drawn)
     units = {metric: {name: by_prompt(each, entries) for name, each in of.items()} for metric, of in values.items()}
@@ -149,7 +135,7 @@ def compare(
         means={metric: (of.get(UNSTEERED), of[STEERING]) for metric, of in means.items()},
         pairs=analyse(units, [(STEERING, UNSTEERED, "unsteered")], **how),
         metrics=measures,
-        about=about_of(root, [steering], options),
+        about=run_provenance(identity, [steering], options),
     )
 
 
@@ -159,8 +145,8 @@ def _means(values: dict[str, np.ndarray], how: dict[str, Any]) -> dict[str, Esti
     return {name: mean_of(np.where(both, each, np.nan), how) for name, each in values.items()}
 
 
-def _described(op: Any, alpha: Any, scope: Scope | None) -> str:
-    """What was done, for a heading."""
+def _describe_steering(op: Any, alpha: Any, scope: Scope | None) -> str:
+    """A short description of the steering, for a heading."""
     where = "" if scope is None else f", at {scope}"
     if isinstance(op, SteeringVector):
         return f"{op!r}, alpha {1 if alpha is None else float(alpha):g}{where}"

@@ -1,49 +1,52 @@
 """`compare_vectors`: several vectors on the same prompts, with the controls that a claim needs."""
 
+import os
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from steerfn._about import about_of
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Chat
-from steerfn._decoding import decoding_of
-from steerfn._keywords import hf_keywords
-from steerfn._layout import layout
-from steerfn._steer import prepared
-from steerfn._text import as_texts
-from steerfn.evaluate._condition_texts import numbers_of, references_of, texts_of, tried
-from steerfn.evaluate._conditions import CONTROLS, conditions_of, named_vectors, random_slots, strengths_of
-from steerfn.evaluate._named import identified, told
-from steerfn.evaluate._pairs import analyse, mean_of, planned, random_like
-from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._statistics import RESAMPLES, by_unit, checked_options, units_of
+from steerfn.evaluate._conditions import (
+    CONTROLS,
+    conditions_of,
+    named_vectors,
+    numbers_of,
+    random_slots,
+    references_of,
+    strengths_of,
+    texts_of,
+    validate_metrics,
+)
+from steerfn.evaluate._pairs import analyse, mean_of, plan_pairs, random_like
+from steerfn.evaluate._statistics import RESAMPLES, by_unit, check_intervals, units_of
 from steerfn.evaluate._vector_comparison import VectorComparison
-from steerfn.operators import Scope, add
-from steerfn.reading._budget import limit_of
-from steerfn.sweeping._configs import Make
-from steerfn.sweeping._partial import Partial
+from steerfn.metrics import Metrics, describe_metric
+from steerfn.model import Model, Tokenizer, layout, run_provenance, unwrap_model, vector_identity
+from steerfn.operators import Make, Scope, add
+from steerfn.run import Chat, Partial, Text, as_texts, checked_seeds, decoding_of, limit_of
+from steerfn.values import ModelIdentity, SteeringVector, public
 
 
+@public
 def compare_vectors(
-    model: Any,
-    tokenizer: Any,
-    vectors: Any,
-    prompts: Any,
-    metrics: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    vectors: SteeringVector | Mapping[str, SteeringVector],
+    prompts: Text | Iterable[Text],
+    metrics: Metrics,
     *,
-    alpha: Any = 1.0,
+    alpha: float | Mapping[str, float] = 1.0,
     scope: Scope | None = None,
-    operator: Make = add,
+    make: Make = add,
     controls: int = CONTROLS,
-    references: Any = None,
-    groups: Any = None,
-    seeds: Any = (0,),
+    references: str | Iterable[str] | None = None,
+    groups: Iterable[Hashable] | None = None,
+    seeds: int | Iterable[int] = (0,),
     max_new_tokens: int | None = None,
     chat: Chat = None,
     batch_size: int | str = "auto",
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    checkpoint: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **hf: Any,
 ) -> VectorComparison:
@@ -81,7 +84,7 @@ def compare_vectors(
             the same prompt and seed (and have no unsteered value then), unless `references` are given.
         alpha: the strength of all, or one for each name.
         scope: the tokens to steer, as in `at`; default all.
-        operator: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
+        make: how a vector and its strength become an operator: `sf.add`, `sf.rotate`, `lambda v, a: ...`.
         controls: random vectors for each vector: same sites, norms, strength, scope and operator. Up to ten are run on
             all prompts; more are divided over the prompts, each of which is continued under ten, so that forty cost as
             much as ten (with fewer than eight prompts they are fewer). Fewer than five are run and told, but carry no
@@ -116,49 +119,47 @@ def compare_vectors(
 
     Example:
         >>> import steerfn as sf
-        >>> found = sf.compare_vectors(
+        >>> comparison = sf.compare_vectors(
         ...     model, tokenizer, {"v1": v1, "v2": v2}, prompts, ["toxicity", "helpfulness"], alpha=2.0
         ... )  # doctest: +SKIP
-        >>> print(found.summary())  # doctest: +SKIP
+        >>> print(comparison.summary())  # doctest: +SKIP
         v2 lowers toxicity by 12 % against v1 (95 % CI 5-19 %, p = 0.003, n = 200, Holm).
     """
-    chat, hf = hf_keywords(compare_vectors, model, tokenizer, chat, hf)
+    drawn, limit = checked_seeds(seeds, hf), limit_of(batch_size)
+    decoding = decoding_of(
+        compare_vectors, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens, batch_size=limit
+    )
     asked, named = as_texts(prompts, "prompts"), named_vectors(vectors)
-    strengths, measures = strengths_of(alpha, named), tried(metrics)
-    checked_options(level, seed, resamples)
-    given, drawn = references_of(references, len(asked)), checked_seeds(seeds, hf)
-    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
-    limit, root = limit_of(batch_size, "rows"), unwrapped(model)
-    found = layout(root)
+    strengths, measures = strengths_of(alpha, named), validate_metrics(metrics)
+    check_intervals(level, seed, resamples)
+    given = references_of(references, len(asked))
+    root = unwrap_model(model)
+    model_layout = layout(root)
     units = units_of(asked, groups)
     slots, block = random_slots(controls, units, seed)
-    conditions = conditions_of(found, named, strengths, operator=operator, scope=scope, slots=slots, seed=seed)
+    identity = ModelIdentity(root)
+    arms = conditions_of(model_layout, named, strengths, make=make, scope=scope, slots=slots, seed=seed)
+    # What does not fit the model is known before anything runs.
+    conditions = [arm.prepare(identity, model_layout) for arm in arms]
     ops = [op for condition in conditions for op in condition.ops]
-    for op in ops:  # what does not fit the model is known before anything runs
-        if op is not None:
-            prepared(op, root, found, strict=False)
     options = {
-        "vectors": {name: identified(vector) for name, vector in named.items()},
+        "vectors": {name: vector_identity(vector) for name, vector in named.items()},
         "alpha": strengths,
-        "operator": _called(operator),
+        "operator": _call_name(make),
         "scope": scope,
         "controls": int(slots.max()) + 1,
         "groups": None if groups is None else units,
         "seed": seed,
         "prompts": asked,
         "seeds": drawn,
-        "max_new_tokens": decoding.max_new_tokens,
-        "chat": chat,
-        "hf": hf,
-        "decoding": decoding.name,
+        **decoding.provenance,
     }
-    about = about_of(root, ops, options)
+    about = run_provenance(identity, ops, options)
     with Partial(checkpoint, about) as partial:
-        texts = texts_of(
-            model, tokenizer, asked, conditions, drawn, partial, limit=limit, max_new_tokens=max_new_tokens,
-            chat=chat, progress=progress, hf=hf,
-        )  # fmt: skip
-        values = numbers_of(measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=chat)
+        texts = texts_of(model, tokenizer, asked, conditions, drawn, partial, decoding, progress)
+        values = numbers_of(
+            measures, texts, conditions, asked, given, model=model, tokenizer=tokenizer, chat=decoding.chat
+        )
     entries = units * len(drawn)
     numbers = {metric: {name: by_unit(each, entries) for name, each in of.items()} for metric, of in values.items()}
     how = {"level": level, "seed": seed, "resamples": resamples}
@@ -169,14 +170,16 @@ def compare_vectors(
         texts=texts,
         values=values,
         means={metric: {name: mean_of(each, how) for name, each in of.items()} for metric, of in numbers.items()},
-        pairs=analyse(numbers, planned(list(named)), blocks={random_like(name): block for name in named}, **how),
+        pairs=analyse(numbers, plan_pairs(list(named)), blocks={random_like(name): block for name in named}, **how),
         metrics=measures,
         unit_of=tuple(units),
         slots=slots,
-        about=about | how | {"references": given, "metrics": {name: told(each) for name, each in measures.items()}},
+        about=about
+        | how
+        | {"references": given, "metrics": {name: describe_metric(each) for name, each in measures.items()}},
     )
 
 
-def _called(operator: Any) -> str:
+def _call_name(make: Any) -> str:
     # Not its repr, which may hold an address: the same call would be another run in every process.
-    return f"{getattr(operator, '__module__', '')}.{getattr(operator, '__qualname__', type(operator).__name__)}"
+    return f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', type(make).__name__)}"

@@ -1,4 +1,7 @@
-"""What a comparison of vectors generates under: no steering, each vector, and random vectors of the same length."""
+"""The conditions of a comparison of vectors: no steering, each vector, and random vectors of the same length.
+
+With the texts of every condition, and what metrics make of them.
+"""
 
 import dataclasses
 import math
@@ -7,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from steerfn._blocks import Layout
-from steerfn._errors import DataError
-from steerfn._vector import SteeringVector
-from steerfn.discover._random import random_vector
+from steerfn.discover import random_vector
+from steerfn.evaluate._configs import make_operator
 from steerfn.evaluate._pairs import UNSTEERED, random_like
-from steerfn.operators import Operator, Scope
-from steerfn.sweeping._configs import Make, made
+from steerfn.metrics import Metric, Setting, as_metrics, measure, try_metrics
+from steerfn.model import Layout
+from steerfn.operators import Make, Operator, Scope
+from steerfn.output import progress_bar
+from steerfn.run import Chat, Decoding, Partial, Text, as_list, encode, generate_many, seed_of_rows
+from steerfn.values import DataError, ModelIdentity, SteeringVector, finite_number, positive_int
+from steerfn.verbs import prepare_operators
 
 CONTROLS = 40
 """Random vectors for each vector, unless told otherwise."""
@@ -25,7 +31,7 @@ FEWEST_PROMPTS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Condition:
+class Arm:
     """One way to generate.
 
     Attributes:
@@ -42,6 +48,10 @@ class Condition:
         """The index of the operator of every text, `[slots, prompts]`."""
         return np.zeros((1, prompts), int) if self.slots is None else self.slots
 
+    def prepare(self, identity: ModelIdentity, model_layout: Layout) -> "Arm":
+        """The same with its operators checked against a model, as by `prepare_operators`."""
+        return dataclasses.replace(self, ops=tuple(prepare_operators(self.ops, identity, model_layout)))
+
 
 def named_vectors(vectors: Any) -> dict[str, SteeringVector]:
     """The vectors by name; a single one is named "v".
@@ -49,17 +59,17 @@ def named_vectors(vectors: Any) -> dict[str, SteeringVector]:
     Raises:
         DataError: none, something else, or a name that a control has.
     """
-    found = {"v": vectors} if isinstance(vectors, SteeringVector) else vectors
-    wrong = [each for each in found.values() if not isinstance(each, SteeringVector)] if _is_named(found) else [found]
+    named = {"v": vectors} if isinstance(vectors, SteeringVector) else vectors
+    wrong = [each for each in named.values() if not isinstance(each, SteeringVector)] if _is_named(named) else [named]
     if wrong:
         raise DataError(
-            "vectors is a SteeringVector, or a mapping of names to at least one, such as {'v1': v1, 'v2': v2}, not "
-            f"{wrong[0]!r:.80}."
+            "vectors must be a SteeringVector, or a mapping of names to at least one, such as "
+            f"{{'v1': v1, 'v2': v2}}, not {wrong[0]!r:.80}."
         )
-    taken = {UNSTEERED, *map(random_like, found)} & set(found)
+    taken = {UNSTEERED, *map(random_like, named)} & set(named)
     if taken:
         raise DataError(f"A vector cannot be named {min(taken)!r}, which is the name of a control; choose another.")
-    return dict(found)
+    return dict(named)
 
 
 def _is_named(value: Any) -> bool:
@@ -74,30 +84,12 @@ def strengths_of(alpha: Any, names: Mapping[str, Any]) -> dict[str, float]:
     """
     if isinstance(alpha, Mapping) and set(alpha) != set(names):
         raise DataError(
-            f"alpha has strengths for {sorted(map(str, alpha))}, and the vectors are {sorted(names)}; name each."
+            f"alpha has strengths for {sorted(map(str, alpha))}, but the vectors are {sorted(names)}; give one "
+            "for each."
         )
-    given = alpha if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
-    return {name: _strength(given[name]) for name in names}
-
-
-def _strength(alpha: Any) -> float:
-    try:
-        found = float("nan") if isinstance(alpha, (bool, str)) else float(alpha)
-    except (TypeError, ValueError):
-        found = float("nan")
-    if not math.isfinite(found):
-        raise DataError(f"alpha is a finite number, or one for each vector by name, not {alpha!r:.80}.")
-    return found
-
-
-def checked_controls(controls: Any) -> None:
-    """Refuse what is no number of random vectors.
-
-    Raises:
-        DataError: it is none.
-    """
-    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 1:
-        raise DataError(f"controls is a number of random vectors for each vector, from 1, not {controls!r}.")
+    strengths = alpha if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
+    hint = "a mapping of the vectors' names to numbers is taken too"
+    return {name: float(finite_number("alpha", strengths[name], hint=hint)) for name in names}
 
 
 def random_slots(controls: int, units: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,45 +115,147 @@ def random_slots(controls: int, units: Sequence[int], seed: int) -> tuple[np.nda
         >>> slots.shape, sorted(block.tolist())
         ((10, 4), [0, 0, 1, 1])
     """
-    checked_controls(controls)
-    wanted, n = math.ceil(controls / PER_PROMPT), max(units) + 1
-    blocks = max(1, min(wanted, n // FEWEST_PROMPTS))
-    each = math.ceil(controls / wanted)
+    controls = positive_int("controls", controls)
+    target, n = math.ceil(controls / PER_PROMPT), max(units) + 1
+    blocks = max(1, min(target, n // FEWEST_PROMPTS))
+    each = math.ceil(controls / target)
     block = np.empty(n, int)
     block[np.random.default_rng(seed).permutation(n)] = np.arange(n) % blocks
     return each * block[np.asarray(units)] + np.arange(each)[:, None], block
 
 
 def conditions_of(
-    found: Layout,
+    model_layout: Layout,
     vectors: Mapping[str, SteeringVector],
     strengths: Mapping[str, float],
     *,
-    operator: Make,
+    make: Make,
     scope: Scope | None,
     slots: np.ndarray,
     seed: int,
-) -> list[Condition]:
-    """Every condition with its operators.
+) -> list[Arm]:
+    """Every condition with its operators; `slots` are those of `random_slots`.
 
-    Args:
-        found: the model's layout.
-        vectors: the vectors by name.
-        strengths: their strengths.
-        operator: makes an operator of a vector and a strength.
-        scope: where the operators act.
-        slots: which random vectors each prompt is continued under, as from `random_slots`. Of `k` in all the `j`-th of
-            the `i`-th vector is drawn with `seed + i * k + j`, so that two vectors of one length have different ones.
-        seed: of the random vectors.
+    Of `k` random vectors the `j`-th of the `i`-th vector is drawn with `seed + i * k + j`, so that two vectors of one
+    length have different ones.
 
     Raises:
-        SteerError: an operator that is none.
+        SteerError: something that is not an operator.
     """
     controls = int(slots.max()) + 1
     steered, random = [], []
     for i, (name, vector) in enumerate(vectors.items()):
-        whole, alpha = vector.resolve(found.n_layers), strengths[name]
+        whole, alpha = vector.resolve(model_layout.n_layers), strengths[name]
         draws = [random_vector(like=whole, seed=seed + i * controls + j) for j in range(controls)]
-        steered.append(Condition(name, (made(operator, whole, alpha, scope),)))
-        random.append(Condition(random_like(name), tuple(made(operator, draw, alpha, scope) for draw in draws), slots))
-    return [Condition(UNSTEERED, (None,)), *steered, *random]
+        steered.append(Arm(name, (make_operator(make, whole, alpha, scope),)))
+        random.append(Arm(random_like(name), tuple(make_operator(make, draw, alpha, scope) for draw in draws), slots))
+    return [Arm(UNSTEERED, (None,)), *steered, *random]
+
+
+Texts = Mapping[str, tuple[str, ...]]
+"""By condition, `[slots * seeds * prompts]`, prompts fastest."""
+
+
+def texts_of(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Text],
+    conditions: Sequence[Arm],
+    seeds: Sequence[int],
+    partial: Partial,
+    decoding: Decoding,
+    progress: bool,
+) -> Texts:
+    """Generate every condition's texts: under one seed all of them are rows of common batches.
+
+    What `partial` has is not generated again; see `generate_many` for the rest.
+    """
+    n, encoded = len(prompts), encode(tokenizer, prompts, decoding.chat)
+    ops = [op for condition in conditions for op in condition.ops]
+    starts = np.cumsum([0, *(len(condition.ops) for condition in conditions)])
+    runs = [start + condition.runs(n) for start, condition in zip(starts, conditions, strict=False)]
+    pairs = sorted({(int(c), p) for rows in runs for row in rows for p, c in enumerate(row)})
+    total = len(seeds) * len(pairs)
+    # A text is kept under the places of its seed, its operator and its prompt.
+    with progress_bar("Generating", "text", progress, total=total, initial=len(partial.results)) as bar:
+        for s, seed in enumerate(seeds):
+            todo = [(c, p) for c, p in pairs if f"{s} {c} {p}" not in partial.results]
+            seeded = dataclasses.replace(decoding, seed=seed_of_rows(seed))
+            for batch in generate_many(model, tokenizer, encoded, ops, todo, seeded):
+                partial.add({f"{s} {c} {p}": text for (c, p), text in batch.items()})
+                bar.update(len(batch))
+    return {
+        condition.name: tuple(
+            partial.results[f"{s} {c} {p}"] for row in rows for s in range(len(seeds)) for p, c in enumerate(row)
+        )
+        for condition, rows in zip(conditions, runs, strict=True)
+    }
+
+
+def validate_metrics(metrics: Any) -> dict[str, Metric]:
+    """Metrics by name; those that need no model are tried on one text, so that they fail before hours have passed.
+
+    Raises:
+        DataError: none, or one that fails.
+    """
+    named = as_metrics(metrics)
+    if not named:
+        raise DataError("metrics names no metric; pass at least one, such as metrics=['toxicity'].")
+    try_metrics(named)
+    return named
+
+
+def references_of(references: Any, prompts: int) -> list[str] | None:
+    """The user's references, one for each prompt.
+
+    Raises:
+        DataError: another number of them than prompts, or something that is no text.
+    """
+    if references is None:
+        return None
+    texts = [references] if isinstance(references, str) else as_list(references, "references")
+    if len(texts) != prompts:
+        raise DataError(f"There are {prompts} prompts but {len(texts)} references; pass one for each.")
+    if wrong := [each for each in texts if not isinstance(each, str)]:
+        raise DataError(f"references must be texts, one for each prompt, not {wrong[0]!r:.80}.")
+    return texts
+
+
+def numbers_of(
+    metrics: Mapping[str, Metric],
+    texts: Texts,
+    conditions: Sequence[Arm],
+    prompts: Sequence[Text],
+    references: Sequence[str] | None,
+    *,
+    model: Any,
+    tokenizer: Any,
+    chat: Chat,
+) -> dict[str, dict[str, np.ndarray]]:
+    """By metric and condition, a number for each text; each metric is asked once for all of them.
+
+    Without `references`, texts are compared with the unsteered ones of the same prompt and seed, and the unsteered
+    condition has no number in metrics that compare: its texts would be compared with themselves.
+    """
+    flat = [text for condition in conditions for text in texts[condition.name]]
+    compared = texts[UNSTEERED] if references is None else references
+    once, n = len(texts[UNSTEERED]), len(prompts)
+    ops = [
+        condition.ops[c] for condition in conditions for row in condition.runs(n) for _ in range(once // n) for c in row
+    ]
+    setting = Setting(
+        prompts=[*prompts] * (len(flat) // n),
+        references=[*compared] * (len(flat) // len(compared)),
+        ops=ops,
+        model=model,
+        tokenizer=tokenizer,
+        chat=chat,
+    )
+    by_metric: dict[str, dict[str, np.ndarray]] = {}
+    ends = np.cumsum([len(texts[condition.name]) for condition in conditions])[:-1]
+    for name, numbers in measure(metrics, flat, setting).items():
+        parts = zip(conditions, np.split(numbers, ends), strict=True)
+        by_metric[name] = {condition.name: part for condition, part in parts}
+        if references is None and "references" in metrics[name].needs:
+            del by_metric[name][UNSTEERED]
+    return by_metric

@@ -1,26 +1,34 @@
-"""What a protocol found: named numbers with their intervals, beside the unsteered model's and those of controls."""
+"""The result of a protocol: named figures with intervals, beside those of the unsteered model and of controls."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steerfn._dataframe import dataframe
-from steerfn._errors import DataError
-from steerfn._page import part, table
-from steerfn._records import as_json, write_text
 from steerfn.evaluate._against_random import FEWEST_DRAWS
+from steerfn.evaluate._common import ENOUGH
 from steerfn.evaluate._pairs import UNSTEERED, holm_by_kind
-from steerfn.evaluate._shown import percent, shown, shown_p
 from steerfn.evaluate._sign_flip import least_p
 from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate
-from steerfn.sweeping._common import ENOUGH
+from steerfn.output import (
+    Bullets,
+    Paragraph,
+    Result,
+    Section,
+    Table,
+    format_number,
+    format_p,
+    format_signed,
+    percent,
+)
+from steerfn.values import DataError
 
 STEERED, RANDOM = "steered", "random"
 """The names of the steered condition, and of random vectors of the vector's norm, which are one control together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+class Outcome(Result):
     """The outcome of a protocol; print it.
 
     Attributes:
@@ -40,7 +48,7 @@ class Outcome:
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.benchmark("caa", model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
+        >>> print(sf.protocols.benchmark("caa", model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
     """
 
     protocol: str
@@ -53,6 +61,8 @@ class Outcome:
     records: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    _what = "The outcome"
 
     @property
     def adjusted(self) -> dict[tuple[str, str], float]:
@@ -87,16 +97,18 @@ class Outcome:
             DataError: there is no such difference.
         """
         if figure not in self.effects.get(against, {}):
-            known = ", ".join(f"{name} against {other}" for other, found in self.effects.items() for name in found)
+            known = ", ".join(
+                f"{name} against {other}" for other, estimate in self.effects.items() for name in estimate
+            )
             raise DataError(f"{self.protocol} compares no {figure!r} against {against!r}; it has {known or 'none'}.")
         effect = self.effects[against][figure]
-        found = effect.estimate
+        estimate = effect.estimate
         if self._is_sparse(effect) or self._lacks_draws(against):
             return False
         plain = self.effects.get(UNSTEERED, {}).get(figure)
-        if against == RANDOM and plain is not None and plain.estimate.mean * found.mean <= 0:
+        if against == RANDOM and plain is not None and plain.estimate.mean * estimate.mean <= 0:
             return False  # random vectors do more
-        return (found.low > 0 or found.high < 0) and self.adjusted[against, figure] < 1 - found.level
+        return (estimate.low > 0 or estimate.high < 0) and self.adjusted[against, figure] < 1 - estimate.level
 
     def _lacks_draws(self, against: str) -> bool:
         return against == RANDOM and 0 < self.draws < FEWEST_DRAWS
@@ -104,45 +116,41 @@ class Outcome:
     def _is_sparse(self, effect: Difference) -> bool:
         return effect.n < ENOUGH * (effect.n + effect.left_out)
 
-    def __str__(self) -> str:
-        headers, rows = self._rows()
-        wide = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-        lines = [f"{self.protocol} ({self.source})", ""]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()
-            for row in [headers, *rows]
-        ]
-        if effects := self._sentences():
-            lines += ["", self._heading(), *(f"  {sentence}" for sentence in effects)]
-        if self.notes:
-            lines += ["", "Notes", *(f"  - {note}" for note in self.notes)]
-        return "\n".join(lines)
-
     def __repr__(self) -> str:
-        return f"Outcome({self.protocol!r}, {', '.join(f'{k} {shown(v.mean)}' for k, v in self.figures.items())})"
-
-    def _repr_html_(self) -> str:
-        headers, rows = self._rows()
-        body = table([f"{self.protocol}", *headers[1:]], rows)
-        listed = [*self._sentences(), *(f"Note: {note}" for note in self.notes)]
-        return part(body + (table([self._heading() or "Notes"], [[each] for each in listed]) if listed else ""))
-
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
-        """The table of figures: one line for each, one column for each condition that has any."""
-        columns = {STEERED: self.figures, UNSTEERED: self.baseline, **self.controls}
-        columns = {name: found for name, found in columns.items() if found}
-        names = dict.fromkeys(name for found in columns.values() for name in found)
-        rows = [[name, *(_cell(found.get(name)) for found in columns.values()), self._count(name)] for name in names]
-        return ["figure", *columns, "n"], rows
-
-    def _count(self, figure: str) -> str:
-        found = (condition.get(figure) for condition in (self.figures, self.baseline, *self.controls.values()))
-        return str(next(each.n for each in found if each is not None))
+        return (
+            f"Outcome({self.protocol!r}, {', '.join(f'{k} {format_number(v.mean)}' for k, v in self.figures.items())})"
+        )
 
     def _heading(self) -> str:
+        return f"{self.protocol} ({self.source})"
+
+    def _sections(self) -> Sequence[Section]:
+        sections: list[Section] = [self._table()]
+        if effects := self._sentences():
+            sections.append(Bullets(effects, self._of_effects(), "  "))
+        if self.notes:
+            sections.append(Bullets(self.notes, "Notes", "  - "))
+        return sections
+
+    def _print_sections(self) -> Sequence[Section]:
+        return [Paragraph(self._heading()), *self._sections()]
+
+    def _table(self) -> Table:
+        """The figures: one line for each, one column for each condition that has any."""
+        columns = {STEERED: self.figures, UNSTEERED: self.baseline, **self.controls}
+        columns = {name: column for name, column in columns.items() if column}
+        names = dict.fromkeys(name for column in columns.values() for name in column)
+        rows = [[name, *(_cell(column.get(name)) for column in columns.values()), self._count(name)] for name in names]
+        return Table(["figure", *columns, "n"], rows, numeric=range(1, len(columns) + 2))
+
+    def _count(self, figure: str) -> str:
+        conditions = (self.figures, self.baseline, *self.controls.values())
+        return str(next(each[figure].n for each in conditions if figure in each))
+
+    def _of_effects(self) -> str:
         if not self.adjusted:
             return ""
-        level = next(each.estimate.level for found in self.effects.values() for each in found.values())
+        level = next(each.estimate.level for of in self.effects.values() for each in of.values())
         beside = f"; against {self.draws} random vectors the p of an effect, which stands against both"
         return (
             f"Differences, steered minus other, paired over items ({percent(level)} intervals, p after Holm"
@@ -151,19 +159,19 @@ class Outcome:
 
     def _sentences(self) -> list[str]:
         adjusted = self.adjusted
-        found = []
+        lines = []
         for against, effects in self.effects.items():
             for name, effect in effects.items():
                 value = effect.estimate
-                numbers = f"{_signed(value.mean)} [{shown(value.low)}, {shown(value.high)}]"
+                numbers = f"{format_signed(value.mean)} [{format_number(value.low)}, {format_number(value.high)}]"
                 verdict = "" if self.is_shown(name, against) else f": {self._why_not(effect, against)}"
-                found.append(
-                    f"{name} against {against}: {numbers}, {shown_p(adjusted[against, name])}, n = {effect.n}{verdict}"
+                lines.append(
+                    f"{name} against {against}: {numbers}, {format_p(adjusted[against, name])}, n = {effect.n}{verdict}"
                 )
-        return found
+        return lines
 
     def _why_not(self, effect: Difference, against: str) -> str:
-        """What it means that a difference is not shown: nothing at all, where it could not have been."""
+        """Why a difference is not shown: the test could not have shown any, or it found none."""
         if self._lacks_draws(against):
             return "fewer than five random vectors do not show what others do; pass controls=5 or more"
         if self._is_sparse(effect):
@@ -173,30 +181,11 @@ class Outcome:
             return f"{effect.n} items are too few to show any difference"
         return "no difference could be shown"
 
-    def to_markdown(self, path: Any = None) -> str:
-        """The table, the differences and the notes as Markdown; also into a file, where `path` names one.
+    def to_records(self) -> list[dict[str, Any]]:
+        """The `records`."""
+        return list(self.records)
 
-        Raises:
-            FileError: the file cannot be written.
-        """
-        headers, rows = self._rows()
-        lines = [f"**{self.protocol}** ({self.source})", "", _line(headers), _line(["---"] * len(headers))]
-        lines += [_line(row) for row in rows]
-        if effects := self._sentences():
-            lines += ["", f"{self._heading()}:", "", *(f"- {sentence}" for sentence in effects)]
-        if self.notes:
-            lines += ["", "Notes:", "", *(f"- {note}" for note in self.notes)]
-        text = "\n".join(lines) + "\n"
-        if path is not None:
-            write_text(path, text, "The outcome")
-        return text
-
-    def to_json(self, path: Any = None) -> str:
-        """All of it as JSON, NaN as null; also into a file, where `path` names one.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
+    def _facts(self) -> dict[str, Any]:
         adjusted = self.adjusted
         effects = {
             against: {
@@ -205,11 +194,11 @@ class Outcome:
                     "p_holm": adjusted[against, name],
                     "shown": self.is_shown(name, against),
                 }
-                for name, effect in found.items()
+                for name, effect in of.items()
             }
-            for against, found in self.effects.items()
+            for against, of in self.effects.items()
         }
-        document = {
+        return {
             "protocol": self.protocol,
             "source": self.source,
             "figures": self.figures,
@@ -219,35 +208,11 @@ class Outcome:
             "random_vectors": self.draws,
             "notes": self.notes,
             "about": self.about,
-            "records": self.records,
         }
-        text = as_json(document)
-        if path is not None:
-            write_text(path, text, "The outcome")
-        return text
-
-    def to_pandas(self) -> Any:
-        """The records as a pandas DataFrame.
-
-        Raises:
-            DataError: pandas is not installed.
-        """
-        return dataframe(self.records)
 
 
-def _cell(found: Estimate | None) -> str:
-    if found is None:
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
         return "-"
-    if found.low != found.low:
-        return shown(found.mean)
-    return f"{shown(found.mean)} [{shown(found.low)}, {shown(found.high)}]"
-
-
-def _signed(value: float) -> str:
-    text = shown(value)
-    return f"+{text}" if value > 0 and text != "0" else text
-
-
-def _line(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+    ends = f" [{format_number(estimate.low)}, {format_number(estimate.high)}]"
+    return format_number(estimate.mean) + ("" if math.isnan(estimate.low) else ends)

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from steerfn.evaluate._against_random import FEWEST_DRAWS, AgainstRandom, Block, against_random, complete
+from steerfn.evaluate._against_random import FEWEST_DRAWS, AgainstRandom, PromptBlock, against_random, complete
 from steerfn.evaluate._bootstrap import ROUNDING
+from steerfn.evaluate._common import ENOUGH, mean_of_known
 from steerfn.evaluate._sign_flip import least_p
 from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate, estimate, holm, paired, ratio
-from steerfn.sweeping._common import ENOUGH
+from steerfn.output import Record
 
 UNSTEERED = "unsteered"
 """The name of the condition without steering."""
@@ -27,7 +28,7 @@ random vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(Record):
     """One metric under two conditions.
 
     Attributes:
@@ -41,7 +42,7 @@ class Pair:
         percent: the change in percent of the control's mean, where that means something: the metric is negative
             nowhere, and the control's mean is more than three standard errors above 0.
         left_out: prompts that have no number under one of the two.
-        draws: the random vectors with numbers that the control is the mean of; 0 where it is none of random vectors.
+        draws: the random vectors with numbers that the control is the mean of; 0 for any other control.
         among: the p-value of the treatment's mean as one more of theirs (see `against_random`); NaN without any test.
         claim: the p-value that is corrected: `p`, and against random vectors not below that of the same vector against
             the unsteered model, since an effect is claimed only where both comparisons show it.
@@ -107,8 +108,8 @@ class Pair:
     @property
     def significant(self) -> bool:
         """Whether a difference is shown: adjusted p below alpha, 0 outside the interval, and enough to carry it."""
-        found = self.difference.estimate
-        return self.carried and self.adjusted < self.alpha and (found.low > 0 or found.high < 0)
+        estimate = self.difference.estimate
+        return self.carried and self.adjusted < self.alpha and (estimate.low > 0 or estimate.high < 0)
 
     @property
     def verdict(self) -> str:
@@ -129,16 +130,16 @@ class Pair:
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers, flat."""
-        found, change = self.difference.estimate, self.percent
+        estimate, change = self.difference.estimate, self.percent
         return {
             "metric": self.metric,
             "treatment": self.treatment,
             "control": self.control,
             "against": self.against,
-            "difference": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "level": found.level,
+            "difference": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+            "level": estimate.level,
             "percent": change and change.mean,
             "percent_low": change and change.low,
             "percent_high": change and change.high,
@@ -161,14 +162,14 @@ def random_like(name: str) -> str:
     return f"{RANDOM} {name}"
 
 
-def planned(vectors: Sequence[str]) -> list[tuple[str, str, Against]]:
+def plan_pairs(vectors: Sequence[str]) -> list[tuple[str, str, Against]]:
     """Every vector against the unsteered model, against its random vectors, and against every earlier vector."""
-    found: list[tuple[str, str, Against]] = []
+    plan: list[tuple[str, str, Against]] = []
     for i, name in enumerate(vectors):
-        found.append((name, UNSTEERED, "unsteered"))
-        found.append((name, random_like(name), "random"))
-        found.extend((name, earlier, "vector") for earlier in vectors[:i])
-    return found
+        plan.append((name, UNSTEERED, "unsteered"))
+        plan.append((name, random_like(name), "random"))
+        plan.extend((name, earlier, "vector") for earlier in vectors[:i])
+    return plan
 
 
 def analyse(
@@ -194,8 +195,7 @@ def analyse(
         blocks: by condition of random vectors, the block of each prompt: prompts of one block have the same random
             vector in a slot, others have another. Where a condition has none, slots are random vectors.
         level: of the intervals; `1 - level` is the rate of false claims allowed in each family.
-        seed: of the resampling.
-        resamples: of every interval and test.
+        seed, resamples: of every interval and test.
 
     Returns:
         A pair for every metric and planned comparison of which both conditions are there.
@@ -220,7 +220,7 @@ def analyse(
 
 
 def holm_by_kind(claims: Sequence[float], kinds: Sequence[str]) -> tuple[list[float], list[int]]:
-    """p-values after Holm's correction among those of their kind, and how many those are; NaN corrects nothing."""
+    """The p-values after Holm's correction within each kind of comparison, and the size of each family without NaN."""
     adjusted, families = [math.nan] * len(claims), [1] * len(claims)
     for kind in set(kinds):
         tested = [i for i, each in enumerate(kinds) if each == kind and not math.isnan(claims[i])]
@@ -297,34 +297,30 @@ def against_draws(
     """
     level = options["level"]
     parts = complete(vector, random, np.zeros(len(vector), int) if block is None else block)
-    test = against_random([Block.of(vector[prompts], draws) for prompts, draws in parts], level)
+    test = against_random([PromptBlock.of(vector[prompts], draws) for prompts, draws in parts], level)
     first, second = (
         np.concatenate([*each, np.array([])])  # which is there where no part is
         for each in ([vector[prompts] for prompts, _ in parts], [draws.mean(0) for _, draws in parts])
     )
     difference, change = _paired(first, second, from_zero, options)
-    left_out, found = len(vector) - len(first), difference.estimate
-    if test.margin > ROUNDING * max(1.0, abs(found.mean)):  # nor is it NaN
-        difference = dataclasses.replace(difference, estimate=_around(found, float(test.margin)))
+    left_out, estimate = len(vector) - len(first), difference.estimate
+    if test.margin > ROUNDING * max(1.0, abs(estimate.mean)):  # nor is it NaN
+        difference = dataclasses.replace(difference, estimate=_around(estimate, float(test.margin)))
         if change is not None:
             # To first order a ratio of means scatters as vector - ratio * control does, over the control's mean.
             by = 1 + change.mean / 100
-            error = against_random([Block.of(vector[prompts], by * draws) for prompts, draws in parts], level)
+            error = against_random([PromptBlock.of(vector[prompts], by * draws) for prompts, draws in parts], level)
             change = _around(change, 100 * float(error.margin) / float(second.mean()))
     return difference, change, left_out, test
 
 
-def _around(found: Estimate, margin: float) -> Estimate:
-    return dataclasses.replace(found, low=found.mean - margin, high=found.mean + margin)
+def _around(estimate: Estimate, margin: float) -> Estimate:
+    return dataclasses.replace(estimate, low=estimate.mean - margin, high=estimate.mean + margin)
 
 
 def _over_draws(values: np.ndarray) -> np.ndarray:
     """`[draws, prompts]` averaged over the draws that have a number; `[prompts]` as they are."""
-    if values.ndim == 1:
-        return values
-    known = np.isfinite(values)
-    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return values if values.ndim == 1 else mean_of_known(values, np.isfinite(values))
 
 
 def _is_clear(control: np.ndarray) -> bool:

@@ -7,17 +7,23 @@ them first.
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from steerfn._errors import DataError
-from steerfn._groups import number_groups
-from steerfn._numbers import plain_number
 from steerfn.evaluate._bootstrap import ROUNDING, interval
-from steerfn.evaluate._shown import percent, shown, shown_p
 from steerfn.evaluate._sign_flip import sign_flip
+from steerfn.output import Record, format_number, format_p, percent
+from steerfn.values import (
+    DataError,
+    as_integer,
+    finite_number,
+    import_extra,
+    integer,
+    number_groups,
+    public,
+)
 
 RESAMPLES = 9999
 """Resamples of a bootstrap, and sign flips of a test."""
@@ -26,7 +32,7 @@ FEWEST = 99
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """A mean and its interval.
 
     Attributes:
@@ -45,12 +51,13 @@ class Estimate:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{shown(self.mean)} (n = {self.n}, too few for an interval)"
-        return f"{shown(self.mean)} ({percent(self.level)} CI {shown(self.low)} to {shown(self.high)}, n = {self.n})"
+            return f"{format_number(self.mean)} (n = {self.n}, too few for an interval)"
+        ends = f"{format_number(self.low)} to {format_number(self.high)}"
+        return f"{format_number(self.mean)} ({percent(self.level)} CI {ends}, n = {self.n})"
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """A paired difference, treatment minus control.
 
     Attributes:
@@ -69,11 +76,17 @@ class Difference:
     left_out: int = 0
 
     def __str__(self) -> str:
-        return f"{self.estimate}, {shown_p(self.p)}, d_z = {shown(self.effect)}"
+        return f"{self.estimate}, {format_p(self.p)}, d_z = {format_number(self.effect)}"
 
 
+@public
 def estimate(
-    values: Any, *, groups: Any = None, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+    values: Iterable[float],
+    *,
+    groups: Iterable[Hashable] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """The mean of some numbers with an interval: Wilson's where all are 0 or 1 (`proportion`), else by bootstrap.
 
@@ -106,7 +119,7 @@ def estimate(
         >>> print(estimate([0] * 8))
         0 (95 % CI 0 to 0.324, n = 8)
     """
-    checked_options(level, seed, resamples)
+    check_options(level, seed, resamples)
     numbers = _by_group(_numbers(values, "values"), groups)
     if _is_binary(numbers) and len(numbers) > 1:
         return proportion(int(numbers.sum()), len(numbers), level)
@@ -114,11 +127,12 @@ def estimate(
     return Estimate(float(numbers.mean()), low, high, len(numbers), level)
 
 
+@public
 def paired(
-    treatment: Any,
-    control: Any,
+    treatment: Iterable[float],
+    control: Iterable[float],
     *,
-    groups: Any = None,
+    groups: Iterable[Hashable] | None = None,
     level: float = 0.95,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -155,31 +169,27 @@ def paired(
         >>> print(paired([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0]))
         0.875 (95 % CI 0.303 to 1, n = 8), p = 0.016, d_z = 2.47
     """
-    first, second = _numbers(treatment, "treatment"), _numbers(control, "control")
-    if len(first) != len(second):
-        raise DataError(
-            f"There are {len(first)} numbers of the treatment and {len(second)} of the control; a paired difference "
-            "needs both for each unit."
-        )
+    first, second = _both(treatment, control)
     differences = first - second
     # What two equal numbers differ by after averaging would otherwise be an effect of infinite size.
     differences[np.abs(differences) <= ROUNDING * np.maximum(np.abs(first), np.abs(second))] = 0.0
-    checked_options(level, seed, resamples)
+    check_options(level, seed, resamples)
     differences = _by_group(differences, groups)
     n = len(differences)
     if groups is None and n > 1 and _is_binary(first) and _is_binary(second):
         low, high = _of_two_shares(differences, level)
     else:
         low, high = interval((differences,), _mean, level, seed, resamples)
-    found = Estimate(float(differences.mean()), low, high, n, level)
-    return Difference(found, sign_flip(differences, seed, resamples), _effect(differences), len(differences))
+    estimated = Estimate(float(differences.mean()), low, high, n, level)
+    return Difference(estimated, sign_flip(differences, seed, resamples), _effect(differences), len(differences))
 
 
+@public
 def ratio(
-    treatment: Any,
-    control: Any,
+    treatment: Iterable[float],
+    control: Iterable[float],
     *,
-    groups: Any = None,
+    groups: Iterable[Hashable] | None = None,
     level: float = 0.95,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -198,18 +208,17 @@ def ratio(
         >>> print(ratio([2, 4, 6, 9, 8, 7], [1, 2, 3, 4, 5, 6], resamples=999))
         71.4 (95 % CI 27.1 to 116, n = 6)
     """
-    checked_options(level, seed, resamples)
-    first, second = _numbers(treatment, "treatment"), _numbers(control, "control")
-    if len(first) != len(second):
-        raise DataError(f"There are {len(first)} numbers of the treatment and {len(second)} of the control.")
+    check_options(level, seed, resamples)
+    first, second = _both(treatment, control)
     first, second = _by_group(first, groups), _by_group(second, groups)
     if second.mean() == 0:
         raise DataError("A change in percent needs a control whose mean is not 0; take the difference instead.")
-    found = float(_change(first, second))
-    low, high = interval((first, second), _change, level, seed, resamples, scale=abs(100 + found) or 100.0)
-    return Estimate(found, low, high, len(first), level)
+    change = float(_change(first, second))
+    low, high = interval((first, second), _change, level, seed, resamples, scale=abs(100 + change) or 100.0)
+    return Estimate(change, low, high, len(first), level)
 
 
+@public
 def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
     """A proportion with Wilson's interval, `(p + z^2/2n +- z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`.
 
@@ -228,12 +237,10 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
         >>> print(proportion(8, 10))
         0.8 (95 % CI 0.49 to 0.943, n = 10)
     """
-    checked_options(level)
+    check_options(level)
     counts = (successes, n)
-    if not all(isinstance(each, (int, np.integer)) and not isinstance(each, bool) for each in counts) or not (
-        0 <= successes <= n and n >= 1
-    ):
-        raise DataError(f"A proportion is a number of successes out of n from 1, not {successes!r} of {n!r}.")
+    if None in map(as_integer, counts) or not 0 <= successes <= n or n < 1:
+        raise DataError(f"A proportion must be a number of successes out of a positive n, not {successes!r} of {n!r}.")
     p, z = successes / n, statistics.NormalDist().inv_cdf((1 + level) / 2)
     middle, wide = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -241,8 +248,9 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(p, max(0.0, (middle - wide) / scale), min(1.0, (middle + wide) / scale), int(n), level)
 
 
+@public
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number: `max over j <= i of min(1, (m - j) p_(j))`, with `p_(0) <= p_(1) <= ...`.
+    """Holm's step-down adjusted p-values: `max over j <= i of min(1, (m - j) p_(j))`, with `p_(0) <= p_(1) <= ...`.
 
     Calling those significant that stay below `a` makes a false claim in at most a part `a` of families, however the
     tests depend on each other.
@@ -257,18 +265,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         >>> holm([0.25, 0.01, 0.04])
         [0.25, 0.03, 0.08]
     """
-    found = [float(p) for p in p_values]
-    if wrong := [p for p in found if not 0 <= p <= 1]:
-        raise DataError(f"A p-value is a number from 0 to 1, not {wrong[0]}.")
-    order = sorted(range(len(found)), key=found.__getitem__)
-    adjusted, highest = [0.0] * len(found), 0.0
+    values = [float(finite_number(f"p_values[{i}]", p, least=0, most=1)) for i, p in enumerate(p_values)]
+    order = sorted(range(len(values)), key=values.__getitem__)
+    adjusted, highest = [0.0] * len(values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(found) - rank) * found[i]))
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
         adjusted[i] = highest
     return adjusted
 
 
-def by_prompt(values: Any, prompts: Sequence[Any]) -> np.ndarray:
+@public
+def by_prompt(values: Iterable[float], prompts: Sequence[Any]) -> np.ndarray:
     """The mean over the entries of the same prompt, in the order in which prompts first appear.
 
     Entries that are NaN are left out; a prompt that has no others is NaN.
@@ -288,11 +295,10 @@ def by_prompt(values: Any, prompts: Sequence[Any]) -> np.ndarray:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.shape != (len(prompts),):
         raise DataError(f"There are values of shape {numbers.shape} for {len(prompts)} prompts; pass one for each.")
-    order: dict[str, int] = {}
-    which = np.array([order.setdefault(repr(prompt), len(order)) for prompt in prompts], dtype=np.intp)
-    known = ~np.isnan(numbers)
-    sums = np.bincount(which[known], numbers[known], minlength=len(order))
-    counts = np.bincount(which[known], minlength=len(order))
+    which = np.array(units_of(prompts), dtype=np.intp)
+    known, n = ~np.isnan(numbers), which.max(initial=-1) + 1
+    sums = np.bincount(which[known], numbers[known], minlength=n)
+    counts = np.bincount(which[known], minlength=n)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -318,34 +324,50 @@ def units_of(prompts: Sequence[Any], groups: Any = None) -> list[int]:
     return [order.setdefault(repr(prompt), len(order)) for prompt in prompts]
 
 
-def checked_options(level: Any = 0.95, seed: Any = 0, resamples: Any = RESAMPLES) -> None:
+def check_intervals(level: Any = 0.95, seed: Any = 0, resamples: Any = RESAMPLES) -> None:
+    """Refuse what no interval can be made with, before there is anything to make it of.
+
+    Raises:
+        DataError: an option out of its range.
+        SteerError: scipy, which is wanted last, is not installed.
+    """
+    check_options(level, seed, resamples)
+    import_extra("scipy", "evaluate")
+
+
+def check_options(level: Any = 0.95, seed: Any = 0, resamples: Any = RESAMPLES) -> None:
     """Refuse options that no interval can be made with.
 
     Raises:
-        DataError: a level outside 0 to 1, a seed that is no int from 0, fewer than 99 resamples.
+        DataError: a level outside 0 to 1, a seed that is not a non-negative integer, fewer than 99 resamples.
     """
-    level = plain_number(level)
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise DataError(f"level is a number between 0 and 1, such as 0.95, not {level!r}.")
-    seed = plain_number(seed)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed is an int from 0, not {seed!r}.")
-    resamples = plain_number(resamples)
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < FEWEST:
-        raise DataError(f"resamples is a number of resamples from {FEWEST}, not {resamples!r}.")
+    finite_number("level", level, above=0, below=1, hint="0.95 is usual")
+    integer("seed", seed, 0)
+    integer("resamples", resamples, FEWEST)
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:
     try:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise DataError(f"{what} are numbers, one for each unit, not {values!r:.80}.") from None
+        raise DataError(f"{what} must be numbers, one for each unit, not {values!r:.80}.") from None
     if numbers.ndim != 1 or not len(numbers):
-        raise DataError(f"{what} are numbers, one for each unit and at least one, not an array of {numbers.shape}.")
+        raise DataError(f"{what} must be numbers, one for each unit and at least one, not an array of {numbers.shape}.")
     if not np.isfinite(numbers).all():
         where = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise DataError(f"{what}[{where}] is {numbers[where]}; leave out units without a number first.")
     return numbers
+
+
+def _both(treatment: Any, control: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of two conditions on the same units."""
+    first, second = _numbers(treatment, "treatment"), _numbers(control, "control")
+    if len(first) != len(second):
+        raise DataError(
+            f"There are {len(first)} numbers of the treatment and {len(second)} of the control. A paired comparison "
+            "needs both for each unit."
+        )
+    return first, second
 
 
 def _by_group(numbers: np.ndarray, groups: Any) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from steerfn.evaluate._bootstrap import ROUNDING, around_a_constant
+from steerfn.evaluate._common import mean_of_known
 from steerfn.evaluate._outcome import RANDOM, STEERED, Outcome
 from steerfn.evaluate._pairs import UNSTEERED, against_draws
 from steerfn.evaluate._statistics import RESAMPLES, Difference, Estimate, by_prompt, estimate, paired, proportion
+from steerfn.values import plain_number
 
 Values = Mapping[str, Mapping[str, np.ndarray]]
 """By condition and figure, one number for each item; NaN where an item has none."""
@@ -24,7 +26,7 @@ def outcome(
     values: Values,
     *,
     draws: Sequence[str] = (),
-    units: Sequence[int] | None = None,
+    units: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     rates: Collection[str] = (),
     compared: Collection[str],
     also: Mapping[str, Mapping[str, Estimate]] | None = None,
@@ -34,27 +36,22 @@ def outcome(
     level: float,
     seed: int,
 ) -> Outcome:
-    """The outcome of a protocol: every figure's mean with its interval, and the paired differences.
+    """The outcome of a protocol: every figure's mean with its interval, and the paired differences; see `Outcome`.
 
     Args:
-        protocol: its name.
-        source: its paper.
         values: by condition and figure, a number for each item. The condition "steered" is compared with all others.
         draws: the conditions that are random vectors: they are one control, "random", and compared with together.
-        units: the unit of each item, where several items belong together; None: each item is one.
+        units: the unit of each item, itself or its group; by figure where figures are of different items. None: each
+            item is one.
         rates: the figures that are 0 or 1 for each item: their intervals are Wilson's.
         compared: the figures whose paired differences are taken; each one more makes all p-values larger.
         also: estimates that are no means of items, by condition and name.
-        records: see `Outcome`.
-        notes: see `Outcome`.
-        about: see `Outcome`.
-        level: of the intervals.
-        seed: of the resampling.
     """
     also, notes, options = also or {}, [*notes], {"level": level, "seed": seed}
     named = [each for each in dict.fromkeys([*values, *also]) if each not in draws]
     by_unit = {
-        condition: {name: _by_unit(numbers, units) for name, numbers in of.items()} for condition, of in values.items()
+        condition: {name: _by_unit(name, numbers, units) for name, numbers in of.items()}
+        for condition, of in values.items()
     }
     estimates: dict[str, dict[str, Estimate]] = {}
     for condition in named:
@@ -88,9 +85,9 @@ def outcome(
     )
 
 
-def _by_unit(numbers: np.ndarray, units: Sequence[int] | None) -> np.ndarray:
-    # Figures of one side only have fewer items than there are units; they come without.
-    return numbers if units is None else by_prompt(numbers, units)
+def _by_unit(figure: str, numbers: np.ndarray, units: Any) -> np.ndarray:
+    mine = units[figure] if isinstance(units, Mapping) else units
+    return numbers if mine is None else by_prompt(numbers, mine)
 
 
 def _estimate(numbers: np.ndarray, is_rate: bool, options: Mapping[str, Any]) -> Estimate:
@@ -106,19 +103,14 @@ def _of_draws(
     values: Sequence[Mapping[str, np.ndarray]], also: Sequence[Mapping[str, Estimate]], options: Mapping[str, Any]
 ) -> dict[str, Estimate]:
     """The mean of random vectors in every figure: over them first, so that items are the units of its interval."""
-    means = {name: _over_draws(np.stack([of[name] for of in values])) for name in values[0]}
-    found = {name: _estimate(numbers, False, options) for name, numbers in means.items()}
+    stacked = {name: np.stack([of[name] for of in values]) for name in values[0]}
+    means = {name: mean_of_known(numbers, ~np.isnan(numbers)) for name, numbers in stacked.items()}
+    estimates = {name: _estimate(numbers, False, options) for name, numbers in means.items()}
     for name, first in also[0].items():
         # What is no mean of items has no interval of its mean over random vectors here.
         mean = float(np.mean([of[name].mean for of in also]))
-        found[name] = Estimate(mean, math.nan, math.nan, first.n, options["level"])
-    return found
-
-
-def _over_draws(numbers: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(numbers)
-    sums, counts = np.where(known, numbers, 0.0).sum(0), known.sum(0)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        estimates[name] = Estimate(mean, math.nan, math.nan, first.n, options["level"])
+    return estimates
 
 
 def _effects(
@@ -127,13 +119,13 @@ def _effects(
     compared: Collection[str],
     options: Mapping[str, Any],
 ) -> dict[str, Difference]:
-    found = {}
+    effects = {}
     for name in [name for name in steered if name in other and name in compared]:
         known = ~np.isnan(steered[name]) & ~np.isnan(other[name])
         if known.sum() > 1:
             difference = paired(steered[name][known], other[name][known], **options)
-            found[name] = dataclasses.replace(difference, left_out=int((~known).sum()))
-    return found
+            effects[name] = dataclasses.replace(difference, left_out=int((~known).sum()))
+    return effects
 
 
 def _against_draws(
@@ -143,7 +135,7 @@ def _against_draws(
     options: Mapping[str, Any],
 ) -> dict[str, Difference]:
     """The steered model against random vectors, by the rule of `compare_vectors`."""
-    found = {}
+    effects = {}
     for name in [name for name in steered if name in draws[0] and name in compared]:
         random = np.stack([of[name] for of in draws])
         difference, _, left_out, test = against_draws(
@@ -151,26 +143,23 @@ def _against_draws(
         )
         if difference.n > 1:
             p = float(np.fmax(difference.p, test.p))  # a single random vector has no p of its own, and no claim
-            found[name] = dataclasses.replace(difference, p=p, left_out=left_out)
-    return found
+            effects[name] = dataclasses.replace(difference, p=p, left_out=left_out)
+    return effects
 
 
 def records_of(items: Sequence[Mapping[str, Any]], values: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One record for every item and condition: what the item is, the condition, and its values."""
     return [
-        {"item": i, "condition": condition, **item, **{name: _plain(each[i]) for name, each in found.items()}}
-        for condition, found in values.items()
+        {"item": i, "condition": condition, **item, **{name: plain_number(each[i]) for name, each in columns.items()}}
+        for condition, columns in values.items()
         for i, item in enumerate(items)
     ]
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def resampled(
+def bootstrap_statistic(
     statistic: Callable[[np.ndarray], np.ndarray],
     values: np.ndarray,
+    units: Sequence[int] | None = None,
     *,
     level: float,
     seed: int,
@@ -181,27 +170,31 @@ def resampled(
     Args:
         statistic: of the last axis.
         values: one number for each item.
+        units: the unit of each item: units are drawn, with all of their items. None: each item is one.
         level: how often such intervals should cover the true value; for few items they are somewhat narrow.
-        seed: of the resampling.
-        resamples: how many.
     """
-    n = len(values)
+    numbers = np.arange(len(values)) if units is None else np.asarray(units)
+    parts = [values[numbers == unit] for unit in dict.fromkeys(numbers.tolist())]
+    n, observed = len(parts), float(statistic(values)) if len(values) > 1 else math.nan
     if n < 2:
-        return Estimate(math.nan, math.nan, math.nan, n, level)
+        return Estimate(observed, math.nan, math.nan, n, level)
     random = np.random.default_rng(seed)
-    drawn = [
-        statistic(values[random.integers(0, n, (min(DRAWS, resamples - start), n))])
-        for start in range(0, resamples, DRAWS)
-    ]
+    if n == len(values):
+        drawn = [
+            statistic(values[random.integers(0, n, (min(DRAWS, resamples - start), n))])
+            for start in range(0, resamples, DRAWS)
+        ]
+    else:  # as many items as the units drawn happen to have
+        chosen = random.integers(0, n, (resamples, n))
+        drawn = [np.array([statistic(np.concatenate([parts[unit] for unit in each])) for each in chosen])]
     low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
-    found = float(statistic(values))
     if high - low <= ROUNDING * max(abs(high), abs(low)):
-        low, high = around_a_constant(found, n, level)
-    return Estimate(found, float(low), float(high), n, level)
+        low, high = around_a_constant(observed, n, level)
+    return Estimate(observed, float(low), float(high), n, level)
 
 
-def exponential(found: Estimate) -> Estimate:
+def exponential(estimate: Estimate) -> Estimate:
     """`exp` of a mean and of the ends of its interval, as from cross-entropy to perplexity."""
     with np.errstate(over="ignore"):
-        mean, low, high = (float(np.exp(each)) for each in (found.mean, found.low, found.high))
-    return Estimate(mean, low, high, found.n, found.level)
+        mean, low, high = (float(np.exp(each)) for each in (estimate.mean, estimate.low, estimate.high))
+    return Estimate(mean, low, high, estimate.n, estimate.level)

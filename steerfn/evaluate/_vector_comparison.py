@@ -1,29 +1,23 @@
-"""What a comparison of vectors found: means by condition, tested pairs, sentences, and the texts behind them."""
+"""The result of a comparison of vectors: means by condition, tested pairs, sentences, and the texts behind them."""
 
 import dataclasses
-import html
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from steerfn._dataframe import dataframe
-from steerfn._errors import DataError
-from steerfn._page import page, part, table
-from steerfn._records import as_json, write_text
-from steerfn._text import Text
 from steerfn.evaluate._pairs import RANDOM, UNSTEERED, Pair
 from steerfn.evaluate._sentences import sentences
 from steerfn.evaluate._statistics import Estimate, by_unit
-from steerfn.evaluate._vector_tables import as_markdown, as_text, escaped, means_table, pairs_table
-from steerfn.metrics._metric import Metric
-
-TITLE = "Comparison of steering vectors"
+from steerfn.evaluate._tables import describe_prompts, means_table, pairs_table
+from steerfn.metrics import Metric
+from steerfn.output import Bullets, Paragraph, Result, Section, Table
+from steerfn.run import Text, prompt_field
+from steerfn.values import DataError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VectorComparison:
+class VectorComparison(Result):
     """The outcome of `compare_vectors`. Print it to see the means and what was shown.
 
     Attributes:
@@ -54,6 +48,9 @@ class VectorComparison:
     slots: np.ndarray
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    _title = "Comparison of steering vectors"
+    _what = "The comparison"
+
     @property
     def conditions(self) -> tuple[str, ...]:
         """The names of what was compared: the unsteered model, the vectors, and their random vectors."""
@@ -83,14 +80,14 @@ class VectorComparison:
         for pair in self.pairs:
             if (pair.metric, pair.treatment, pair.control) == (metric, treatment, control):
                 return pair
-        made = ", ".join(dict.fromkeys(f"{pair.treatment} against {pair.control}" for pair in self.pairs))
+        comparisons = ", ".join(dict.fromkeys(f"{pair.treatment} against {pair.control}" for pair in self.pairs))
         raise DataError(
             f"{treatment!r} was not compared with {control!r} in {metric!r}; the metrics are "
-            f"{', '.join(self.metrics)}, the comparisons {made}."
+            f"{', '.join(self.metrics)}, the comparisons {comparisons}."
         )
 
     def summary(self) -> str:
-        """What was shown and what was not, a sentence for each comparison.
+        """The significant and non-significant differences, in one sentence for each comparison.
 
         A difference is called one only where the p-value after Holm's correction is below 1 - level, the interval
         excludes 0, and there are prompts and random vectors enough to carry that. One to the unsteered model is
@@ -98,9 +95,9 @@ class VectorComparison:
         """
         return "\n".join(sentences(self.pairs, self.units))
 
-    def records(self) -> list[dict[str, Any]]:
+    def to_records(self) -> list[dict[str, Any]]:
         """One record for every text: condition, draw of a random vector, seed, prompt, text, and its metrics."""
-        found = []
+        records = []
         for condition, texts in self.texts.items():
             for i, text in enumerate(texts):
                 of_slot, p = divmod(i, len(self.prompts))
@@ -110,59 +107,26 @@ class VectorComparison:
                     "condition": condition,
                     "draw": int(self.slots[slot, p]) if condition.startswith(RANDOM) else 0,
                     "seed": self.seeds[s],
-                    "prompt": prompt if isinstance(prompt, str) else json.dumps(list(prompt)),
+                    "prompt": prompt_field(prompt),
                     "text": text,
                 }
                 numbers = {name: float(of[condition][i]) for name, of in self.values.items() if condition in of}
-                found.append(row | numbers)
-        return found
+                records.append(row | numbers)
+        return records
 
-    def to_pandas(self) -> Any:
-        """The records as a pandas DataFrame.
+    records = to_records  # the older spelling
 
-        Raises:
-            DataError: pandas is not installed.
-        """
-        return dataframe(self.records())
+    def _facts(self) -> dict[str, Any]:
+        pairs = [pair.to_dict() for pair in self.pairs]
+        return {"about": self.about, "means": self.means, "pairs": pairs, "summary": self.summary().splitlines()}
 
-    def to_json(self, path: Any = None) -> str:
-        """Everything as JSON, with what is needed to repeat it; also into a file, where `path` names one.
+    def _sections(self) -> Sequence[Section]:
+        return [*self._print_sections(), pairs_table(self.pairs, self.units, "Every comparison")]
 
-        Raises:
-            FileError: the file cannot be written.
-        """
-        document = {
-            "about": self.about,
-            "means": self.means,
-            "pairs": [pair.to_dict() for pair in self.pairs],
-            "summary": self.summary().splitlines(),
-            "records": self.records(),
-        }
-        return self._written(as_json(document), path)
-
-    def to_markdown(self, path: Any = None) -> str:
-        """Tables and summary as markdown; also into a file, where `path` names one.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        said = "\n".join(f"- {escaped(line)}" for line in self.summary().splitlines())
-        parts = [f"# {TITLE}", escaped(self._head()), as_markdown(self._means()), said, as_markdown(self._tests())]
-        return self._written("\n\n".join(parts) + "\n", path)
-
-    def to_html(self, path: Any = None) -> str:
-        """Tables and summary as one self-contained HTML page; also into a file, where `path` names one.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        return self._written(page(TITLE, self._body()), path)
-
-    def _repr_html_(self) -> str:
-        return part(self._body())
-
-    def __str__(self) -> str:
-        return "\n\n".join([self._head(), as_text(self._means()), self.summary()])
+    def _print_sections(self) -> Sequence[Section]:
+        headers, rows = means_table(self.means, self.conditions, self.units, len(set(self.unit_of)))
+        means = Table(headers, rows, numeric=range(1, len(headers)))
+        return [Paragraph(self._head()), means, Bullets(self.summary().splitlines())]
 
     def __repr__(self) -> str:
         return (
@@ -170,34 +134,6 @@ class VectorComparison:
         )
 
     def _head(self) -> str:
-        units, groups = len(set(self.unit_of)), self.about.get("groups")
-        what = "groups" if groups else "different ones"
-        repeated = "" if units == len(self.prompts) else f" ({units} {what}, which are what counts)"
-        seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-        return f"{len(self.conditions)} conditions x {len(self.prompts)} prompts{repeated}{seeds}: means with intervals"
-
-    def _means(self) -> tuple[list[str], list[list[str]]]:
-        return means_table(self.means, self.conditions, self.units, len(set(self.unit_of)))
-
-    def _tests(self) -> tuple[list[str], list[list[str]]]:
-        return pairs_table(self.pairs, self.units)
-
-    def _body(self) -> str:
-        (means, rows), (tests, lines) = self._means(), self._tests()
-        said = "\n".join(f"<li>{html.escape(line)}</li>" for line in self.summary().splitlines())
-        return "\n".join(
-            [
-                f"<h1>{TITLE}</h1>",
-                f"<p>{html.escape(self._head())}</p>",
-                table(means, rows, numeric=range(1, len(means))),
-                "<h2>What was shown</h2>",
-                f"<ul>\n{said}\n</ul>",
-                "<h2>Every comparison</h2>",
-                table(tests, lines, numeric=range(2, len(tests) - 1)),
-            ]
-        )
-
-    def _written(self, text: str, path: Any) -> str:
-        if path is not None:
-            write_text(path, text, "The comparison")
-        return text
+        groups = bool(self.about.get("groups"))
+        texts = describe_prompts(len(self.prompts), self.unit_of, groups, len(self.seeds))
+        return f"{len(self.conditions)} conditions x {texts}: means with intervals"

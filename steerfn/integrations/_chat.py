@@ -1,149 +1,95 @@
-"""What the chat models of other people's frameworks share: a model that answers, steered anew for every answer."""
+"""The common part of the chat models for other frameworks: a model that answers, with a steering for every answer."""
 
 import contextvars
 import dataclasses
 import hashlib
-import math
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from steerfn import _forward
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Message
-from steerfn._decoding import ends_of, stop_strings_of
-from steerfn._errors import DataError, ModelError, SteerError
-from steerfn._layout import layout
-from steerfn._steer import STREAM, as_steering, prepared
-from steerfn._substitute import substitutions_of
-from steerfn._text import encode
-from steerfn.integrations._identity import steering_identity
+from steerfn.integrations._chat_options import OF_CALLS, SETTINGS, ChatOptions
+from steerfn.model import entries_of, layout, model_of, steering_identity, substitutions_of, unwrap_model
 from steerfn.operators import Operator
-from steerfn.reporting._identity import model_of
-from steerfn.serving._batch import like_lengths, run_batch
-from steerfn.serving._job import Job
-
-SETTINGS = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "cache_implementation",
-    "encoder_repetition_penalty",
-    "exponential_decay_length_penalty",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "sequence_bias",
-    "suppress_tokens",
+from steerfn.run import (
+    BatchJob,
+    Decoding,
+    Message,
+    Reply,
+    ReplyReader,
+    RowSampling,
+    Structure,
+    ToolReader,
+    compile_structure,
+    decoding_of,
+    encode,
+    json_schema_grammar,
+    like_lengths,
+    run_batch,
+    variables_of,
 )
-"""What `generation_kwargs` may hold: settings of transformers' `generate` that change which token is the best one."""
+from steerfn.values import DataError, ModelError, SteerError
+from steerfn.verbs import STREAM, as_steering, prepare_operator
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How one answer is generated; what the frameworks' classes have as fields, and calls may override.
-
-    Attributes:
-        steering: an operator, a vector, or None for the plain model.
-        alpha: strength of a vector; None is 1.
-        max_new_tokens: tokens at most.
-        temperature: 0 takes the most probable token.
-        top_p: the share of probability that is sampled from.
-        seed: of the sampling; None draws one.
-        stop: texts that end an answer, and are left out of it.
-        generation_kwargs: see `SETTINGS`.
-
-    Raises:
-        DataError: a value of the wrong kind.
-    """
-
-    steering: Any = None
-    alpha: Any = None
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    generation_kwargs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if not _is(int, self.max_new_tokens) or self.max_new_tokens < 1:
-            raise DataError(f"max_new_tokens is a number of tokens from 1, not {self.max_new_tokens!r}.")
-        if not _is((int, float), self.temperature) or not 0 <= self.temperature < math.inf:
-            raise DataError(f"temperature is a number from 0, where 0 is greedy, not {self.temperature!r}.")
-        if not _is((int, float), self.top_p) or not 0 < self.top_p <= 1:
-            raise DataError(f"top_p is a share of the probability, above 0 and at most 1, not {self.top_p!r}.")
-        if self.seed is not None and (not _is(int, self.seed) or not -(2**63) <= self.seed < 2**64):
-            raise DataError(f"seed is an int from -2**63 to 2**64 - 1, or None, not {self.seed!r}.")
-        if not isinstance(self.stop, (str, list, tuple, type(None))) or not all(
-            isinstance(text, str) and text for text in self.stops
-        ):
-            raise DataError(f"stop is a text or a list of texts, none of them empty, not {self.stop!r:.80}.")
-        if not isinstance(self.generation_kwargs, (Mapping, type(None))):
-            raise DataError(f"generation_kwargs is a mapping of names to values, not {self.generation_kwargs!r:.80}.")
-        if unknown := sorted(map(str, set(self.generation_kwargs or ()) - set(SETTINGS))):
-            raise DataError(
-                f"generation_kwargs has no {', '.join(unknown)}; it takes {', '.join(SETTINGS)}, and lengths, sampling "
-                "and stop texts are arguments of their own."
-            )
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop texts."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    def but(self, **changes: Any) -> "Options":
-        """The same with what a call says instead; another steering does not inherit this one's alpha.
-
-        Raises:
-            DataError: a name that is none of these, or a value of the wrong kind.
-        """
-        if unknown := sorted(set(changes) - set(OPTIONS)):
-            raise DataError(f"A call takes {', '.join(OPTIONS)}, not {', '.join(unknown)}; leave it out.")
-        if "steering" in changes:
-            changes = {"alpha": None, **changes}
-        return dataclasses.replace(self, **changes)
-
-
-OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
-
-
-def _is(kind: Any, value: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+NOTHING = Reply("")
 
 
 class Request:
-    """One answer to be generated: the row of a batch, and the text that has come so far.
+    """One answer to be generated: the row of a batch, and what has come of it so far.
 
     Args:
         prompt: token ids.
         op: its steering.
         options: all else.
-        settings: of transformers' generation.
-        stops: the model's own stop strings.
+        decoding: how the model decodes; its stop strings end the answer too.
+        tools: reads tool calls out of it; None where there are no tools.
+        structure: what it must keep to; None for nothing.
     """
 
     def __init__(
-        self, prompt: list[int], op: Operator | None, options: Options, settings: dict[str, Any], stops: tuple[str, ...]
+        self,
+        prompt: list[int],
+        op: Operator | None,
+        options: ChatOptions,
+        decoding: Decoding,
+        tools: ToolReader | None = None,
+        structure: Structure | None = None,
     ) -> None:
-        self.settings = settings
+        self.decoding = decoding
+        self.reader = ReplyReader(tools, prompt, options.parallel_tool_calls is not False)
         self.pieces: queue.Queue[str | None] = queue.Queue()
-        self.job = Job(
+        self.job = BatchJob(
             prompt=prompt,
             op=op,
             max_tokens=options.max_new_tokens,
-            temperature=float(options.temperature),
-            top_p=float(options.top_p),
-            seed=secrets.randbits(63) if options.seed is None else options.seed,
-            stops=(*options.stops, *stops),
-            heard=self.pieces.put,
+            sampling=RowSampling(
+                temperature=float(options.temperature),
+                top_p=float(options.top_p),
+                seed=secrets.randbits(63) if options.seed is None else options.seed,
+            ),
+            stops=(*options.stops, *decoding.stop_strings),
+            on_text=self.pieces.put,
+            structure=structure,
+            marks={} if tools is None else tools.mark_texts,
         )
 
+    def whole(self) -> Reply:
+        """The answer, once it has been generated.
+
+        Raises:
+            SteerError: an error ended it early.
+        """
+        self.check()
+        for piece in (*iter(self.pieces.get, None), None):
+            self.reader.add(piece)
+        return self.reader.reply
+
     @property
-    def text(self) -> str:
-        """What has come and was not taken yet; the whole answer, once it has been generated."""
-        return "".join(iter(self.pieces.get, None))
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as OpenAI's API names it."""
+        calls = self.job.reason == "stop" and self.reader.reply.calls
+        return "tool_calls" if calls else self.job.reason
 
     @property
     def usage(self) -> dict[str, int]:
@@ -152,10 +98,10 @@ class Request:
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def check(self) -> None:
-        """Whether the answer came to its end.
+        """Raise the error that ended the answer early, if one did.
 
         Raises:
-            SteerError: the model's numbers broke down.
+            SteerError: the model's logits were not finite.
         """
         if self.job.error is not None:
             raise SteerError(str(self.job.error)) from self.job.error
@@ -184,10 +130,9 @@ class Answering:
                 "sf.from_pretrained('org/name') returns it beside the model."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.root: Any = unwrapped(model)
-        self.found = layout(self.root)
-        self.ends = frozenset(ends_of(model, tokenizer, {}))
-        self.stops = stop_strings_of(model)
+        self.root: Any = unwrap_model(model)
+        self.layout = layout(self.root)
+        self.decoding = decoding_of("steerfn", model, tokenizer, {})
         self.longest = getattr(self.root.config.get_text_config(), "max_position_embeddings", None)
         self.about = model_of(model)
         own = getattr(model, "generation_config", None)
@@ -198,7 +143,7 @@ class Answering:
             if (value := getattr(own, name, None)) is not None and value != getattr(usual, name, None)
         }
 
-    def operator(self, options: Options) -> Operator | None:
+    def operator(self, options: ChatOptions) -> Operator | None:
         """The steering of an answer, checked against the model.
 
         Raises:
@@ -209,10 +154,14 @@ class Answering:
                 raise DataError(f"alpha={options.alpha!r} is the strength of a vector; pass steering=vector with it.")
             return None
         op = as_steering(options.steering, options.alpha)
-        return prepared(op, self.root, self.found, strict=False)
+        return prepare_operator(op, self.root, self.layout)
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> list[int]:
         """The token ids of a conversation, through the tokenizer's chat template; an answer begun there is continued.
+
+        Args:
+            messages: the conversation.
+            options: the call's, whose tools the template writes.
 
         Raises:
             DataError: no messages, no template, or one that refuses them.
@@ -224,7 +173,42 @@ class Answering:
                 "This tokenizer has no chat template, so it cannot write messages as one text; set "
                 "tokenizer.chat_template, or use the tokenizer of an instruction-tuned model."
             )
-        return encode(self.tokenizer, [list(messages)], None)[0]
+        tools = self.tools(options)
+        return encode(self.tokenizer, [list(messages)], None if tools is None else {"tools": tools.tools})[0]
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the chat template tells the model of tools."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return bool(template) and "tools" in (variables_of(self.tokenizer, {"tools": []}) or ())
+
+    def tools(self, options: ChatOptions) -> ToolReader | None:
+        """The reader of a call's tools; None where it has none, or forbids them.
+
+        Raises:
+            DataError: a chat template that knows no tools.
+        """
+        if not options.tools or options.tool_choice == "none":
+            return None
+        return ToolReader(self.tokenizer, list(options.tools))
+
+    def structure(self, options: ChatOptions, tools: ToolReader | None) -> Structure | None:
+        """The structure that an answer must keep to, if any.
+
+        Raises:
+            SteerError: a structure that cannot be enforced, or two of them.
+        """
+        grammars = []
+        if tools is not None and options.tool_choice not in (None, "auto"):
+            only = None if options.tool_choice == "required" else options.tool_choice
+            grammars.append(tools.grammar(only, options.parallel_tool_calls is not False))
+        form = options.response_format or {}
+        if form.get("type") in ("json_object", "json_schema"):
+            schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else {"type": "object"}
+            grammars.append(json_schema_grammar(schema))
+            if tools is not None:
+                raise DataError("response_format and tools ask for different answers; pass one of them.")
+        return compile_structure(self.tokenizer, grammars[0], self.decoding.ends) if grammars else None
 
     def raw(self, text: str) -> list[int]:
         """The token ids of a text as it is, with one beginning-of-text token, whether or not the text has it written.
@@ -234,7 +218,7 @@ class Answering:
         """
         return encode(self.tokenizer, [text], False)[0]
 
-    def request(self, prompt: list[int], options: Options) -> Request:
+    def request(self, prompt: list[int], options: ChatOptions) -> Request:
         """A request.
 
         Raises:
@@ -247,18 +231,21 @@ class Answering:
                 f"than the {self.longest} that the model takes; shorten one of them."
             )
         settings = {**self.own, **(options.generation_kwargs or {})}
-        return Request(prompt, op, options, settings, self.stops)
+        decoding = dataclasses.replace(self.decoding, options={**settings, **self.decoding.options})
+        tools = self.tools(options)
+        structure = self.structure(options, tools)
+        return Request(prompt, op, options, decoding if settings else self.decoding, tools, structure)
 
     def run(self, requests: Sequence[Request]) -> None:
         """Generate answers as rows of batches; what has settings runs alone, since some of those read pads."""
         for request in requests:
-            if request.settings:
-                run_batch(self.model, self.tokenizer, [request.job], self.ends, request.settings)
-        for jobs in like_lengths([request.job for request in requests if not request.settings]):
-            run_batch(self.model, self.tokenizer, jobs, self.ends, {})
+            if request.decoding is not self.decoding:
+                run_batch(self.model, self.tokenizer, [request.job], request.decoding)
+        for jobs in like_lengths([request.job for request in requests if request.decoding is self.decoding]):
+            run_batch(self.model, self.tokenizer, jobs, self.decoding)
 
-    def pieces(self, request: Request) -> Iterator[str]:
-        """Generate one answer in a thread of its own, handing out the text as it comes; closing it ends the thread."""
+    def pieces(self, request: Request) -> Iterator[Reply]:
+        """Generate one answer in a thread of its own, handing out what comes; closing it ends the thread."""
         failed: list[BaseException] = []
 
         def run() -> None:
@@ -272,22 +259,26 @@ class Answering:
         thread = threading.Thread(target=context.run, args=(run,), name=STREAM, daemon=True)
         thread.start()
         try:
-            yield from iter(request.pieces.get, None)
+            for piece in iter(request.pieces.get, None):
+                if (new := request.reader.add(piece)) != NOTHING:
+                    yield new
             thread.join()
             if failed:
                 raise failed[0]
             request.check()
+            if (new := request.reader.add(None)) != NOTHING:
+                yield new
         finally:
             request.job.cancel()
             thread.join()
 
-    def identity(self, options: Options) -> dict[str, Any]:
-        """What determines an answer besides the prompt, as JSON values: for caches, traces and logs.
+    def identity(self, options: ChatOptions) -> dict[str, Any]:
+        """Everything that determines an answer besides the prompt, as JSON values: for caches, traces and logs.
 
         Contexts that are open around the call count: an answer that was steered by `with sf.steer(...)` is not the
         plain model's.
         """
-        around = [entry.operator for entry in _forward.entries_of(substitutions_of(self.root, self.found).host)]
+        around = [entry.operator for entry in entries_of(substitutions_of(self.root, self.layout).host)]
         template = str(getattr(self.tokenizer, "chat_template", None))
         return {
             "model": self.about,
@@ -296,5 +287,7 @@ class Answering:
             "contexts": [steering_identity(op) for op in around],
             "generation": {**self.own, **(options.generation_kwargs or {})},
             "stop": list(options.stops),
+            "tools": [dict(tool) for tool in options.tools or ()],
+            **{name: getattr(options, name) for name in OF_CALLS[1:]},
             **{name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
         }

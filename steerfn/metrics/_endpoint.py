@@ -4,7 +4,6 @@ import dataclasses
 import http.client
 import io
 import json
-import math
 import re
 import time
 import urllib.error
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
-from steerfn._errors import DataError, SteerError
+from steerfn.values import DataError, SteerError, finite_number, integer, positive_int, public
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
@@ -25,7 +24,7 @@ PATH = "/chat/completions"
 
 
 class _Timed(io.RawIOBase):
-    """What a server sends, until a moment: a timeout alone begins again with every byte."""
+    """Read a response until a deadline: a socket timeout alone restarts with every byte."""
 
     def __init__(self, sock: Any, raw: Any) -> None:
         self._sock, self._raw, self._timeout = sock, raw, sock.gettimeout()
@@ -123,7 +122,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self.api_key}"
         # Half of a pair of surrogates, which a cut text may end with, has no UTF-8; JSON writes it as an escape.
         request = urllib.request.Request(self.address, json.dumps(body).encode(), headers)
-        told = ""
+        why = ""
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt
             try:
@@ -132,20 +131,20 @@ class Endpoint:
                     return self._content(self._body(response))
             except urllib.error.HTTPError as error:
                 with error:
-                    told = f"{error.code} {error.reason}: {self._shown(_read(error))}"
-                    wait = _asked_wait(error.headers.get("Retry-After")) or wait
+                    why = f"{error.code} {error.reason}: {self._quote(_read(error))}"
+                    wait = _retry_after(error.headers.get("Retry-After")) or wait
                 if error.code != 429 and error.code < 500:
                     raise SteerError(
-                        f"The endpoint {self.address} refused ({told}); check the address, the model's name "
+                        f"The endpoint {self.address} refused ({why}); check the address, the model's name "
                         f"{self.model!r}, the key and the options."
                     ) from None
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                told = self._shown(str(getattr(error, "reason", "") or error) or type(error).__name__)
+                why = self._quote(str(getattr(error, "reason", "") or error) or type(error).__name__)
             if attempt < self.retries:
                 time.sleep(min(wait, LONGEST_WAIT))
         attempts = f"{self.retries + 1} attempts" if self.retries else "1 attempt"
         raise SteerError(
-            f"The endpoint {self.address} gave no answer in {attempts} ({told}); check that it runs, or raise retries, "
+            f"The endpoint {self.address} did not answer in {attempts} ({why}); check that it runs, or raise retries, "
             "backoff or timeout."
         )
 
@@ -172,12 +171,12 @@ class Endpoint:
         if not isinstance(content, str):
             raise SteerError(
                 f"The endpoint {self.address} did not answer as OpenAI's chat completions do, but with "
-                f"{self._shown(raw[:4096].decode(errors='replace'))!r}; check the address."
+                f"{self._quote(raw[:4096].decode(errors='replace'))!r}; check the address."
             )
         return content
 
-    def _shown(self, text: str) -> str:
-        """What a server said, short, and without the key that it may quote."""
+    def _quote(self, text: str) -> str:
+        """A server's message, shortened, and without the API key that it may quote."""
         text = " ".join(text.split())
         return (text.replace(self.api_key, "[key]") if self.api_key else text)[:200]
 
@@ -189,11 +188,12 @@ def _read(error: urllib.error.HTTPError) -> str:
         return ""
 
 
-def _asked_wait(header: str | None) -> float | None:
+def _retry_after(header: str | None) -> float | None:
     """The seconds that a server asks to wait; dates are not read."""
     return float(header) if header and re.fullmatch(r"\d+(\.\d+)?", header.strip()) else None
 
 
+@public
 def endpoint(
     url: str,
     model: str,
@@ -241,19 +241,16 @@ def endpoint(
         >>> ask("Say yes.")  # doctest: +SKIP
     """
     if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+\S*", url):
-        raise DataError(f"url is an address that begins with http:// or https://, not {url!r:.80}.")
+        raise DataError(f"url must be an address that begins with http:// or https://, not {url!r:.80}.")
     if not isinstance(model, str) or not model:
-        raise DataError(f"model is the name of a model, not {model!r:.80}.")
+        raise DataError(f"model must be the name of a model, not {model!r:.80}.")
     if api_key is not None and not (isinstance(api_key, str) and re.fullmatch(r"[!-~]+", api_key)):
-        raise DataError("api_key is a text without blanks, line breaks and accents; strip what surrounds it.")
-    for name, value in (("timeout", timeout), ("backoff", backoff)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise DataError(f"{name} is a number of seconds above 0, not {value!r}.")
-    for name, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise DataError(f"{name} is a number from {least}, not {value!r}.")
+        raise DataError("api_key must be a text without blanks, line breaks or accents; strip surrounding characters.")
+    timeout = finite_number("timeout", timeout, above=0, hint="it is in seconds")
+    backoff = finite_number("backoff", backoff, above=0, hint="it is in seconds")
+    retries, concurrency = integer("retries", retries, 0), positive_int("concurrency", concurrency)
     place = url.rstrip("/")
     address = place if place.endswith(PATH) else place + PATH
     more = {"temperature": temperature, "max_tokens": max_tokens}
-    given = {name: value for name, value in more.items() if value is not None} | body
-    return Endpoint(address, model, api_key, given, timeout, retries, backoff, concurrency)
+    payload = {name: value for name, value in more.items() if value is not None} | body
+    return Endpoint(address, model, api_key, payload, timeout, retries, backoff, concurrency)

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from steerfn._errors import DataError
-from steerfn._text import Text, is_token_ids
-from steerfn.metrics._metric import metric
-from steerfn.metrics._paired import check_paired
-from steerfn.metrics._scorer import probabilities
+from steerfn.metrics._classifier import probabilities
+from steerfn.metrics._metric import check_paired, metric
+from steerfn.run import Text, is_token_ids
+from steerfn.values import DataError
 
 
 @metric(
@@ -47,16 +44,14 @@ def helpfulness(texts: Sequence[str], *, prompts: Sequence[Text]) -> list[float]
         True
     """
     check_paired(texts, prompts=prompts)
-    blank = np.array([not text.strip() for text in texts], dtype=bool)
-    found = probabilities("helpfulness", texts, [asked(prompt) for prompt in prompts])
-    return np.where(blank, 0.0, found).tolist()
+    return probabilities("helpfulness", texts, [instruction_of(prompt) for prompt in prompts], blank=0.0)
 
 
-def asked(prompt: Text) -> str:
+def instruction_of(prompt: Text) -> str:
     """A prompt in words: a text itself, of a conversation the last message of the user."""
     if isinstance(prompt, str):
         return prompt
     if is_token_ids(prompt):
-        raise DataError("This metric reads the words of prompts, and they are token ids; pass them as texts.")
+        raise DataError("This metric reads prompts as text, but they are token ids; pass them as texts.")
     users = [message["content"] for message in prompt if message["role"] == "user"]
     return users[-1] if users else prompt[-1]["content"]

@@ -7,8 +7,7 @@ import numpy as np
 
 from steerfn.metrics._encoder import MINILM
 from steerfn.metrics._encoder import encoder as encoder_of
-from steerfn.metrics._metric import metric
-from steerfn.metrics._paired import check_paired
+from steerfn.metrics._metric import check_paired, metric
 
 
 @metric(

@@ -4,11 +4,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from steerfn._extra import import_extra
+from steerfn.metrics._classifier import probabilities
 from steerfn.metrics._metric import metric
-from steerfn.metrics._scorer import probabilities
+from steerfn.values import import_extra
 
 
 @metric(
@@ -76,5 +74,4 @@ def sentiment_minilm(texts: Sequence[str]) -> list[float]:
         >>> good > 0.5 > bad
         True
     """
-    blank = np.array([not text.strip() for text in texts], dtype=bool)
-    return np.where(blank, 0.5, probabilities("sentiment_minilm", texts)).tolist()
+    return probabilities("sentiment_minilm", texts)

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from steerfn.metrics._classifier import probabilities
 from steerfn.metrics._metric import metric
-from steerfn.metrics._scorer import probabilities
 
 
 @metric(
@@ -38,5 +36,4 @@ def toxicity(texts: Sequence[str]) -> list[float]:
         >>> insult > 0.5 > thanks
         True
     """
-    blank = np.array([not text.strip() for text in texts], dtype=bool)
-    return np.where(blank, 0.0, probabilities("toxicity", texts)).tolist()
+    return probabilities("toxicity", texts, blank=0.0)

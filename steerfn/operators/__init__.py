@@ -1,22 +1,24 @@
 """Operators: pure, immutable functions on hidden states. They know no model."""
 
-from steerfn.operators._base import Operator as Operator
-from steerfn.operators._combine import chain as chain
-from steerfn.operators._combine import identity as identity
-from steerfn.operators._combine import renorm as renorm
+from steerfn._lazy import contents as _contents
+from steerfn.operators._ablate import ablate as ablate
+from steerfn.operators._ablate import project as project
+from steerfn.operators._add import add as add
+from steerfn.operators._chain import chain as chain
+from steerfn.operators._chain import identity as identity
+from steerfn.operators._chain import renorm as renorm
+from steerfn.operators._clamp import clamp as clamp
 from steerfn.operators._condition import Condition as Condition
 from steerfn.operators._condition import cosine_above as cosine_above
 from steerfn.operators._condition import probe as probe
 from steerfn.operators._condition import projection_above as projection_above
 from steerfn.operators._condition import when as when
-from steerfn.operators._info import Info as Info
-from steerfn.operators._info import Tokens as Tokens
-from steerfn.operators._linear import ablate as ablate
-from steerfn.operators._linear import add as add
-from steerfn.operators._linear import clamp as clamp
-from steerfn.operators._linear import project as project
-from steerfn.operators._linear import rotate as rotate
-from steerfn.operators._prompt_condition import on_prompt as on_prompt
+from steerfn.operators._on_prompt import on_prompt as on_prompt
+from steerfn.operators._operator import Info as Info
+from steerfn.operators._operator import Operator as Operator
+from steerfn.operators._operator import Tokens as Tokens
+from steerfn.operators._outside_tool_calls import outside_tool_calls as outside_tool_calls
+from steerfn.operators._rotate import rotate as rotate
 from steerfn.operators._rows import rows as rows
 from steerfn.operators._schedule import constant as constant
 from steerfn.operators._schedule import first_tokens as first_tokens
@@ -30,3 +32,34 @@ from steerfn.operators._scope import generated as generated
 from steerfn.operators._scope import last_prompt_token as last_prompt_token
 from steerfn.operators._scope import positions as positions
 from steerfn.operators._scope import prompt as prompt
+
+__dir__ = _contents(globals())
+
+# What other folders use besides.
+from steerfn.operators._ablate import Ablate as Ablate
+from steerfn.operators._add import Add as Add
+from steerfn.operators._chain import Chain as Chain
+from steerfn.operators._on_direction import Number as Number
+from steerfn.operators._on_direction import check_width as check_width
+from steerfn.operators._on_direction import shift as shift
+from steerfn.operators._on_prompt import Asking as Asking
+from steerfn.operators._on_prompt import Memory as Memory
+from steerfn.operators._on_prompt import asks_prompts as asks_prompts
+from steerfn.operators._operator import Make as Make
+from steerfn.operators._operator import apply_step as apply_step
+from steerfn.operators._operator import as_operator as as_operator
+from steerfn.operators._operator import as_prompt_length as as_prompt_length
+from steerfn.operators._operator import as_vector as as_vector
+from steerfn.operators._overflow import Overflow as Overflow
+from steerfn.operators._row_ids import RowIds as RowIds
+from steerfn.operators._row_ids import without_padding as without_padding
+from steerfn.operators._rows import of_row as of_row
+from steerfn.operators._rows import refuse_rows as refuse_rows
+from steerfn.operators._rows import row_count as row_count
+from steerfn.operators._scope import At as At
+from steerfn.operators._scope import as_scope as as_scope
+from steerfn.operators._sink_tokens import SinkTokens as SinkTokens
+from steerfn.operators._token_scope import token_scopes as token_scopes
+from steerfn.operators._tool_marks import ToolMarks as ToolMarks
+from steerfn.operators._tool_marks import token_id as token_id
+from steerfn.operators._tool_marks import tool_marks as tool_marks

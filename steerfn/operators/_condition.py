@@ -1,28 +1,29 @@
 """Conditions: operators that act only where the hidden state says so."""
 
 import abc
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steerfn._errors import ShapeError, SteerError
-from steerfn._site import Site
-from steerfn._struct import struct
-from steerfn._types import Hidden, TokenMask
-from steerfn._vector import SteeringVector, unit
-from steerfn.operators._base import (
-    Bound,
-    Operator,
-    Steerable,
-    as_number,
-    as_operator,
-    as_vector,
-    check_width,
-    direction_at,
+from steerfn.operators._on_direction import Number, as_number, check_width, direction_at
+from steerfn.operators._operator import Bound, Info, Operator, Steerable, as_operator, as_vector
+from steerfn.values import (
+    Hidden,
+    ShapeError,
+    Site,
+    SteerError,
+    SteeringVector,
+    TokenMask,
+    public,
+    replace,
+    static,
+    struct,
+    unit,
 )
-from steerfn.operators._info import Info
 
 
 class Condition(Steerable, abc.ABC):
@@ -37,13 +38,13 @@ class Condition(Steerable, abc.ABC):
         """The condition bound to the operator's site: a callable `(hidden, info) -> [batch, seq]` booleans."""
 
     def __or__(self, other: "Condition") -> "Condition":
-        return _Any(self, as_condition(other))
+        return _Joined("|", (self, as_condition(other)))
 
     def __and__(self, other: "Condition") -> "Condition":
-        return _All(self, as_condition(other))
+        return _Joined("&", (self, as_condition(other)))
 
     def __invert__(self) -> "Condition":
-        return _Negated(self)
+        return _Joined("~", (self,))
 
 
 def as_condition(value: Any) -> Condition:
@@ -51,7 +52,7 @@ def as_condition(value: Any) -> Condition:
     if isinstance(value, Condition):
         return value
     if isinstance(value, (bool, np.bool_)):
-        return Always() if value else _Negated(Always())
+        return Always() if value else ~Always()
     raise SteerError(
         f"A condition is needed, not {value!r} of type {type(value).__name__}; use sf.cosine_above(v, 0.3), "
         "sf.projection_above(v, 4.0) or sf.probe(v, bias), combined with | & ~."
@@ -72,12 +73,12 @@ class _Test:
         state = hidden if self.here else _state_at(self.read, info)
         check_width(self.direction, state, self.read)
         h = state.to(torch.promote_types(state.dtype, self.direction.dtype))
-        score = h @ self.direction.to(device=h.device, dtype=h.dtype)
+        score, threshold = h @ self.direction.to(device=h.device, dtype=h.dtype), self.threshold.to(h.device, h.dtype)
         if self.scale:
             # Multiplied out rather than divided: no NaN. The cosine of a zero state is 0, its score over 1.
             norm = torch.linalg.vector_norm(h, dim=-1)
-            return score > self.threshold.to(h.device, h.dtype) * torch.where(norm == 0, torch.ones_like(norm), norm)
-        return score > self.threshold.to(h.device, h.dtype)
+            threshold = threshold * torch.where(norm == 0, torch.ones_like(norm), norm)
+        return score > threshold
 
 
 def _state_at(site: Site, info: Info) -> Hidden:
@@ -93,6 +94,10 @@ def _state_at(site: Site, info: Info) -> Hidden:
 
 @struct
 class _OnVector(Condition):
+    """`<h, w> > threshold`, with `w` the vector's direction or its unit; `by_norm`, `<h, w> > threshold * |h|`."""
+
+    of_unit: ClassVar[bool] = True
+    by_norm: ClassVar[bool] = False
     vector: SteeringVector
     threshold: Tensor
 
@@ -115,7 +120,7 @@ class _OnVector(Condition):
     def sites(self) -> tuple[Site, ...]:
         return ()
 
-    def _test(self, site: Site, device: Any, direction_of: Any, scale: bool) -> _Test:
+    def prepare(self, site: Site, device: Any) -> Any:
         read = self._site(site)
         if read.order > site.order:
             raise SteerError(
@@ -124,100 +129,62 @@ class _OnVector(Condition):
             )
         direction = direction_at(self.vector, read, device)
         assert direction is not None
-        threshold = self.threshold.to(direction.dtype)
-        return _Test(direction=direction_of(direction), threshold=threshold, read=read, here=read == site, scale=scale)
+        return _Test(
+            direction=unit(direction) if self.of_unit else direction,
+            threshold=self.threshold.to(direction.dtype),
+            read=read,
+            here=read == site,
+            scale=self.by_norm,
+        )
 
 
 @struct
 class CosineAbove(_OnVector):
     """See `cosine_above`."""
 
-    def prepare(self, site: Site, device: Any) -> Any:
-        return self._test(site, device, unit, scale=True)
+    by_norm = True
 
 
 @struct
 class ProjectionAbove(_OnVector):
     """See `projection_above`."""
 
-    def prepare(self, site: Site, device: Any) -> Any:
-        return self._test(site, device, unit, scale=False)
-
 
 @struct
 class Probe(_OnVector):
     """See `probe`."""
 
-    def prepare(self, site: Site, device: Any) -> Any:
-        return self._test(site, device, lambda d: d, scale=False)
+    of_unit = False
 
 
 @struct
 class Always(Condition):
-    """True for every token."""
+    """True for every token; its own bound form."""
 
     def prepare(self, site: Site, device: Any) -> Any:
         del site, device
-        return _Everywhere()
+        return self
 
-
-@struct
-class _Everywhere:
     def __call__(self, hidden: Hidden, info: Info) -> TokenMask:
         del info
         return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
 
+_JOIN: dict[str, Callable[..., Any]] = {"|": operator.or_, "&": operator.and_, "~": operator.invert}
+
+
 @struct
-class _Any(Condition):
-    first: Condition
-    second: Condition
+class _Joined(Condition):
+    """Conditions whose answers `|`, `&` or `~` joins; its bound form is the same of bound conditions."""
+
+    join: str = static()
+    parts: tuple[Any, ...]
 
     def prepare(self, site: Site, device: Any) -> Any:
-        return _AnyOf(first=self.first.prepare(site, device), second=self.second.prepare(site, device))
-
-
-@struct
-class _AnyOf:
-    first: Any
-    second: Any
+        return replace(self, parts=tuple(part.prepare(site, device) for part in self.parts))
 
     def __call__(self, hidden: Hidden, info: Info) -> TokenMask:
-        return self.first(hidden, info) | self.second(hidden, info)
-
-
-@struct
-class _All(Condition):
-    first: Condition
-    second: Condition
-
-    def prepare(self, site: Site, device: Any) -> Any:
-        return _AllOf(first=self.first.prepare(site, device), second=self.second.prepare(site, device))
-
-
-@struct
-class _AllOf:
-    first: Any
-    second: Any
-
-    def __call__(self, hidden: Hidden, info: Info) -> TokenMask:
-        return self.first(hidden, info) & self.second(hidden, info)
-
-
-@struct
-class _Negated(Condition):
-    inner: Condition
-
-    def prepare(self, site: Site, device: Any) -> Any:
-        return _NotOf(inner=self.inner.prepare(site, device))
-
-
-@struct
-class _NotOf:
-    inner: Any
-
-    def __call__(self, hidden: Hidden, info: Info) -> TokenMask:
-        return ~self.inner(hidden, info)
+        return _JOIN[self.join](*[part(hidden, info) for part in self.parts])
 
 
 @struct
@@ -254,38 +221,44 @@ def _threshold(value: Any, what: str) -> Tensor:
     return threshold
 
 
-def cosine_above(v: SteeringVector, threshold: Any) -> Condition:
-    """True for the tokens whose state has a cosine with `v` above `threshold`: `<h, v> > t |h| |v|`.
+@public
+def cosine_above(vector: SteeringVector, threshold: Number) -> Condition:
+    """True for the tokens whose state has a cosine with `vector` above `threshold`: `<h, v> > t |h| |v|`.
 
-    A zero state or a zero `v` has cosine 0.
+    A zero state or a zero `vector` has cosine 0.
 
     Raises:
-        SteerError: `v` is not a vector or `threshold` no number.
+        SteerError: `vector` is not a vector or `threshold` no number.
 
     Source: Lee et al. 2024, "Programming Refusal with Conditional Activation Steering" (CAST).
     """
-    return CosineAbove(as_vector(v, "cosine_above"), _threshold(threshold, "The threshold of cosine_above"))
+    return CosineAbove(as_vector(vector, "cosine_above"), _threshold(threshold, "The threshold of cosine_above"))
 
 
-def projection_above(v: SteeringVector, threshold: Any) -> Condition:
-    """True for the tokens whose projection on `v` is above `threshold`: `<h, u> > t`, with `u = v / |v|`.
+@public
+def projection_above(vector: SteeringVector, threshold: Number) -> Condition:
+    """True for the tokens whose projection on `vector` is above `threshold`: `<h, u> > t`, with `u = v / |v|`.
 
     Raises:
-        SteerError: `v` is not a vector or `threshold` no number.
+        SteerError: `vector` is not a vector or `threshold` no number.
     """
-    return ProjectionAbove(as_vector(v, "projection_above"), _threshold(threshold, "The threshold of projection_above"))
+    return ProjectionAbove(
+        as_vector(vector, "projection_above"), _threshold(threshold, "The threshold of projection_above")
+    )
 
 
-def probe(v: SteeringVector, bias: Any = 0.0) -> Condition:
+@public
+def probe(vector: SteeringVector, bias: Number = 0.0) -> Condition:
     """True for the tokens that a linear probe calls positive: `<h, v> + bias > 0` (logistic score above 1/2).
 
     Raises:
-        SteerError: `v` is not a vector or `bias` no number.
+        SteerError: `vector` is not a vector or `bias` no number.
     """
-    return Probe(as_vector(v, "probe"), -_threshold(bias, "The bias of probe"))
+    return Probe(as_vector(vector, "probe"), -_threshold(bias, "The bias of probe"))
 
 
-def when(condition: Any, op: Operator) -> Operator:
+@public
+def when(condition: Condition | bool, op: Operator) -> Operator:
     """Apply `op` to the tokens where `condition` holds: `h' = op(h)` there, `h' = h` (bit for bit) elsewhere.
 
     Args:
@@ -294,7 +267,7 @@ def when(condition: Any, op: Operator) -> Operator:
         op: any operator.
 
     Raises:
-        SteerError: `condition` is no condition or `op` no operator; at use, a condition that is read
+        SteerError: `condition` is not a condition, or `op` not an operator; at use, a condition that is read
             after the site it gates.
 
     Example:

@@ -1,16 +1,13 @@
 """Watches for steering that turns a hidden state infinite, as a half-precision stream easily does."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from steerfn._errors import SteerWarning
-from steerfn._finite import has_values
+from steerfn.values import has_values, warn
 
 
 class Overflow:
-    """What one steering has made infinite, or not a number, that was finite before; warns once.
+    """Watches for finite states that one steering makes infinite or NaN; warns once.
 
     On the CPU every state is looked at and the warning comes at once. On an accelerator only float16 is, the one
     dtype that finite strengths overflow, and without waiting for it: the warning comes when the steering closes.
@@ -33,19 +30,17 @@ class Overflow:
 
     def close(self) -> None:
         """Warn of what an accelerator has reported by now."""
-        found = next((name for name, lost in self._pending.items() if bool(lost)), None)
-        if found is not None and not self._warned:
-            self._warn(found, torch.float16)
+        first_lost = next((name for name, lost in self._pending.items() if bool(lost)), None)
+        if first_lost is not None and not self._warned:
+            self._warn(first_lost, torch.float16)
         self._pending = {}
 
     def _warn(self, name: str, dtype: torch.dtype) -> None:
         self._warned = True
-        warnings.warn(
-            f"Steering made the hidden state at {name} infinite or not a number, and what the model computes from it "
-            f"is worthless: {dtype} holds numbers up to {torch.finfo(dtype).max:.5g}. Use a smaller strength, or load "
-            "the model in bfloat16 or float32.",
-            SteerWarning,
-            stacklevel=2,
+        warn(
+            f"Steering made the hidden state at {name} infinite or not a number, so the model's output is "
+            f"meaningless: {dtype} holds numbers up to {torch.finfo(dtype).max:.5g}. Use a smaller strength, or load "
+            "the model in bfloat16 or float32."
         )
 
 

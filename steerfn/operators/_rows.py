@@ -12,26 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn._errors import DataError, ShapeError, SteerError
-from steerfn._site import Site
-from steerfn._struct import map_children, replace, static, struct
-from steerfn._types import Hidden
-from steerfn.operators import _combine, _linear, _schedule, _scope
-from steerfn.operators._base import Bound, Operator, Steerable, as_operator, negative_zero, sites_of
-from steerfn.operators._info import Info, Tokens
-from steerfn.operators._linear import Shift
+from steerfn.operators import _chain, _schedule, _scope
+from steerfn.operators._add import Shift
+from steerfn.operators._on_direction import BoundLaw, negative_zero
+from steerfn.operators._operator import Bound, Info, Operator, Steerable, Tokens, as_operator
+from steerfn.operators._row_ids import SomeRows
+from steerfn.values import (
+    DataError,
+    Hidden,
+    ShapeError,
+    Site,
+    SteerError,
+    map_children,
+    public,
+    replace,
+    static,
+    struct,
+)
 
 STACKABLE: dict[type, dict[str, int]] = {
     Shift: {"delta": 1},
-    _linear._Ablated: {"unit": 1},
-    _linear._Projected: {"unit": 1},
-    _linear._Clamped: {"unit": 1, "low": 0, "high": 0},
-    _linear._Turned: {"unit": 1, "angle": 0},
-    _linear._TurnedInPlane: {"unit": 1, "angle": 0, "second": 1},
+    BoundLaw: {"axes": 1, "numbers": 0},
     _schedule._Scheduled: {"strengths": 1},
     _scope._Scoped: {},
-    _combine._Renormed: {},
-    _combine._Sequence: {},
+    _chain._Renormed: {},
+    _chain._Sequence: {},
 }
 """The bound operators whose tensors may have an axis of rows in front, and how many axes each has without it."""
 
@@ -50,16 +55,16 @@ def _alike(a: Any, b: Any, axes: int = 0) -> bool:
     return a is b or (isinstance(a, (Site, _scope.Scope)) and a == b)
 
 
-def _stacked(parts: Sequence[Any]) -> Any:
+def _stack(parts: Sequence[Any]) -> Any:
     """Bound operators that are alike as one, whose tensors hold one entry for each row."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.stack(list(parts))
     if isinstance(first, tuple):
-        return tuple(_stacked(each) for each in zip(*parts, strict=True))
+        return tuple(_stack(each) for each in zip(*parts, strict=True))
     if type(first) in STACKABLE:
         names = [field.name for field in dataclasses.fields(first)]
-        return replace(first, **{n: _stacked([getattr(part, n) for part in parts]) for n in names})
+        return replace(first, **{n: _stack([getattr(part, n) for part in parts]) for n in names})
     return first
 
 
@@ -74,16 +79,17 @@ class _Group:
         """Its rows, steered, in their order. `batch` counts the rows before they were copied for beams."""
         if self.rows.shape[0] == batch:
             return self.bound(hidden, info)
-        return self.bound(self._of(hidden, batch), self._narrowed(info, batch))
+        return self.bound(self._of(hidden, batch), self._info_of_rows(info, batch))
 
     def _of(self, values: Tensor, batch: int) -> Tensor:
         """The entries for its rows of a tensor with one for each row of the batch."""
         return values.unflatten(0, (batch, -1)).index_select(0, self.rows.to(values.device)).flatten(0, 1)
 
-    def _narrowed(self, info: Info, batch: int) -> Info:
-        index, length, real = info.tokens.index, info.tokens.prompt_length, info.tokens.real
-        real = None if real is None else self._of(real, batch)
-        tokens = Tokens(self._of(index, batch), self._of(length, batch), real, copies=info.tokens.copies)
+    def _info_of_rows(self, info: Info, batch: int) -> Info:
+        at = info.tokens
+        real, ids = (None if each is None else self._of(each, batch) for each in (at.real, at.ids))
+        row = None if at.row is None else SomeRows(at.row, lambda values: self._of(values, batch))
+        tokens = Tokens(self._of(at.index, batch), self._of(at.prompt_length, batch), real, at.copies, ids, row)
         reads = None if info.reads is None else {site: self._of(h, batch) for site, h in info.reads.items()}
         return replace(info, tokens=tokens, reads=reads)
 
@@ -103,10 +109,10 @@ class _Grouped:
                 f"sf.rows has {rows} operators, but the batch has {hidden.shape[0]} rows{copied}; pass one for each "
                 f"{'prompt' if copies > 1 else 'row'} (None leaves it unsteered)."
             )
-        found = [group(hidden, info, rows) for group in self.groups]
-        if len(found) == 1 and found[0].shape[0] == hidden.shape[0]:
-            return found[0]
-        whole = torch.cat([hidden, *found]).unflatten(0, (-1, copies))
+        outputs = [group(hidden, info, rows) for group in self.groups]
+        if len(outputs) == 1 and outputs[0].shape[0] == hidden.shape[0]:
+            return outputs[0]
+        whole = torch.cat([hidden, *outputs]).unflatten(0, (-1, copies))
         return whole.index_select(0, self.source.to(hidden.device)).flatten(0, 1)
 
 
@@ -117,11 +123,8 @@ class Rows(Operator):
     operators: tuple[Operator, ...]  # each once, however many rows it steers
     which: tuple[int, ...] = static()  # the operator of each row, -1 for none
 
+    sites = Steerable.sites  # pyright: ignore[reportIncompatibleMethodOverride]  # none at all are fine here
     touched = Operator.touched_by_parts
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return sites_of(self.operators)
 
     def bind(self, site: Site, device: Any = None) -> Bound | None:
         bound = [op.bind_at(site, device) for op in self.operators]
@@ -141,18 +144,19 @@ class Rows(Operator):
         if len(kinds) == 1 and isinstance(first, Shift) and first.delta.ndim == 1:
             # Plain additions, the common case, become one; adding -0.0 leaves a row as it is, bit for bit.
             nothing = replace(first, delta=negative_zero(torch.zeros_like(first.delta)))
-            return _stacked([nothing if i < 0 or bound[i] is None else bound[i] for i in self.which])
+            return _stack([nothing if i < 0 or bound[i] is None else bound[i] for i in self.which])
         groups, source = [], list(range(len(self.which)))
         end = len(source)
         for kind in kinds:
             members = [row for row, i in enumerate(self.which) if i in kind]
-            acting = bound[kind[0]] if len(kind) == 1 else _stacked([bound[self.which[row]] for row in members])
+            acting = bound[kind[0]] if len(kind) == 1 else _stack([bound[self.which[row]] for row in members])
             groups.append(_Group(bound=acting, rows=torch.tensor(members, device=device)))
             for row in members:
                 source[row], end = end, end + 1
         return _Grouped(groups=tuple(groups), source=torch.tensor(source, device=device))
 
 
+@public
 def rows(operators: Sequence[Operator | None]) -> Operator:
     """Row `i` of the batch gets operator `i`; None leaves a row as it is, bit for bit.
 
@@ -193,13 +197,13 @@ def row_count(part: Steerable) -> int | None:
     """
     if isinstance(part, Rows):
         return len(part.which)
-    found = {len(value) for name in part.by_row if (value := getattr(part, name)).ndim}
-    found |= {n for inner in part._parts() if isinstance(inner, Steerable) and (n := row_count(inner)) is not None}
-    if len(found) > 1:
+    counts = {len(value) for name in part.by_row if (value := getattr(part, name)).ndim}
+    counts |= {n for inner in part._parts if isinstance(inner, Steerable) and (n := row_count(inner)) is not None}
+    if len(counts) > 1:
         raise ShapeError(
-            f"This operator holds strengths or operators for {sorted(found)} rows; make all of them for one batch."
+            f"This operator holds strengths or operators for {sorted(counts)} rows; make all of them for one batch."
         )
-    return next(iter(found), None)
+    return next(iter(counts), None)
 
 
 def refuse_rows(operators: Iterable[Steerable | None], verb: str) -> None:
@@ -217,12 +221,12 @@ def refuse_rows(operators: Iterable[Steerable | None], verb: str) -> None:
 
 
 def of_row(part: Any, row: int) -> Any:
-    """What an operator does to one row of its batch, as an operator for any row; itself where rows are alike."""
+    """The operator of one row of a batch, as an operator for any row; the operator itself where rows are alike."""
     if not isinstance(part, Steerable) or row_count(part) is None:
         return part
     if isinstance(part, Rows):
         which = part.which[row]
-        return _combine.identity if which < 0 else of_row(part.operators[which], 0)
+        return _chain.identity if which < 0 else of_row(part.operators[which], 0)
     values = {name: getattr(part, name) for name in part.by_row}
     return replace(
         map_children(lambda child: of_row(child, row), part),

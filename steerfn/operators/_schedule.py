@@ -1,21 +1,26 @@
 """Schedules: a strength that depends on which generated token a position predicts."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._errors import ShapeError, SteerError
-from steerfn._finite import is_finite
-from steerfn._numbers import plain_number
-from steerfn._site import Site
-from steerfn._struct import static, struct
-from steerfn._types import Hidden, TokenMask
-from steerfn.operators._base import MOST, Bound, Operator, as_operator, shifted
-from steerfn.operators._info import Info, Tokens
-from steerfn.operators._linear import per_row_direction
+from steerfn.operators._on_direction import MOST, per_row_direction, shift
+from steerfn.operators._operator import Bound, Info, Operator, Tokens, as_operator
+from steerfn.values import (
+    Hidden,
+    ShapeError,
+    Site,
+    SteerError,
+    TokenMask,
+    finite_number,
+    is_finite,
+    positive_int,
+    public,
+    static,
+    struct,
+)
 
 
 @struct
@@ -47,7 +52,7 @@ class _Scheduled:
         change = out.to(work) - hidden.to(work)
         # One formula from either end, so that strengths of 0 and 1 are h and op(h) bit for bit and the gradient
         # with respect to the strength is right at both.
-        scaled = torch.where(strength < 0.5, shifted(hidden, strength * change), shifted(out, (strength - 1) * change))
+        scaled = torch.where(strength < 0.5, shift(hidden, strength * change), shift(out, (strength - 1) * change))
         return torch.where((index >= 0).unsqueeze(-1), scaled, hidden)
 
 
@@ -67,6 +72,7 @@ class Scheduled(Operator):
         return (tokens.generated_index >= 0) & self.operator.touched(tokens)
 
 
+@public
 def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tensor], Tensor]) -> Operator:
     """Strength as a function of the generated-token index: `h' = h + s(t) (op(h) - h)`.
 
@@ -80,7 +86,7 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
             strengths of the same shape.
 
     Raises:
-        SteerError: `op` is no operator, or the schedule is empty, not finite, or neither of the two.
+        SteerError: `op` is not an operator, or the schedule is empty, not finite, or neither of the two.
 
     Example:
         >>> import torch, steerfn as sf
@@ -103,20 +109,22 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
     return Scheduled(op, (strengths.clone(),), None)  # what happens to the caller's tensor later does not reach it
 
 
+@public
 def constant(strength: float = 1.0) -> list[float]:
     """The schedule `s(t) = strength` for every generated token.
 
     Raises:
-        SteerError: a strength that is no finite number.
+        SteerError: a strength that is not a finite number.
 
     Example:
         >>> import steerfn as sf
-        >>> sf.constant(0.5)
+        >>> sf.schedules.constant(0.5)
         [0.5]
     """
     return [_strength("strength", strength)]
 
 
+@public
 def linear_decay(tokens: int, start: float = 1.0, end: float = 0.0) -> list[float]:
     """The schedule that goes in a straight line: `s(t) = start + (end - start) min(t / tokens, 1)`.
 
@@ -126,18 +134,19 @@ def linear_decay(tokens: int, start: float = 1.0, end: float = 0.0) -> list[floa
         end: strength from `tokens` on.
 
     Raises:
-        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+        DataError: `tokens` is not a positive integer, or a strength not a finite number.
 
     Example:
         >>> import steerfn as sf
-        >>> sf.linear_decay(4)
+        >>> sf.schedules.linear_decay(4)
         [1.0, 0.75, 0.5, 0.25, 0.0]
-        >>> op = sf.scheduled(sf.add(v, 4.0), sf.linear_decay(20))  # doctest: +SKIP
+        >>> op = sf.scheduled(sf.add(v, 4.0), sf.schedules.linear_decay(20))  # doctest: +SKIP
     """
-    first, last, n = _strength("start", start), _strength("end", end), _tokens(tokens)
+    first, last, n = _strength("start", start), _strength("end", end), positive_int("tokens", tokens)
     return [first + (last - first) * (t / n) for t in range(n)] + [last]
 
 
+@public
 def first_tokens(tokens: int, strength: float = 1.0) -> list[float]:
     """The schedule that holds for the first tokens only: `s(t) = strength` where `t < tokens`, and 0 from there on.
 
@@ -146,16 +155,17 @@ def first_tokens(tokens: int, strength: float = 1.0) -> list[float]:
         strength: theirs.
 
     Raises:
-        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+        DataError: `tokens` is not a positive integer, or a strength not a finite number.
 
     Example:
         >>> import steerfn as sf
-        >>> sf.first_tokens(3)
+        >>> sf.schedules.first_tokens(3)
         [1.0, 1.0, 1.0, 0.0]
     """
-    return [_strength("strength", strength)] * _tokens(tokens) + [0.0]
+    return [_strength("strength", strength)] * positive_int("tokens", tokens) + [0.0]
 
 
+@public
 def warm_up(tokens: int, strength: float = 1.0) -> list[float]:
     """The schedule that rises from 0 in a straight line: `s(t) = strength min(t / tokens, 1)`.
 
@@ -164,25 +174,15 @@ def warm_up(tokens: int, strength: float = 1.0) -> list[float]:
         strength: from there on.
 
     Raises:
-        SteerError: no whole number of tokens from 1, or a strength that is no finite number.
+        DataError: `tokens` is not a positive integer, or a strength not a finite number.
 
     Example:
         >>> import steerfn as sf
-        >>> sf.warm_up(4)
+        >>> sf.schedules.warm_up(4)
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     return linear_decay(tokens, 0.0, _strength("strength", strength))
 
 
-def _tokens(tokens: Any) -> int:
-    tokens = plain_number(tokens)
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise SteerError(f"A schedule goes over a whole number of tokens from 1, not {tokens!r}.")
-    return tokens
-
-
 def _strength(name: str, value: Any) -> float:
-    value = plain_number(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SteerError(f"{name} is a finite number, a share of the operator's effect, not {value!r}.")
-    return float(value)
+    return float(finite_number(name, value, hint="it is a share of the operator's effect"))

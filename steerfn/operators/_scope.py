@@ -12,13 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerfn._errors import SteerError
-from steerfn._numbers import plain_number
-from steerfn._site import Site
-from steerfn._struct import static, struct
-from steerfn._types import Hidden, TokenMask
-from steerfn.operators._base import Bound, Operator, as_operator
-from steerfn.operators._info import Info, Tokens
+from steerfn.operators._operator import Bound, Info, Operator, Tokens, as_operator
+from steerfn.values import Hidden, Site, SteerError, TokenMask, plain_number, public, static, struct
 
 
 class Scope(abc.ABC):
@@ -147,18 +142,18 @@ class _Positions(Scope):
 
     def mask(self, tokens: Tokens) -> TokenMask | None:
         index, length = tokens.index, tokens.prompt_length
-        found = torch.zeros_like(index, dtype=torch.bool)
+        selected = torch.zeros_like(index, dtype=torch.bool)
         for item in self.indices:
             if isinstance(item, int):
-                found = found | (index == (item if item >= 0 else length + item))
+                selected = selected | (index == (item if item >= 0 else length + item))
                 continue
             start, stop, step = item
             low = 0 if start is None else start if start >= 0 else (length + start).clamp_min(0)
             inside = (index >= low) & ((index - low) % step == 0)
             if stop is not None:
                 inside = inside & (index < (stop if stop >= 0 else length + stop))
-            found = found | inside
-        return found
+            selected = selected | inside
+        return selected
 
     def __repr__(self) -> str:
         def show(item: Any) -> str:
@@ -177,7 +172,8 @@ last_prompt_token = _LastPromptToken()
 """The last token of the prompt, the one whose logits give the first generated token."""
 
 
-def positions(*indices: Any) -> Scope:
+@public
+def positions(*indices: int | slice) -> Scope:
     """The tokens at the given positions, counted over real tokens from the start of the row.
 
     Args:
@@ -197,7 +193,7 @@ def positions(*indices: Any) -> Scope:
     indices = tuple(plain_number(item) for item in indices)
     if not indices:
         raise SteerError("positions needs at least one position, such as sf.positions(0) or sf.positions(slice(2, 5)).")
-    found: list[Any] = []
+    parsed: list[Any] = []
     for item in indices:
         bounds = (item.start, item.stop, 1 if item.step is None else item.step) if isinstance(item, slice) else (item,)
         bounds = tuple(map(plain_number, bounds))
@@ -205,8 +201,8 @@ def positions(*indices: Any) -> Scope:
             raise SteerError(f"A position is an int or a slice of ints, not {item!r}.")
         if isinstance(item, slice) and bounds[-1] < 1:
             raise SteerError(f"The step of {item} is {item.step}; use a step of 1 or more.")
-        found.append(bounds if isinstance(item, slice) else item)
-    return _Positions(tuple(found))
+        parsed.append(bounds if isinstance(item, slice) else item)
+    return _Positions(tuple(parsed))
 
 
 @struct
@@ -238,15 +234,17 @@ class At(Operator):
         return _full(tokens, self.scope.mask(tokens)) & self.operator.touched(tokens)
 
 
+@public
 def at(scope: Scope, op: Operator) -> Operator:
     """Apply `op` to the tokens that `scope` selects: `h' = op(h)` there, `h' = h` (bit for bit) elsewhere.
 
     Args:
-        scope: `everywhere`, `prompt`, `generated`, `last_prompt_token`, `positions(...)`, or a combination.
+        scope: `everywhere`, `prompt`, `generated`, `last_prompt_token`, `positions(...)`,
+            `outside_tool_calls(tokenizer)`, or a combination.
         op: any operator.
 
     Raises:
-        SteerError: `scope` is no scope or `op` no operator.
+        SteerError: `scope` is not a scope, or `op` not an operator.
 
     A scope that selects no token in the whole life of a context warns when the context closes.
 

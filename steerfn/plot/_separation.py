@@ -1,27 +1,125 @@
-"""Positive and negative texts along a direction and in the plane of their principal components."""
+"""Positive and negative texts along a direction and in the plane of their principal components.
 
+And how far the state of each token of a text lies along a direction.
+"""
+
+import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from steerfn._chat_template import Chat
-from steerfn._text import as_texts
-from steerfn._vector import SteeringVector
-from steerfn.plot._figure import COLOURS, MARKERS, figure, finished, heading, height_of, legend, tidy, width_of
-from steerfn.plot._separated import Separated, separated
-from steerfn.reading import Position
+from steerfn.discover import auc, cohens_d
+from steerfn.model import Model, Tokenizer, layout, unwrap_model
+from steerfn.operators import add, as_vector
+from steerfn.plot._figure import COLOURS, MARKERS, figure, finish, heading, height_of, legend, tidy, width_of
+from steerfn.run import Chat, Position, Text, activations, as_texts, encode, input_device
+from steerfn.values import Site, SiteError, SteeringVector, as_sites, public, unit
+from steerfn.verbs import capture, prepare_operator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Separated:
+    """Where the states of two sides of texts lie.
+
+    Attributes:
+        along: `<h, u>` of the positive and the negative texts, `u` being the unit direction.
+        plane: their coordinates on the first two principal components of all texts, around the common mean, `[n, 2]`.
+        direction: the coordinates of `u` in that plane; as long as the part of `u` that lies in it.
+        shares: the part of the variance on each of the two components.
+        auc: the chance that a positive text lies further along than a negative one.
+        cohens_d: the difference of the means in pooled standard deviations; None where there is no spread.
+        site: where the states were read.
+    """
+
+    along: tuple[np.ndarray, np.ndarray]
+    plane: tuple[np.ndarray, np.ndarray]
+    direction: np.ndarray
+    shares: np.ndarray
+    auc: float
+    cohens_d: float | None
+    site: Site
+
+
+def read_sides(
+    model: Any,
+    tokenizer: Any,
+    positive: list[Text],
+    negative: list[Text],
+    v: SteeringVector | None,
+    site: Any,
+    *,
+    position: Position,
+    chat: Chat,
+    batch_size: int | str,
+    progress: bool,
+) -> Separated:
+    """The activations of both sides along a vector's direction, or along their own mean difference.
+
+    Raises:
+        SiteError: neither a vector nor a site, or several sites.
+        DataError: as `activations`.
+    """
+    at, direction = (_one(model, site), None) if v is None else direction_of(model, v, site)
+    states = activations(
+        model, tokenizer, [*positive, *negative], at, position, batch_size=batch_size, chat=chat, progress=progress
+    )[at].double()
+    return compare_sides(states[: len(positive)], states[len(positive) :], direction, at)
+
+
+def compare_sides(positive: Tensor, negative: Tensor, direction: Tensor | None, site: Site) -> Separated:
+    """The numbers of two sides of activations, `[texts, width]` each, in float64.
+
+    Args:
+        direction: of length 1; None is that of the difference of the means.
+    """
+    gap = positive.mean(0) - negative.mean(0)
+    u = unit(gap) if direction is None else direction
+    along = positive @ u, negative @ u
+    both = torch.cat([positive, negative])
+    both = both - both.mean(0)
+    _, spread, axes = torch.linalg.svd(both, full_matrices=False)
+    # The sign of a component is arbitrary: the positives lie to the right and above.
+    axes = axes[:2] * torch.where(axes[:2] @ gap < 0, -1.0, 1.0).unsqueeze(-1)
+    plane = (both @ axes.T).numpy()
+    variance = (spread**2 / (spread**2).sum().clamp_min(torch.finfo(torch.float64).tiny))[:2]
+    few = len(positive) + len(negative) < 3
+    return Separated(
+        (along[0].numpy(), along[1].numpy()),
+        (plane[: len(positive)], plane[len(positive) :]),
+        (axes @ u).numpy(),
+        variance.numpy(),
+        auc(*along),
+        None if few or min(map(len, along)) < 2 else cohens_d(*along),
+        site,
+    )
+
+
+def _one(model: Any, site: Any) -> Site:
+    if site is None:
+        raise SiteError(
+            "plot.separation needs a vector, or a site for the texts' own difference: pass vector=..., or site=12."
+        )
+    at = layout(unwrap_model(model)).resolve(as_sites(site))
+    first, *more = at
+    if more:
+        raise SiteError(f"One site is needed, not {len(at)} ({', '.join(each.name for each in at[:6])}); pass one.")
+    return first
+
 
 SIDES = ("positive", "negative")
 WIDE = 5.5
 """Inches from which two panels stand side by side."""
 
 
+@public
 def separation(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     positive: Any,
     negative: Any,
-    v: SteeringVector | None = None,
+    vector: SteeringVector | None = None,
     *,
     site: Any = None,
     position: Position = "last",
@@ -48,7 +146,7 @@ def separation(
         tokenizer: its tokenizer. Unchanged.
         positive: texts that show the behaviour.
         negative: texts that show its opposite; as many or not.
-        v: a vector.
+        vector: a vector.
         site: where to read, an int means `resid_post`; None is the vector's only site.
         position: the token to read, as in `activations`.
         chat: True puts texts into the chat template; None does so where there is one.
@@ -72,32 +170,32 @@ def separation(
     """
     sides = as_texts(positive, "positive"), as_texts(negative, "negative")
     width = width_of(width, ax)
-    found = separated(
-        model, tokenizer, *sides, v, site, position=position, chat=chat, batch_size=batch_size, progress=progress
+    sides_read = read_sides(
+        model, tokenizer, *sides, vector, site, position=position, chat=chat, batch_size=batch_size, progress=progress
     )
     beside = width >= WIDE if ax is None else width > height_of(ax)
     made = figure(width, 3.8 if beside else 6.6, ax)
     first, second = made.subplots(*((1, 2) if beside else (2, 1)))
-    _along(first, found)
-    _plane(second, found)
+    _along(first, sides_read)
+    _plane(second, sides_read)
     counts = f"{len(sides[0])} positive, {len(sides[1])} negative texts"
-    d = "" if found.cohens_d is None else f", d {found.cohens_d:.2f}"
-    own = "; the direction was made of these texts" if v is None else ""
-    heading(made, f"{found.site}: {counts}; AUC along the direction {found.auc:.3f}{d}{own}", title=title)
+    d = "" if sides_read.cohens_d is None else f", d {sides_read.cohens_d:.2f}"
+    own = "; the direction was made of these texts" if vector is None else ""
+    heading(made, f"{sides_read.site}: {counts}; AUC along the direction {sides_read.auc:.3f}{d}{own}", title=title)
     legend(made, *second.get_legend_handles_labels())
-    return finished(made)
+    return finish(made)
 
 
-def _along(axes: Any, found: Separated) -> None:
-    ends = np.histogram_bin_edges(np.concatenate(found.along), bins=_bins(sum(map(len, found.along))))
+def _along(axes: Any, sides: Separated) -> None:
+    ends = np.histogram_bin_edges(np.concatenate(sides.along), bins=_bins(sum(map(len, sides.along))))
     highest = 0
-    for i, values in enumerate(found.along):
+    for i, values in enumerate(sides.along):
         counts, _ = np.histogram(values, ends)
         highest = max(highest, counts.max())
         axes.stairs(counts, ends, fill=True, color=COLOURS[i], alpha=0.35)
         axes.stairs(counts, ends, color=COLOURS[i], linewidth=1.2, linestyle="-" if i == 0 else "--")
         axes.axvline(values.mean(), color=COLOURS[i], linewidth=1.2, linestyle="-" if i == 0 else "--")
-    for i, values in enumerate(found.along):  # below the histogram, a row for each side
+    for i, values in enumerate(sides.along):  # below the histogram, a row for each side
         height = -highest * (0.05 + 0.06 * i)
         look = {"marker": "|", "color": COLOURS[i], "markersize": 5, "markeredgewidth": 0.8, "linestyle": "none"}
         axes.plot(values, np.full(len(values), height), **look)
@@ -110,19 +208,19 @@ def _along(axes: Any, found: Separated) -> None:
     axes.set_ylabel("Texts (ticks: each text)", fontsize=9)
 
 
-def _plane(axes: Any, found: Separated) -> None:
-    for i, (name, points) in enumerate(zip(SIDES, found.plane, strict=True)):
+def _plane(axes: Any, sides: Separated) -> None:
+    for i, (name, points) in enumerate(zip(SIDES, sides.plane, strict=True)):
         axes.scatter(
             points[:, 0], points[:, 1], s=16, marker=MARKERS[i], facecolors=COLOURS[i] if i == 0 else "none",
             edgecolors=COLOURS[i], linewidths=0.9, alpha=0.8, label=name,
         )  # fmt: skip
-    everything = np.concatenate(found.plane)
+    everything = np.concatenate(sides.plane)
     reach = float(np.abs(everything).max()) or 1.0
     length = 0.85 * reach
     from matplotlib.patches import Circle
 
     axes.add_patch(Circle((0, 0), length, fill=False, edgecolor="#555555", linestyle=":", linewidth=0.8))
-    x, y = length * found.direction
+    x, y = length * sides.direction
     look = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11}
     axes.annotate("", (x, y), (0, 0), arrowprops=look)
     axes.plot([], [], color="black", linewidth=1.4, label="direction (dotted: all of it)")  # for the legend
@@ -130,10 +228,63 @@ def _plane(axes: Any, found: Separated) -> None:
     axes.set_ylim(-1.08 * reach, 1.08 * reach)
     axes.set_aspect("equal")  # an angle in the plane is an angle
     tidy(axes, "both")
-    names = [f"Component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(found.shares)]
+    names = [f"Component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(sides.shares)]
     axes.set_xlabel(names[0], fontsize=9)
     axes.set_ylabel(names[1], fontsize=9)
 
 
 def _bins(texts: int) -> int:
     return max(5, min(30, round(2 * texts ** (1 / 2))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projections:
+    """The tokens of a text and where their states lie.
+
+    Attributes:
+        ids: the tokens, special ones included.
+        values: `<h_i, v / |v|>` of the state after token `i`, `[tokens]`.
+        site: where the states were read.
+    """
+
+    ids: tuple[int, ...]
+    values: np.ndarray
+    site: Site
+
+
+def direction_of(model: Any, v: Any, site: Any) -> tuple[Site, torch.Tensor]:
+    """A site of a model and the unit direction of a vector there.
+
+    Raises:
+        SteerError: not a vector, or one that was not made for this model.
+        SiteError: none or several sites where one is needed, or a site that the vector lacks.
+    """
+    whole = as_vector(v, "A plot of projections")
+    root = unwrap_model(model)
+    model_layout = layout(root)
+    prepare_operator(add(whole), root, model_layout)
+    vector = whole.resolve(model_layout.n_layers)
+    at = vector.sites if site is None else model_layout.resolve(as_sites(site))
+    first, *more = at
+    if more:
+        names = ", ".join(each.name for each in at[:6]) + (", ..." if len(at) > 6 else "")
+        raise SiteError(f"One site is needed, not {len(at)} ({names}); pass for example site={first.name!r}.")
+    return first, unit(vector[first].detach().double().cpu())
+
+
+def projections(
+    model: Any, tokenizer: Any, text: Text, v: SteeringVector, site: Any = None, chat: Chat = False
+) -> Projections:
+    """The states of a text's tokens along a direction, steered inside a context of the caller.
+
+    Raises:
+        DataError: as `encode`.
+        SteerError: as `direction_of`.
+    """
+    at, direction = direction_of(model, v, site)
+    (ids,) = encode(tokenizer, [text], chat)
+    row = torch.tensor([ids], device=input_device(model))
+    with torch.no_grad():
+        _, states = capture(model, at)(input_ids=row, attention_mask=torch.ones_like(row))
+    values = states[at][0].double().cpu() @ direction
+    return Projections(tuple(ids), values.numpy(), at)

@@ -6,14 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from steerfn._chat_template import Chat
-from steerfn._errors import DataError
-from steerfn._text import as_texts
-from steerfn._vector import SteeringVector
-from steerfn.evaluate._shown import shown as digits
-from steerfn.plot._figure import DIVERGING, contrasting, figure, finished, inches, lines_of, width_of
-from steerfn.plot._labels import columns, shown, token_texts
-from steerfn.plot._projections import Projections, projections
+from steerfn.model import Model, Tokenizer
+from steerfn.output import columns, format_number
+from steerfn.plot._figure import (
+    DIVERGING,
+    contrasting,
+    drawable_text,
+    figure,
+    finish,
+    inches,
+    lines_of,
+    token_texts,
+    width_of,
+)
+from steerfn.plot._separation import Projections, projections
+from steerfn.run import Chat, as_texts
+from steerfn.values import DataError, SteeringVector, public
 
 LETTER, LINE = 0.602 * 8 / 72, 0.2
 """Inches of a letter and a line of DejaVu Sans Mono at 8 points, whose letters are all 0.602 em wide."""
@@ -22,11 +30,12 @@ LONGEST = 32
 MARGIN = 0.12
 
 
+@public
 def tokens(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     text: Any,
-    v: SteeringVector,
+    vector: SteeringVector,
     site: Any = None,
     *,
     centre: float | tuple[Any, Any] | None = None,
@@ -41,14 +50,14 @@ def tokens(
     Colours diverge around `centre`, which is white. 0 is not neutral: all states may lie on one side of it. The state
     of a first token is often many times as long as the others (an attention sink), so the colours span the values of
     the tokens after it; where the first lies outside, the colour bar has a tip, and its value is in the title. A state
-    knows the tokens up to its own, none after it. Inside a steering context of the calling thread the states are the
-    steered ones.
+    depends on the tokens up to its own, and on none after it. Inside a steering context of the calling thread the
+    states are the steered ones.
 
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
         text: a text or a conversation.
-        v: a vector; its length does not matter.
+        vector: a vector; its length does not matter.
         site: where to read, an int means `resid_post`; None is the vector's only site.
         centre: what is white: a number; positive and negative texts, between whose tokens' means it then lies; or None,
             which takes the boundary of a vector that is a classifier (`linear_probe`, `lda`), and of others the median
@@ -76,20 +85,22 @@ def tokens(
     if len(asked) != 1:
         raise DataError(f"One text is drawn, not {len(asked)}; make a figure for each.")
     width = width_of(width, ax)
-    found = projections(model, tokenizer, asked[0], v, site, chat)
-    if len(found.ids) > MOST:
-        raise DataError(f"The text has {len(found.ids)} tokens, and a figure holds {MOST}; draw a part of it.")
-    middle, said_middle = _centre(model, tokenizer, v, found, centre, chat)
-    texts = token_texts(tokenizer, found.ids)
+    states = projections(model, tokenizer, asked[0], vector, site, chat)
+    if len(states.ids) > MOST:
+        raise DataError(f"The text has {len(states.ids)} tokens, and a figure holds {MOST}; draw a part of it.")
+    middle, said_middle = _centre(model, tokenizer, vector, states, centre, chat)
+    texts = token_texts(tokenizer, states.ids)
     across = int((width - 2 * MARGIN) / LETTER)
-    boxes = wrapped(texts, across)
-    off = found.values - middle
+    boxes = wrap_tokens(texts, across)
+    off = states.values - middle
     span = float(np.abs(off[1:] if len(off) > 1 else off).max()) or 1.0
-    said = [f"Projection on the direction at {found.site}, token by token"] if title is None else [str(title)]
+    said = [f"Projection on the direction at {states.site}, token by token"] if title is None else [str(title)]
     if title is None and abs(off[0]) > span:
-        said.append(f"First token: {digits(found.values[0])}, beyond the colours")
+        said.append(f"First token: {format_number(states.values[0])}, beyond the colours")
     lines = [line for each in said if each for line in lines_of(each, width - 2 * MARGIN)]
-    unit = lines_of(f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {digits(middle)}", width)
+    unit = lines_of(
+        f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {format_number(middle)}", width
+    )
     rows = boxes[-1][0] + 1
     top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.46 + 0.15 * len(unit)
     made = figure(width, top + body + bottom, ax)
@@ -103,7 +114,7 @@ def tokens(
     axes.set_axis_off()
     axes.set_xlim(0, across)
     axes.set_ylim(rows, 0)
-    drawn = _boxes(axes, boxes, found.values, middle, span)
+    drawn = _boxes(axes, boxes, states.values, middle, span)
     below, above = (off.min() < -span), (off.max() > span)
     ends = "both" if below and above else "min" if below else "max" if above else "neither"
     place = made.add_axes((0.15, (low + bottom - 0.22) / height, 0.7, 0.1 / height))
@@ -111,31 +122,31 @@ def tokens(
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     bar.outline.set_visible(False)
     bar.set_label("\n".join(unit), fontsize=8, labelpad=1)
-    return finished(made)
+    return finish(made)
 
 
-def wrapped(texts: list[str], across: int) -> list[tuple[int, int, str]]:
+def wrap_tokens(texts: list[str], across: int) -> list[tuple[int, int, str]]:
     """The row, the first column and the visible text of each token, in rows of `across` letters.
 
     A row ends where the next token does not fit, and after a line break.
     """
-    found, row, column = [], 0, 0
+    boxes, row, column = [], 0, 0
     for i, text in enumerate(texts):
-        label = shown(text, min(LONGEST, across), spaces=True, kind="monospace")
+        label = drawable_text(text, min(LONGEST, across), spaces=True, kind="monospace")
         wide = max(1, columns(label))
         if column and column + wide > across:
             row, column = row + 1, 0
-        found.append((row, column, label))
+        boxes.append((row, column, label))
         column += wide
         if text.endswith("\n") and i + 1 < len(texts):
             row, column = row + 1, 0
-    return found
+    return boxes
 
 
 def _centre(
-    model: Any, tokenizer: Any, v: SteeringVector, found: Projections, centre: Any, chat: Chat
+    model: Any, tokenizer: Any, v: SteeringVector, states: Projections, centre: Any, chat: Chat
 ) -> tuple[float, str]:
-    """Where the colours are white, and what that is called.
+    """The value that is drawn white, and its name.
 
     Raises:
         DataError: neither a number nor two sides of texts.
@@ -150,7 +161,7 @@ def _centre(
         sides = [
             np.concatenate(
                 [
-                    projections(model, tokenizer, text, v, found.site, chat).values[1:]
+                    projections(model, tokenizer, text, v, states.site, chat).values[1:]
                     for text in as_texts(side, "centre")
                 ]
             )
@@ -160,9 +171,11 @@ def _centre(
             raise DataError("The texts of centre have a single token each; pass longer ones.")
         return float(np.mean([side.mean() for side in sides])), "between the two sides"
     bias = v.metadata.get("bias")
-    if isinstance(bias, Mapping) and isinstance(bias.get(found.site.name), (int, float)):
-        return -float(bias[found.site.name]) / float(v.magnitude[found.site]), "the classifier's boundary"
-    return float(np.median(found.values[1:] if len(found.values) > 1 else found.values)), "the median of these tokens"
+    if isinstance(bias, Mapping) and isinstance(bias.get(states.site.name), (int, float)):
+        return -float(bias[states.site.name]) / float(v.magnitude[states.site]), "the classifier's boundary"
+    return float(
+        np.median(states.values[1:] if len(states.values) > 1 else states.values)
+    ), "the median of these tokens"
 
 
 def _boxes(axes: Any, boxes: list[tuple[int, int, str]], values: np.ndarray, middle: float, span: float) -> Any:

@@ -1,46 +1,206 @@
-"""The document: verdict first, then the sections in order, on one page that loads nothing."""
+"""The document: verdict first, then the sections in order, on one page that loads nothing, for screen and paper.
 
-import html
-from collections.abc import Callable
+What it says is in the templates beside this file, a section each; here are the tables and the pictures in them.
+"""
 
-from steerfn._page import page
-from steerfn.evaluate._comparison_html import STYLE as TEXTS
-from steerfn.reporting._about_effect import controls, effect, examples, side_effects
-from steerfn.reporting._about_use import how_to_repeat_it, signatures, what_it_does_not_show
-from steerfn.reporting._about_vector import how_it_was_made, how_well_it_separates, what_it_is
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from steerfn.evaluate import Estimate, Pair, SideBySide, means_table, p_cell, sentence
+from steerfn.output import Table, format_number, format_or_dash, page, render
+from steerfn.plot import comparison, layers
 from steerfn.reporting._findings import Findings
-from steerfn.reporting._style import STYLE
-from steerfn.reporting._text import items
+from steerfn.reporting._material import MATCHES
+from steerfn.reporting._measure import unit_of
+from steerfn.reporting._verdict import BY_CHANCE
 
-SECTIONS: tuple[tuple[str, str, Callable[[Findings], str]], ...] = (
-    ("vector", "What the vector is", what_it_is),
-    ("made", "How it was made", how_it_was_made),
-    ("quality", "How well it tells the data apart", how_well_it_separates),
-    ("effect", "What it does", effect),
-    ("costs", "Side effects", side_effects),
-    ("controls", "Controls", controls),
-    ("examples", "Examples", examples),
-    ("limits", "What this does not show", what_it_does_not_show),
-    ("repeat", "Hashes, and how to repeat it", how_to_repeat_it),
-    ("sign", "Signatures", lambda _: signatures()),
-)
-"""Anchor, heading and content of every section."""
+KNOWN = ("method", "counts", "position", "chat", "tokens_read", "seed")
+"""Metadata that most methods write, in the order in which it is read best."""
+MOST = 40
+"""Entries of a vector's metadata shown, and sites: a file may hold any number."""
 
 
-def document(found: Findings) -> str:
+def document(findings: Findings) -> str:
     """A report as HTML."""
-    verdict = found.verdict
-    listed = "\n".join(f'<li><a href="#{anchor}">{heading}</a></li>' for anchor, heading, _ in SECTIONS)
-    parts = [
-        f"<h1>{html.escape(found.title)}</h1>",
-        f'<p class="muted">{html.escape(found.model["name"])} · {html.escape(found.written)} · '
-        f"steerfn {html.escape(found.about['versions']['steerfn'])}</p>",
-        f'<section class="verdict {verdict.level.replace(" ", "-")}" id="verdict"><h2>Verdict</h2>\n'
-        f'<p class="headline">{html.escape(verdict.headline)}</p>\n{items(verdict.reasons)}\n</section>',
-        f'<nav aria-label="Contents"><ol>\n{listed}\n</ol></nav>',
+    effect, quality = findings.effect, findings.separation
+    metadata, left_out = _metadata(findings)
+    units = len(set(effect.unit_of))
+    headers, means = means_table(effect.means, effect.conditions, effect.units, units)
+    tables = {
+        "lengths": _lengths(findings),
+        "metadata": metadata,
+        "areas": _areas(findings),
+        "means": Table(headers, means, numeric=range(1, len(headers))),
+        "pairs": _pairs(findings),
+        "costs": _costs(findings),
+        "cost_tests": _cost_tests(findings),
+    }
+    body = render(
+        "reporting/report.html.j2",
+        findings=findings,
+        about=findings.about,
+        tables=tables,
+        left_out=left_out,
+        most=MOST,
+        examples=SideBySide(findings.examples),
+        pictures={
+            "quality": "" if quality.best.auc is None else _image(_profile_figure(findings)),
+            "effect": _image(comparison(effect)),
+        },
+        matches=MATCHES,
+        by_chance=BY_CHANCE,
+        area=_area,
+        acting=[f"layer {layer}" for layer in findings.vector.layers[:8]],
+        units=units,
+        unit=unit_of(effect),
+        against_random=[sentence(pair, effect.units) for pair in effect.pairs if pair.against == "random"],
+        versions=_versions(findings.about["versions"]),
+    )
+    return page(findings.title, body, style=render("evaluate/side_by_side.css") + render("reporting/report.css"))
+
+
+def _lengths(findings: Findings) -> Table:
+    """Section 1: how long the vector is, and how long a push of it, at every site."""
+    widths, shares = findings.identity["widths"], findings.separation.shares
+    headers = ["site", "width", "|v|", "|v| / mean |h|"]
+    rows = [
+        [site.name, str(widths[site.name]), format_number(norm), format_number(shares[site])]
+        for site, norm in findings.vector.magnitude.items()
     ]
-    parts += [
-        f'<section id="{anchor}"><h2>{number} {heading}</h2>\n{content(found)}\n</section>'
-        for number, (anchor, heading, content) in enumerate(SECTIONS, 1)
+    if findings.about["operator"] == "add":  # what alpha is to others is not a push of that length
+        headers += ["|alpha v|", "|alpha v| / mean |h|"]
+        for row, (site, norm) in zip(rows, findings.vector.magnitude.items(), strict=True):
+            row += [format_number(abs(findings.alpha) * each) for each in (norm, shares[site])]
+    return Table(headers, rows, numeric=range(1, len(headers)), long=True)
+
+
+def _metadata(findings: Findings) -> tuple[list[tuple[str, str]], int]:
+    """Section 2: what the vector says of itself, and how many entries are left out."""
+    metadata = findings.vector.metadata
+    rest = [key for key in metadata if key not in (*KNOWN, "model", "quality")]
+    keys = [*(key for key in KNOWN if key in metadata), *sorted(rest)]
+    rows = [(key.replace("_", " "), _value(metadata[key])) for key in keys[:MOST]]
+    model = metadata.get("model")
+    if isinstance(model, Mapping):
+        rows.insert(0, ("model", _value({k: model[k] for k in sorted(model) if model[k] is not None})))
+    if findings.identity["versions"]:
+        rows.append(("written by", _versions(findings.identity["versions"])))
+    return rows, len(keys) - MOST
+
+
+def _value(value: Any) -> str:
+    """A value of metadata, which may be anything."""
+    if isinstance(value, Mapping) and all(isinstance(each, (str, int, float, bool)) for each in value.values()):
+        names = {key: repr(key) if " " in key or not key else key for key in value}
+        return ", ".join(f"{names[key]}: {each}" for key, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _areas(findings: Findings) -> Table:
+    """Section 3: how well the data's sides are separated at the vector's sites, by the vector and by the layer."""
+    quality, profile = findings.separation, dict(findings.separation.profile)
+    here = ["held-out AUC here", "pairs told apart here", "Cohen's d here", "pair cosine here"]
+    rows = [
+        [
+            site.name,
+            _area(quality.aucs[site], quality.intervals[site]),
+            _area(profile[site].auc, profile[site].interval),
+            format_or_dash(profile[site].pair_accuracy, ".2f"),
+            format_or_dash(profile[site].cohens_d, ".2f"),
+            format_or_dash(profile[site].pair_cosine, ".3f"),
+        ]
+        for site in findings.vector.sites[:MOST]
     ]
-    return page(found.title, "\n".join(parts), style=TEXTS + STYLE)
+    return Table(["site of the vector", "AUC of the vector", *here], rows, numeric=range(1, 6))
+
+
+def _area(auc: float | None, interval: tuple[float, float] | None) -> str:
+    ends = "" if interval is None else f" ({interval[0]:.2f}\u00a0to\u00a0{interval[1]:.2f})"
+    return f"{format_or_dash(auc, '.3f')}{ends}"
+
+
+def _pairs(findings: Findings) -> Table:
+    """Section 4: the vector against the unsteered model and random vectors."""
+    headers = ["metric", "minus", "difference", "in percent", "p (Holm)", "d_z", "n", "verdict"]
+    rows = [_pair(pair, findings.effect.units.get(pair.metric)) for pair in findings.effect.pairs]
+    return Table(headers, rows, numeric=range(2, 7))
+
+
+def _pair(pair: Pair, unit: str | None) -> list[str]:
+    change = pair.percent
+    return [
+        f"{pair.metric} [{unit}]" if unit else pair.metric,
+        "random" if pair.against == "random" else pair.control,
+        _with_interval(pair.difference.estimate),
+        _around(change, "\u00a0%") if change else "-",
+        p_cell(pair.adjusted),
+        format_number(pair.difference.effect),
+        str(pair.n),
+        pair.verdict,
+    ]
+
+
+def _costs(findings: Findings) -> Table:
+    """Section 5: what steering costs."""
+    costs = findings.costs
+    columns = {"steered": costs.figures, "unsteered": costs.baseline, **costs.controls}
+    columns = {name: figures for name, figures in columns.items() if figures}
+    names = dict.fromkeys(name for figures in columns.values() for name in figures)
+    rows = [[name, *(_with_interval(figures.get(name)) for figures in columns.values())] for name in names]
+    return Table(["figure", *columns], rows, numeric=range(1, len(columns) + 1))
+
+
+def _cost_tests(findings: Findings) -> Table:
+    """Section 5: by how much the costs differ from those of the unsteered model and of random vectors."""
+    costs, rows = findings.costs, []
+    for against, effects in costs.effects.items():
+        for name, difference in effects.items():
+            mean = difference.estimate
+            way = "higher" if mean.mean > 0 else "lower"
+            rows.append(
+                [
+                    name,
+                    against,
+                    format_number(mean.mean),
+                    f"{format_number(mean.low)} to {format_number(mean.high)}",
+                    p_cell(costs.adjusted[against, name]),
+                    way if costs.is_shown(name, against) else "not shown",
+                ]
+            )
+    return Table(
+        ["figure", "steered minus", "difference", "interval", "p (Holm)", "verdict"], rows, numeric=range(2, 5)
+    )
+
+
+def _with_interval(mean: Estimate | None) -> str:
+    return "-" if mean is None or not mean.n else _around(mean)
+
+
+def _around(mean: Estimate, unit: str = "") -> str:
+    """A mean and its interval, which stays on one line."""
+    ends = f"({format_number(mean.low)} to {format_number(mean.high)}{unit})".replace(" ", "\u00a0")
+    return f"{format_number(mean.mean)}{unit}" if math.isnan(mean.low) else f"{format_number(mean.mean)}{unit} {ends}"
+
+
+def _profile_figure(findings: Findings) -> Any:
+    """The layer profile with the vector's own layers marked."""
+    figure = layers(findings.separation.profile)
+    for axes in figure.axes:
+        for layer in findings.vector.layers:
+            axes.axvline(layer, color="black", linewidth=1.0, linestyle=":", zorder=0)
+    return figure
+
+
+def _image(figure: Any) -> str:
+    """A `matplotlib.figure.Figure` as a data URL."""
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"

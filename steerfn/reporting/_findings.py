@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steerfn._records import finite
-from steerfn._vector import SteeringVector
 from steerfn.evaluate import Outcome, VectorComparison
-from steerfn.reporting._separation import Separation
+from steerfn.output import finite
+from steerfn.reporting._measure import Separation
 from steerfn.reporting._verdict import Verdict
+from steerfn.values import SteeringVector
 
 NAME = "vector"
 """What a vector without a file is called."""
@@ -17,7 +17,7 @@ NAME = "vector"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found of one vector.
+    """The measurements of one vector, with the verdict and its limits.
 
     Attributes:
         name: the vector's name in all sentences.
@@ -60,8 +60,8 @@ class Findings:
     about: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with every text that was generated."""
-        found = self.separation
+        """The findings as JSON values, with every text that was generated."""
+        quality = self.separation
         return finite(
             {
                 "title": self.title,
@@ -72,12 +72,14 @@ class Findings:
                 "model": self.model,
                 "data": self.data,
                 "quality": {
-                    "position": found.position,
-                    "chat": found.chat,
-                    "auc": {site.name: auc for site, auc in found.aucs.items()},
-                    "relative_norm": {site.name: share for site, share in found.shares.items()},
-                    "profile": {site.name: each.to_dict() for site, each in found.profile},
-                    "lint": [finding.message for finding in found.lint],
+                    "position": quality.position,
+                    "chat": quality.chat,
+                    "auc": {site.name: auc for site, auc in quality.aucs.items()},
+                    "auc_interval": {site.name: list(ends) for site, ends in quality.intervals.items()},
+                    "relative_norm": {site.name: share for site, share in quality.shares.items()},
+                    "profile": {site.name: each.to_dict() for site, each in quality.profile},
+                    "chance": quality.profile.chance,
+                    "lint": [finding.message for finding in quality.lint],
                 },
                 "effect": json.loads(self.effect.to_json()),
                 "side_effects": json.loads(self.costs.to_json()),

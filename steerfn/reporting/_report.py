@@ -4,54 +4,67 @@ import dataclasses
 import datetime
 import html
 import json
+import os
 import platform
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerfn._blocks import unwrapped
-from steerfn._chat_template import Chat
-from steerfn._decoding import decoding_of
-from steerfn._errors import DataError, SteerWarning
-from steerfn._extra import import_extra
-from steerfn._fingerprint import check_match
-from steerfn._keywords import hf_keywords
-from steerfn._layout import layout
-from steerfn._records import as_json, write_text
-from steerfn._text import Text, as_texts, encode, input_device
-from steerfn._vector import SteeringVector
-from steerfn._visible import visible_line
-from steerfn.evaluate import VectorComparison, compare_vectors
-from steerfn.evaluate._compare import METRICS
-from steerfn.evaluate._condition_texts import tried
-from steerfn.evaluate._conditions import CONTROLS, checked_controls, strengths_of
-from steerfn.evaluate._pairs import UNSTEERED
-from steerfn.evaluate._seeds import checked_seeds
-from steerfn.evaluate._side_by_side import shown_prompt
-from steerfn.evaluate._statistics import RESAMPLES, checked_options
-from steerfn.operators import Scope, add
-from steerfn.plot._figure import figure
-from steerfn.reading import Position
-from steerfn.reporting._called import called
-from steerfn.reporting._costs import costs_of, side_effects
+from steerfn.evaluate import (
+    CONTROLS,
+    METRICS,
+    RESAMPLES,
+    UNSTEERED,
+    VectorComparison,
+    check_intervals,
+    compare_vectors,
+    strengths_of,
+    validate_metrics,
+)
+from steerfn.evaluate.protocols import questions_of
+from steerfn.model import Model, Tokenizer, describe_vector, layout, model_of, unwrap_model
+from steerfn.operators import Make, Scope, add
+from steerfn.output import Bullets, Paragraph, Result, Section, Table, format_or_dash, write_text
+from steerfn.plot import figure
+from steerfn.reporting._call_source import call_source
 from steerfn.reporting._document import document
 from steerfn.reporting._findings import NAME, Findings
-from steerfn.reporting._identity import data_of, identified, model_of, texts_sha256, vector_of
-from steerfn.reporting._limits import Facts, limits
-from steerfn.reporting._material import contrast_of, drawn, subset
-from steerfn.reporting._overlap import overlapping
+from steerfn.reporting._material import (
+    contrast_of,
+    data_of,
+    labels_of,
+    prompts_in_data,
+    sample,
+    subset,
+    texts_sha256,
+    vector_of,
+)
+from steerfn.reporting._measure import costs_of, separation, side_effects, unit_of
 from steerfn.reporting._prompts import PASSAGES, PROMPTS
-from steerfn.reporting._separation import separation
-from steerfn.reporting._verdict import verdict
-from steerfn.sweeping._configs import Make
+from steerfn.reporting._verdict import Facts, limits, verdict
+from steerfn.run import (
+    Chat,
+    Position,
+    Text,
+    as_texts,
+    checked_seeds,
+    decoding_of,
+    encode,
+    input_device,
+    shown_prompt,
+)
+from steerfn.values import ModelIdentity, SteeringVector, integer, positive_int, public, visible_line, warn
+from steerfn.verbs import check_vector
+
+COSTS = {"data": "passages", "questions": "questions"}
+"""What `protocols.side_effects` calls the kinds of a report's material."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Result):
     """A report on a vector; print it to see its verdict.
 
     Attributes:
@@ -63,24 +76,59 @@ class Report:
     html: str
     findings: Mapping[str, Any]
 
+    _what = "The report"
+
     def save(self, path: Any) -> Path:
-        """Write the document, whole or not at all.
+        """Write the document, or what another form holds where the suffix is .csv, .json or .md; whole or not at all.
 
         Raises:
             FileError: the file cannot be written.
         """
-        return write_text(path, self.html, "The report")
+        if str(path).lower().endswith((".csv", ".json", ".md")):
+            return super().save(path)
+        return write_text(path, self.html, self._what)
 
-    def to_json(self, path: Any = None) -> str:
-        """The findings as JSON, NaN as null; also into a file, where `path` names one.
+    def to_html(self, path: Any = None) -> str:
+        """The document; also into a file, where `path` names one.
 
         Raises:
             FileError: the file cannot be written.
         """
-        text = as_json(self.findings)
-        if path is not None:
-            write_text(path, text, "The findings")
-        return text
+        return self._write(self.html, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings."""
+        return dict(self.findings)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """One record for every text behind the effect: condition, draw, seed, prompt, text and metrics."""
+        return [dict(each) for each in self.findings["effect"]["records"]]
+
+    def _heading(self) -> str:
+        return self.findings["title"]
+
+    def _sections(self) -> Sequence[Section]:
+        verdict, pairs = self.findings["verdict"], self.findings["effect"]["pairs"]
+        rows = [
+            [
+                f"{pair['metric']}: {pair['treatment']} - {pair['control']}",
+                *(format_or_dash(pair[name], ".3g") for name in ("difference", "low", "high", "p_holm")),
+                str(pair["n"]),
+                pair["verdict"],
+            ]
+            for pair in pairs
+        ]
+        headers = ["comparison", "difference", "low", "high", "p (Holm)", "n", "verdict"]
+        return [
+            Bullets(verdict["reasons"], verdict["headline"]),
+            Table(headers, rows, "Every comparison", numeric=range(1, 6)),
+            Bullets(self.findings["limits"], "What it does not show"),
+        ]
+
+    def _print_sections(self) -> Sequence[Section]:
+        verdict = self.findings["verdict"]
+        limits = f"What it does not show: {len(self.findings['limits'])} points, in the report."
+        return [Paragraph(self._heading()), Bullets([*verdict["reasons"], limits], verdict["headline"], "  - ")]
 
     def _repr_html_(self) -> str:
         # In a frame of its own, so that neither page's style touches the other's; the frame may run no scripts.
@@ -89,32 +137,29 @@ class Report:
             'style="width: 100%; height: 45em; border: 1px solid rgba(128, 128, 128, .5)"></iframe>'
         )
 
-    def __str__(self) -> str:
-        found = self.findings["verdict"]
-        lines = [self.findings["title"], "", found["headline"], *(f"  - {each}" for each in found["reasons"])]
-        return "\n".join([*lines, f"  - What it does not show: {len(self.findings['limits'])} points, in the report."])
-
     def __repr__(self) -> str:
         return f"Report({self.findings['verdict']['headline']!r})"
 
 
+@public
 def report(
-    model: Any,
-    tokenizer: Any,
-    v: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    vector: SteeringVector | str | os.PathLike[str],
     data: Any,
     *,
     prompts: Any = None,
     metrics: Any = METRICS,
     alpha: float = 1.0,
     scope: Scope | None = None,
-    operator: Make = add,
+    make: Make = add,
     controls: int = CONTROLS,
     passages: Any = None,
     questions: Any = None,
     position: Position | None = None,
     examples: int = 8,
     limit: int | None = None,
+    groups: Any = None,
     seeds: Any = (0,),
     max_new_tokens: int | None = None,
     chat: Chat = None,
@@ -143,16 +188,16 @@ def report(
     Args:
         model: any transformers causal LM. Unchanged, which is checked and reported.
         tokenizer: its tokenizer. Unchanged.
-        v: the vector, or the file that it is in: then the file's own hash is in the report too.
+        vector: the vector, or the file that it is in: then the file's own hash is in the report too.
         data: texts that show the behaviour and texts that show its opposite, best those that the vector was not made
             from: a `ContrastSet`, a file of one (`sf.datasets.from_file`), or a mapping with `positive` and `negative`.
         prompts: prompts that did not make the vector, of the kind that it is meant for; default 40 neutral ones. Those
-            that are also in the data are told by a warning and in the report.
+            that are also in the data are named in a warning and in the report.
         metrics: names, functions or `Metric`s, as in `compare_vectors`. The default ones describe the text only: name
             one of the behaviour, such as "sentiment", or the verdict will say that it was not measured.
         alpha: the strength to report on.
         scope: the tokens to steer, as in `at`; default all.
-        operator: how the vector and its strength become an operator: `sf.add`, `sf.rotate`, ...
+        make: how the vector and its strength become an operator: `sf.add`, `sf.rotate`, ...
         controls: random vectors of the same sites and norms to compare with, divided over the prompts; fewer than five
             carry no claim (`compare_vectors`). Side effects are compared with the first five.
         passages: plain texts on which side effects are measured; default 16 short ones that state facts.
@@ -160,6 +205,8 @@ def report(
         position: where texts of the data are read; default where the vector says that it was read.
         examples: texts to show, taken at even distances.
         limit: texts a side, prompts, passages and questions at most, drawn with `seed`; None takes all.
+        groups: a label for each prompt, where several belong together, as in `compare_vectors`; or a mapping of `data`
+            (a label for each pair or text, as `quality` takes them), `prompts`, `passages` and `questions` to labels.
         seeds: of generation, which is greedy unless `do_sample=True`; several need that.
         max_new_tokens: tokens of a text at most; default 40, as in `generate`.
         chat: as in `generate`, for the prompts.
@@ -192,51 +239,55 @@ def report(
     Example:
         >>> import steerfn as sf
         >>> held_out = sf.datasets.load("sentiment").split()[1]
-        >>> found = sf.report(
+        >>> report = sf.report(
         ...     model, tokenizer, "happy.safetensors", held_out, metrics=["sentiment"], alpha=2.0
         ... )  # doctest: +SKIP
-        >>> print(found)  # doctest: +SKIP
-        >>> found.save("report.html")  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+        >>> report.save("report.html")  # doctest: +SKIP
     """
     options = dict(locals())
-    chat, hf = hf_keywords(report, model, tokenizer, chat, hf)
-    decoding = decoding_of(model, tokenizer, hf, max_new_tokens)
+    decoding = decoding_of(report, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens)
+    chat, hf = decoding.chat, decoding.hf
     most = decoding.max_new_tokens or decoding.max_length or 0
-    _check("examples", examples, 0)
-    if limit is not None:
-        _check("limit", limit, 1)
-    checked_options(level, seed, resamples)
-    _ = figure(), import_extra("scipy", "evaluate")  # what is missing is better missed before anything runs
-    given, origin = vector_of(v)
-    checked_controls(controls)
+    examples = integer("examples", examples, 0)
+    limit = None if limit is None else positive_int("limit", limit, hint="None takes all texts")
+    check_intervals(level, seed, resamples)
+    figure()  # fail before the slow work starts where matplotlib, needed last, is missing
+    given, origin = vector_of(vector)
+    controls = positive_int("controls", controls)
     checked_seeds(seeds, hf)
     strengths_of(alpha, {NAME: given})
-    texts = subset(contrast_of(data), limit, seed)
-    asked = drawn(as_texts(PROMPTS if prompts is None else prompts, "prompts"), limit, seed)
-    plain = drawn(as_texts(PASSAGES if passages is None else passages, "passages"), limit, seed)
-    measures, root = tried(metrics), unwrapped(model)
-    check_match(given, model, strict=strict)
-    whole = given.resolve(layout(root).n_layers)
-    vector = whole.with_metadata(model=None)  # what there is to say of the match has been said, once
-    if shared := overlapping(asked, texts):
-        warnings.warn(
+    texts = contrast_of(data)
+    asked = as_texts(PROMPTS if prompts is None else prompts, "prompts")
+    plain = as_texts(PASSAGES if passages is None else passages, "passages")
+    asked_too = None if questions is None else questions_of(questions, "questions")
+    labels = labels_of(groups, texts, asked, plain, asked_too, limit, seed)
+    texts, asked, plain = subset(texts, limit, seed), sample(asked, limit, seed), sample(plain, limit, seed)
+    measures, root = validate_metrics(metrics), unwrap_model(model)
+    identity = ModelIdentity(root)
+    vector = check_vector(given, identity, strict=strict).resolve(layout(root).n_layers)
+    described = describe_vector(given, identity)
+    if shared := prompts_in_data(asked, texts):
+        warn(
             f"{len(shared)} of {len(asked)} prompts are also in the data, first {shared[0]!r:.80}: an effect on them "
-            "says little of new text; pass prompts that are not in the data.",
-            SteerWarning,
-            stacklevel=2,
+            "says little of new text; pass prompts that are not in the data."
         )
     name = _name(origin["file"])
     how = {"chat": chat, "batch_size": batch_size, "level": level, "seed": seed, "progress": progress}
-    steering = {"alpha": alpha, "scope": scope, "operator": operator, "controls": controls} | how
+    steering = {"alpha": alpha, "scope": scope, "make": make, "controls": controls} | how
     before = _logits(model, tokenizer, asked[0], chat)
     apart = separation(
-        model, tokenizer, vector, texts, position=position, batch_size=batch_size, seed=seed, progress=progress
-    )
+        model, tokenizer, vector, texts, position=position, batch_size=batch_size, groups=labels.get("data"), seed=seed,
+        progress=progress,
+    )  # fmt: skip
     effect = compare_vectors(
         model, tokenizer, {name: vector}, asked, measures, seeds=seeds, max_new_tokens=max_new_tokens,
-        resamples=resamples, **steering, **hf,
+        resamples=resamples, groups=labels.get("prompts"), **steering, **hf,
     )  # fmt: skip
-    costs = side_effects(model, tokenizer, vector, plain, questions, effect, name, limit=limit, **steering)
+    costs = side_effects(
+        model, tokenizer, vector, plain, asked_too, effect, name, limit=limit,
+        groups={kind: labels[each] for kind, each in COSTS.items() if each in labels}, **steering,
+    )  # fmt: skip
     facts = Facts(
         effect=effect,
         alpha=effect.about["alpha"][name],
@@ -247,9 +298,10 @@ def report(
         overlap=shared,
         made_from=_counts(given),
         data=(len(texts.positive), len(texts.negative)),
-        match=identified(given, model)["match"],
+        match=described["match"],
         aucs=list(apart.aucs.values()),
-        held_out=max((each.auc for _, each in apart.profile if each.auc is not None), default=None),
+        best=apart.best,
+        chance=apart.profile.chance,
         lint=len(apart.lint),
         passages=len(plain),
         own_passages=passages is None,
@@ -260,7 +312,7 @@ def report(
         "versions": effect.about["versions"],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "operator": getattr(operator, "__name__", type(operator).__name__),
+        "operator": getattr(make, "__name__", type(make).__name__),
         "scope": "every token" if scope is None else str(scope),
         "prompts_from": "neutral ones that come with steerfn" if prompts is None else "given for this report",
         "prompts_sha256": texts_sha256(asked),
@@ -273,16 +325,17 @@ def report(
         "max_new_tokens": most,
         "decoding": decoding.name,
         "limit": limit,
+        "groups": {kind: len(set(each)) for kind, each in labels.items()},
         "generation": json.dumps(hf, default=str) if hf else "",
     }
-    found = Findings(
+    findings = Findings(
         name=name,
         title=f"Report on the steering vector “{name}”" if title is None else visible_line(title),
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         alpha=facts.alpha,
-        vector=whole,
-        identity=identified(given, model) | origin,
-        model=model_of(model),
+        vector=vector,
+        identity=described | origin,
+        model=model_of(identity),
         data=data_of(texts),
         separation=apart,
         effect=effect,
@@ -290,42 +343,37 @@ def report(
         unchanged=facts.unchanged,
         overlap=shared,
         examples=_examples(effect, name, examples),
-        verdict=verdict(effect.pairs, effect.metrics, costs_of(costs)),
+        verdict=verdict(effect.pairs, effect.metrics, costs_of(costs), unit_of(effect)),
         limits=limits(facts),
-        call=called(report, options) if call is None else call,
+        call=call_source(report, options) if call is None else call,
         about=about,
     )
-    return Report(document(found), found.to_dict())
-
-
-def _check(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{name} is a number of texts from {least}, not {value!r}.")
+    return Report(document(findings), findings.to_dict())
 
 
 def _name(file: str | None) -> str:
-    """What the vector is called: as its file, unless that is what a control is called."""
+    """The vector's name: its file's stem, unless a control has that name."""
     stem = visible_line(Path(file).stem) if file else NAME
     return NAME if stem == UNSTEERED or stem.startswith("random like") else stem
 
 
 def _counts(vector: SteeringVector) -> tuple[Any, Any] | None:
-    """How many texts a vector says that it was made from."""
-    said = vector.metadata.get("counts")
-    return (said.get("positive"), said.get("negative")) if isinstance(said, Mapping) else None
+    """The numbers of positive and negative texts in a vector's metadata."""
+    counts = vector.metadata.get("counts")
+    return (counts.get("positive"), counts.get("negative")) if isinstance(counts, Mapping) else None
 
 
 def _logits(model: Any, tokenizer: Any, prompt: Text, chat: Chat) -> Tensor:
-    """What the model says of a prompt, to the bit."""
+    """The model's logits for a prompt, to be compared bit for bit."""
     ids = torch.tensor(encode(tokenizer, [prompt], chat), device=input_device(model))
     with torch.no_grad():
         return model(input_ids=ids).logits.cpu()
 
 
-def _examples(effect: VectorComparison, name: str, wanted: int) -> list[tuple[str, str, str]]:
-    """Prompts at even distances, and what came of them without and with the vector, under the first seed."""
+def _examples(effect: VectorComparison, name: str, number: int) -> list[tuple[str, str, str]]:
+    """Prompts at even distances, with their texts without and with the vector, under the first seed."""
     n = len(effect.prompts)
-    kept = [i * n // min(wanted, n) for i in range(min(wanted, n))]
+    chosen = [i * n // min(number, n) for i in range(min(number, n))]
     texts = effect.texts
-    heads = {i: f"{i + 1}. {shown_prompt(effect.prompts[i])}" for i in kept}
+    heads = {i: f"{i + 1}. {shown_prompt(effect.prompts[i])}" for i in chosen}
     return [(head, texts[UNSTEERED][i].strip(), texts[name][i].strip()) for i, head in heads.items()]

@@ -8,22 +8,40 @@ Needs the extra `serve`. See `docs/serving.md`. `app(...)` is the ASGI applicati
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from steerfn._errors import SteerError
-from steerfn._extra import missing
+from steerfn._lazy import lazy
 from steerfn.serving._limits import Limits as Limits
+from steerfn.values import SteerError, missing
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what needs the extra
     from steerfn.serving._app import app as app
+    from steerfn.serving._audit import check_log as check_log
+    from steerfn.serving._connection import patient_protocol as patient_protocol
+    from steerfn.serving._jobs import check_default as check_default
+    from steerfn.serving._keys import check_keys as check_keys
+    from steerfn.serving._request_error import RequestError as RequestError
+    from steerfn.serving._schemas import SteeringRequest as SteeringRequest
+    from steerfn.serving._vectors import Shelf as Shelf
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
+_load, __dir__ = lazy(
+    globals(),
+    {
+        "steerfn.serving._app": "app",
+        "steerfn.serving._audit": "check_log",
+        "steerfn.serving._connection": "patient_protocol",
+        "steerfn.serving._jobs": "check_default",
+        "steerfn.serving._keys": "check_keys",
+        "steerfn.serving._request_error": "RequestError",
+        "steerfn.serving._schemas": "SteeringRequest",
+        "steerfn.serving._vectors": "Shelf",
+    },
+)
+
 
 def __getattr__(name: str) -> Any:
-    if name != "app":
-        raise AttributeError(f"module 'steerfn.serving' has no attribute {name!r}")
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise SteerError(missing(package, "serve"))
-    from steerfn.serving._app import app
-
-    return app
+    if name == "app":
+        for package in PACKAGES:
+            if importlib.util.find_spec(package) is None:
+                raise SteerError(missing(package, "serve"))
+    return _load(name)

@@ -1,4 +1,6 @@
-"""The audit log: a line of JSON for every request at its beginning and at its end, only ever appended."""
+"""The audit log: a line of JSON for every request at its beginning and at its end, and for every change of a vector,
+only ever appended.
+"""
 
 import datetime
 import errno
@@ -8,7 +10,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from steerfn._errors import FileError
+from steerfn.values import FileError
+
+APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+
+
+def check_log(path: str | os.PathLike[str]) -> None:
+    """Open the log, and make it where there is none: what is wrong with its place is said before a model is loaded.
+
+    Raises:
+        FileError: a file that cannot be appended to.
+    """
+    try:
+        os.close(os.open(path, APPENDING, 0o600))
+    except OSError as error:
+        raise FileError(f"Cannot append to the audit log '{path}': {error.strerror}; name another.") from None
 
 
 class Audit:
@@ -32,24 +48,22 @@ class Audit:
         self._file: int | None = None
         self._torn = False
         if self._path is not None:
-            try:
-                self._open(self._path)
-            except OSError as error:
-                raise FileError(f"Cannot append to the audit log '{path}': {error.strerror}; name another.") from None
+            check_log(self._path)
+            self._open(self._path)
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a log."""
         return self._path is not None
 
-    def write(self, event: str, identifier: str, *, timeout: float = -1, **told: Any) -> None:
+    def write(self, event: str, identifier: str, *, timeout: float = -1, **fields: Any) -> None:
         """One line.
 
         Args:
-            event: "begin", "end" or "refused".
+            event: "begin", "end", "change" (of a vector) or "refused".
             identifier: of the request.
             timeout: seconds to wait for other lines; -1 waits as long as it takes.
-            told: what it says.
+            fields: what it says.
 
         Raises:
             OSError: the disk refuses, or is too slow: then the request must not go on.
@@ -57,9 +71,9 @@ class Audit:
         if self._path is None:
             return
         if not self.prompts:
-            told.pop("prompts", None)
+            fields.pop("prompts", None)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, "id": identifier, **told}, allow_nan=False).encode("ascii")
+        line = json.dumps({"time": now, "event": event, "id": identifier, **fields}, allow_nan=False).encode("ascii")
         if not self._lock.acquire(timeout=timeout):
             raise OSError(errno.ETIMEDOUT, "it is waiting for the disk")
         try:
@@ -93,7 +107,7 @@ class Audit:
         return self._open(path)
 
     def _open(self, path: Path) -> int:
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        opened = os.open(path, APPENDING, 0o600)
         if self._file is not None:
             os.close(self._file)
         self._file, self._torn = opened, _is_torn(path)

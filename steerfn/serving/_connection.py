@@ -1,4 +1,4 @@
-"""Connections that bring no whole request: closed, since nothing else would let go of them."""
+"""Closing connections that never send a whole request, since nothing else would."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
 def patient_protocol(seconds: float) -> Any:
-    """uvicorn's HTTP protocol, closing a connection whose request's head has not come whole after some seconds.
+    """An HTTP protocol for uvicorn that closes a connection whose request head is incomplete after some seconds.
 
-    Bodies are the gate's affair, and uvicorn itself closes a connection that is silent between requests.
+    Bodies are left to `Guard`, and uvicorn itself closes a connection that is silent between requests.
     """
 
     base: Any = AutoHTTPProtocol  # which of two it is depends on what is installed

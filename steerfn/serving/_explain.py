@@ -1,14 +1,14 @@
-"""What is wrong with a request's body, in words of its own: the field, its value, and what it may be."""
+"""Error messages for a request's body: the field, its value, and the values that are allowed."""
 
 import difflib
 import re
 from typing import Any
 
-from steerfn.serving._refused import RequestError
-from steerfn.serving._schemas import ChatCompletion, Completion, Message, Steering
+from steerfn.serving._request_error import RequestError
+from steerfn.serving._schemas import ChatCompletion, Completion, Message, SteeringRequest
 
 FIELD = re.compile(r"[a-z][a-z_]*")
-FIELDS = {name for each in (ChatCompletion, Completion, Message, Steering) for name in each.model_fields}
+FIELDS = {name for each in (ChatCompletion, Completion, Message, SteeringRequest) for name in each.model_fields}
 TAGS = {"str", "int", "float", "bool", "list", "dict", "none", "literal"}
 """What pydantic writes into a path besides fields: the branches of a union."""
 KINDS = {
@@ -55,7 +55,9 @@ def explain(errors: list[Any]) -> RequestError:
         hint = f"did you mean {near[0]!r}?" if near and near[0] != name else "leave it out."
         return RequestError(f"{name!r} is not a field that this server knows here; {hint}", param=param)
     if kind == "string_unicode" or _has_half(value):
-        return RequestError(f"{where} has half of a surrogate pair, which is no character; leave it out.", param=param)
+        return RequestError(f"{where} has half of a surrogate pair, not a character; leave it out.", param=param)
+    if kind == "value_error":
+        return RequestError(f"{where}: {context['error']}.", param=param)
     if kind == "too_long" and context.get("max_length"):
         may = f"a list of at most {context['max_length']}"
     elif kind in BOUNDS:
@@ -64,7 +66,7 @@ def explain(errors: list[Any]) -> RequestError:
         may = " or ".join(dict.fromkeys(KINDS[each["type"]] for each in same if each["type"] in KINDS))
     if not may:
         return RequestError(f"{where}: {error['msg']}"[:500], param=param)
-    return RequestError(f"{where} must be {may}, not {_shown(value)}.", param=param)
+    return RequestError(f"{where} must be {may}, not {_format_value(value)}.", param=param)
 
 
 def _path(location: Any) -> list[str | int]:
@@ -79,8 +81,8 @@ def _has_half(value: Any) -> bool:
     return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _shown(value: Any) -> str:
-    """A value as JSON has it, and no more of it than a glance takes."""
+def _format_value(value: Any) -> str:
+    """A value as JSON writes it, shortened to what a message can hold."""
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     if value is None or isinstance(value, bool):

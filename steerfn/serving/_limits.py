@@ -1,10 +1,11 @@
-"""What one request, and all together, may take."""
+"""The limits of one request, and of all together."""
 
 import dataclasses
 
-from steerfn._errors import DataError
+from steerfn.values import finite_number, public
 
 
+@public
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """Limits of a server; what exceeds one is refused with its value.
@@ -14,6 +15,7 @@ class Limits:
         max_rows: rows of one batch.
         max_queue: rows that may wait; further requests get 429.
         max_body: bytes of a request.
+        max_upload: bytes of a vector that is uploaded.
         max_choices: texts of one request (`n` times prompts).
         max_stops: stop texts of one request.
         max_steering: vectors of one request.
@@ -29,6 +31,7 @@ class Limits:
     max_rows: int = 16
     max_queue: int = 256
     max_body: int = 1 << 20
+    max_upload: int = 1 << 25
     max_choices: int = 16
     max_stops: int = 4
     max_steering: int = 8
@@ -41,7 +44,5 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
             least = 0 if field.name in ("gather", "drain") else 1 if isinstance(field.default, int) else 1e-3
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-                raise DataError(f"{field.name} is a number from {least:g}, not {value!r}.")
+            finite_number(field.name, getattr(self, field.name), least=least)

@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from steerfn.serving._guard import CHANGED
 from steerfn.serving._limits import Limits
 
 
@@ -26,14 +27,19 @@ def describe(application: FastAPI, limits: Limits, keyed: bool) -> None:
         for kind in fields["n"]["anyOf"]:
             if kind.get("type") == "integer":
                 kind["maximum"] = limits.max_choices
-    alpha = parts["Steering"]["properties"]["alpha"]
+    alpha = parts["SteeringRequest"]["properties"]["alpha"]
     alpha["minimum"], alpha["maximum"] = max(-limits.max_alpha, -1e4), min(limits.max_alpha, 1e4)
     parts["Invocation"]["oneOf"] = [
         {"required": [one], "properties": {one: {"not": {"type": "null"}}, other: {"type": "null"}}}
         for one, other in (("prompt", "messages"), ("messages", "prompt"))
     ]
+    changes = [operation for method, operation in schema["paths"][f"{CHANGED}{{name}}"].items() if method != "get"]
+    schemes = ["key"] * keyed + ["admin"] * bool(changes)
+    if schemes:
+        schema["components"]["securitySchemes"] = {name: {"type": "http", "scheme": "bearer"} for name in schemes}
+    for operation in changes:
+        operation["security"] = [{"admin": []}]
     if keyed:
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
         for path in ("/health", "/ping"):
             schema["paths"][path]["get"]["security"] = []

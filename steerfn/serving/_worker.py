@@ -1,19 +1,24 @@
-"""The one thread that runs the model: it takes what waits and runs it as rows of batches."""
+"""The one thread that runs the model: it takes what waits and runs it as rows of batches.
 
+A running request has its jobs, what the worker says of them, and the ways in which it can end early.
+"""
+
+import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import torch
 
-from steerfn._text import input_device
-from steerfn.serving._batch import like_lengths, run_batch
-from steerfn.serving._job import Job
+from steerfn.run import BatchJob, Decoding, NotFinite, input_device, like_lengths, run_batch
 from steerfn.serving._limits import Limits
-from steerfn.serving._refused import RequestError
+from steerfn.serving._request_error import RequestError
 
 log = logging.getLogger("steerfn.serving")
 
@@ -32,6 +37,7 @@ class Worker:
         model: the model; only this thread runs it.
         tokenizer: its tokenizer.
         limits: how many rows wait and run.
+        decoding: how the model decodes; see `run_batch`.
         ran: called after each batch with its jobs, the time when it began, and its seconds.
     """
 
@@ -40,13 +46,11 @@ class Worker:
         model: Any,
         tokenizer: Any,
         limits: Limits,
-        ran: Callable[[Sequence[Job], float, float], Any] = lambda *_: None,
+        decoding: Decoding,
+        ran: Callable[[Sequence[BatchJob], float, float], Any] = lambda *_: None,
     ) -> None:
-        from steerfn._decoding import ends_of
-
-        self.model, self.tokenizer, self.limits, self.ran = model, tokenizer, limits, ran
-        self.ends = frozenset(ends_of(model, tokenizer, {}))
-        self._waiting: queue.Queue[Job | None] = queue.Queue()
+        self.model, self.tokenizer, self.limits, self.decoding, self.ran = model, tokenizer, limits, decoding, ran
+        self._waiting: queue.Queue[BatchJob | None] = queue.Queue()
         self._lock = threading.Lock()
         self._count, self._closed = 0, False
         self._taken: list[Any] = []
@@ -72,7 +76,7 @@ class Worker:
             return "the model does not come back from a batch"
         return "the model fails on a single token" if self._failing else None
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[BatchJob]) -> None:
         """Put the jobs of one request into the queue, all or none.
 
         Raises:
@@ -118,13 +122,13 @@ class Worker:
             if first is None:
                 return
             self._taken = [first]
-            self._taken, last = self._gathered(first)
+            self._taken, last = self._gather_jobs(first)
             for some in like_lengths(self._taken):
                 self._batch(some)
             if last:
                 return
 
-    def _gathered(self, first: Job) -> tuple[list[Job], bool]:
+    def _gather_jobs(self, first: BatchJob) -> tuple[list[BatchJob], bool]:
         """The first job and those that wait or come soon; and whether the queue was closed."""
         jobs, until = [first], time.monotonic() + self.limits.gather
         while len(jobs) < self.limits.max_rows:
@@ -137,7 +141,7 @@ class Worker:
             jobs.append(job)
         return jobs, False
 
-    def _batch(self, jobs: list[Job]) -> None:
+    def _batch(self, jobs: list[BatchJob]) -> None:
         self._since = started = time.monotonic()
         try:
             live = [job for job in jobs if not job.cancelled]
@@ -152,10 +156,10 @@ class Worker:
                 self._count -= len(jobs)
         self.ran(jobs, started, time.monotonic() - started)
 
-    def _attempt(self, jobs: list[Job]) -> None:
+    def _attempt(self, jobs: list[BatchJob]) -> None:
         """Run jobs together; where that fails, one by one, so that only what fails alone fails."""
         try:
-            run_batch(self.model, self.tokenizer, jobs, self.ends)
+            run_batch(self.model, self.tokenizer, jobs, self.decoding)
             self._failing = False
         except Exception as error:
             left = [job for job in jobs if not job.ended]
@@ -180,3 +184,105 @@ class Worker:
         if failing and not self._failing:
             log.error("the model fails on a single token")
         self._failing = failing
+
+
+PATIENCE = 0.5
+"""Seconds between looks at whether the caller is still there."""
+
+
+class Running:
+    """The jobs of one request, and their text as it reaches the event loop.
+
+    Args:
+        timeout: seconds from now to the last token.
+        keep_alive: seconds of silence after which `pieces` says that nothing has come.
+    """
+
+    def __init__(self, timeout: float, keep_alive: float = float("inf")) -> None:
+        self.jobs: list[BatchJob] = []
+        self.started = time.monotonic()
+        self.timeout, self.keep_alive = timeout, keep_alive
+        self.first: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
+
+    def on_text(self, index: int) -> Callable[[str | None], None]:
+        """The callback that takes each piece of a text from the worker."""
+
+        def put(piece: str | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped: nobody listens
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+
+        return put
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in a thread, for as long as the request has left.
+
+        Raises:
+            RequestError: it took longer.
+        """
+        try:
+            with anyio.fail_after(max(0.0, self.until - time.monotonic())):
+                return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def pieces(self, gone: Callable[[], Any]) -> AsyncIterator[tuple[int, str | None] | None]:
+        """(text, piece) as they come, and (text, None) when one has ended; jobs are cancelled on the way out.
+
+        None says that nothing has come for a while.
+
+        Args:
+            gone: awaited now and then: whether the caller has gone.
+
+        Raises:
+            RequestError: too slow, numbers that are not finite, or the model failed.
+        """
+        left, last = len(self.jobs), time.monotonic()
+        try:
+            while left:
+                remaining = self.until - time.monotonic()
+                if remaining <= 0:
+                    raise self._late()
+                patience = min(remaining, PATIENCE, max(0.001, last + self.keep_alive - time.monotonic()))
+                try:
+                    index, piece = await asyncio.wait_for(self._pieces.get(), patience)
+                except asyncio.TimeoutError:
+                    if await gone():
+                        return
+                    if time.monotonic() - last >= self.keep_alive:
+                        last = time.monotonic()
+                        yield None
+                    continue
+                last = time.monotonic()
+                if self.first is None and piece is not None:
+                    self.first = last - self.started
+                if piece is None:
+                    left -= 1
+                    if isinstance(error := self.jobs[index].error, RequestError):
+                        raise error
+                    if isinstance(error, NotFinite):
+                        raise RequestError(str(error), param="steering", code="not_finite")
+                    if self.jobs[index].reason == "error":
+                        raise RequestError("The model failed on this request; the server's log says how.", 500)
+                yield index, piece
+        finally:
+            for job in self.jobs:
+                job.cancel()
+
+    def _late(self) -> RequestError:
+        return RequestError(
+            f"The request was not done after {self.timeout:g} s and was cancelled; ask for fewer tokens.",
+            504,
+            code="timeout",
+        )
+
+    @property
+    def until(self) -> float:
+        """When its time is over, by `time.monotonic`."""
+        return self.started + self.timeout
+
+    @property
+    def seconds(self) -> float:
+        """Since it arrived."""
+        return time.monotonic() - self.started

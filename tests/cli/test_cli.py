@@ -47,7 +47,7 @@ def test_discover_generate_and_inspect(demo, tmp_path):
     made = run(
         "discover", *files, "--layer", 14, "--site", "attn_out[3]", "--out", "v-1.5.json", "--quiet", cwd=tmp_path
     )
-    assert made.returncode == 0 and "3 positive and 2 negative" in made.stdout, made.stderr
+    assert made.returncode == 0 and "3 positive and 2 negative" in made.stdout and not made.stderr, made.stderr
     want = sf.mean_difference(
         *demo,
         ["I love it.", "So happy!", "Wonderful."],
@@ -76,7 +76,7 @@ def test_pairs_and_layout(demo, tmp_path):
     assert run("discover", "--pairs", "p.jsonl", "--out", "v.safetensors", "--quiet", cwd=tmp_path).returncode == 0
     assert sf.load(tmp_path / "v.safetensors").layers == (15,)  # the middle by default
     layout = run("inspect", cwd=tmp_path)
-    assert layout.returncode == 0 and "30 blocks, d_model 576" in layout.stdout
+    assert layout.returncode == 0 and "30 blocks, d_model 576" in layout.stdout and not layout.stderr, layout.stderr
 
 
 def test_discover_from_a_shipped_set_shows_the_layers_and_takes_the_best(demo, tmp_path):
@@ -115,7 +115,10 @@ def test_discover_with_another_method_and_items(demo, tmp_path):
         ),
         (["discover", "--dataset", "sentimnt", "--out", "v.json"], "Did you mean 'sentiment'?"),
         (["discover", "--dataset", "sentiment"], "discover needs --out FILE for the vector, or --profile."),
-        (["discover", "--dataset", "sentiment", "--method", "caa", "--out", "v.json"], "no questions with two answers"),
+        (
+            ["discover", "--dataset", "sentiment", "--method", "caa", "--out", "v.json"],
+            "are not questions with two answers",
+        ),
         (["discover", "--positive", "no.txt", "--negative", "no.txt", "--out", "v.json"], "Cannot read 'no.txt'"),
         (["discover", "--pairs", "bad.jsonl", "--out", "v.json"], "Cannot read 'bad.jsonl': line 1 is not valid JSON"),
         (["discover", "--pairs", "odd.jsonl", "--out", "v.json"], "Cannot read 'odd.jsonl': line 1 lacks negative"),
@@ -125,7 +128,7 @@ def test_discover_with_another_method_and_items(demo, tmp_path):
         ),
         (
             ["discover", "--positive", "latin.txt", "--negative", "latin.txt", "--out", "v.json"],
-            "it is no text in UTF-8",
+            "it is not UTF-8 text",
         ),
         (
             ["generate", "hello", "--vector", "none.safetensors"],

@@ -76,7 +76,7 @@ def test_it_writes_what_was_asked_for(at_home, tmp_path, capsys):
         ([*PROMPTS, "--vector", "wide.safetensors"], "has width 7"),
         (
             [*PROMPTS, "--vector", "v.safetensors", "--json", "nowhere/x.json", "--quiet"],
-            "The comparison cannot be written to nowhere/x.json: No such file or directory; name another place.",
+            "The file of --json cannot be written to 'nowhere/x.json': there is no folder 'nowhere'; create it first.",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_bake_writes_a_checkpoint_that_is_steered_by_itself(at_home, capsys, pro
     code, _, err = told(capsys, "bake", "v.safetensors", "baked")
     assert code == 2 and "'baked' already holds something" in err
     assert told(capsys, "bake", "v.safetensors", "without", "--ablate")[0] == 0
-    op = sf.ablate(sf.spread(V, sf.layout(at_home).stream))
+    op = sf.ablate(sf.discover.spread(V, sf.layout(at_home).stream))
     made = AutoModelForCausalLM.from_pretrained("without")
     with torch.no_grad(), sf.steer(at_home, op):
         torch.testing.assert_close(made(prompt).logits, at_home(prompt).logits, rtol=1e-4, atol=1e-4)

@@ -37,7 +37,7 @@ def test_values_replace_the_default_and_add_up():
 
 def test_numbers_left_over_from_the_old_form_are_refused(capsys):
     assert main(["sweep", "--vector", "v", "--alphas", "-2", "0", "2"]) == 2
-    assert "The prompt '0' is a number; an option that takes several values wants commas" in capsys.readouterr().err
+    assert "The prompt '0' is a number; an option that takes several values needs commas" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "what"), [("--alphas", "numbers"), ("--layers", "whole numbers")])

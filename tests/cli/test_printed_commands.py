@@ -21,7 +21,7 @@ def commands_of(text):
     """The steerfn commands in the shell blocks of a page."""
     for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
         lines = block.replace("\\\n", " ").splitlines()
-        yield from (line.strip() for line in lines if re.match(r"\s*steerfn ", line))
+        yield from (re.sub(r" +#.*", "", line).strip() for line in lines if re.match(r"\s*steerfn ", line))
 
 
 PRINTED = sorted({command for page in PAGES for command in commands_of(page.read_text())})
@@ -44,6 +44,7 @@ def shell(tmp_path_factory, demo):
         ["bash", "-c", "steerfn demo"], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
     )
     assert demo_run.returncode == 0, demo_run.stderr
+    (folder / "admin.txt").write_text("a-key-of-an-administrator-0123456789\n")
     (folder / "vectors").mkdir()
     (folder / "vectors" / "happy.safetensors").write_bytes((folder / "happy.safetensors").read_bytes())
     return folder, environment, demo_run.stdout

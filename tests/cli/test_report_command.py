@@ -39,8 +39,8 @@ def told(capsys, *arguments):
 
 ARGUMENTS = (  # in the order of --help, in which the command in the report has them
     "v.safetensors", "--data", "pos.txt", "--negative", "neg.txt", "--prompts", "prompts.txt", "--passages",
-    "plain.txt", "--alpha", "-2.5", "--scope", "generated", "--metric", "length,repetition", "--controls", "1",
-    "--max-new-tokens", "4", "--sample", "--seeds", "4,5", "--raw", "--title", "Mine and yours",
+    "plain.txt", "--alpha", "-2.5", "--metric", "length,repetition", "--controls", "1", "--scope", "generated",
+    "--max-new-tokens", "4", "--sample", "--raw", "--seeds", "4,5", "--title", "Mine and yours",
 )  # fmt: skip
 
 
@@ -95,10 +95,13 @@ def test_a_dataset_and_a_part_of_it_held_out(at_home, tmp_path, capsys):
         (["--dataset", "sentiment", "--metric", "lenght"], "no metric 'lenght'; did you mean 'length'?"),
         (["--dataset", "sentiment", "--seeds", "1"], "--seeds goes with --sample"),
         (["--dataset", "sentiment", "--max-new-tokens", "0"], "--max-new-tokens is 0; use 1 or more."),
-        (["--dataset", "sentiment", "--held-out", "2"], "held_out is a part between 0 and 1"),
-        (["--dataset", "sentiment", "--limit", "0"], "limit is a number of texts from 1, not 0."),
-        (["--dataset", "sentiment", "--controls", "0"], "controls is a number of random vectors"),
-        (["--dataset", "sentiment", "--out", "no/x.html"], "There is no folder for 'no/x.html'; make it, or name"),
+        (["--dataset", "sentiment", "--held-out", "2"], "`held_out` must be a finite number > 0 and < 1"),
+        (
+            ["--dataset", "sentiment", "--limit", "0"],
+            "`limit` must be a positive integer, got 0; None takes all texts.",
+        ),
+        (["--dataset", "sentiment", "--controls", "0"], "`controls` must be a positive integer, got 0"),
+        (["--dataset", "sentiment", "--out", "no/x.html"], "The file of --out cannot be written to 'no/x.html'"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(at_home, capsys, arguments, message):

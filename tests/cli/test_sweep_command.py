@@ -10,7 +10,7 @@ from words import words
 import steerfn as sf
 from steerfn.cli import main
 from steerfn.metrics._metric import _registry
-from steerfn.scoring import Scorer
+from steerfn.run._scorer import Scorer
 
 V, W = vector(sf.resid_post[0], sf.resid_post[1]), vector(sf.resid_post[0], sf.resid_post[1], seed=1)
 PROMPTS = ["a b c", "d e", "f g h", "i"]
@@ -52,6 +52,20 @@ def test_scores_of_every_vector_layer_and_strength(at_home, tmp_path, capsys):
     assert [row["log_probs"] for row in document["records"]] == [
         pytest.approx(row["log_probs"], abs=1e-4) for row in expected.records()
     ]
+
+
+def test_the_suffix_says_in_which_form_the_table_is_written(at_home, tmp_path, capsys):
+    choices = [*PROMPTS, "--vector", "v.safetensors", "--alphas", "0,2", "--choice", "a", "--choice", "b"]
+    table = swept(at_home, {"v": V}, [0, 2], continuations=["a", "b"])
+    forms = {"t.csv": table.to_csv, "t.MD": table.to_markdown, "t.html": table.to_html, "t.json": table.to_json}
+    for name, form in forms.items():
+        code, out, err = told(capsys, *choices, "--out", name)
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert (code, err) == (0, "") and f"Wrote {name}." in out
+        assert text[:40] == form()[:40] and len(text.splitlines()) == len(form().splitlines())
+    code, out, err = told(capsys, *choices, "--out", "t.txt")
+    assert (code, out) == (2, "") and not (tmp_path / "t.txt").exists()
+    assert "cannot be written to 't.txt': its suffix says the form, and is one of .csv, .html, .json, .md." in err
 
 
 def test_another_metric_and_the_lowest(at_home, capsys):
@@ -178,12 +192,12 @@ def test_a_continuation_glued_to_the_prompt_is_warned_of(at_home, capsys):
             ["--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--sample"],
             "--sample goes with generated texts",
         ),
-        (["--vector", "v.safetensors", "--alphas", "1,1"], "alphas names a strength twice: [1.0, 1.0]"),
+        (["--vector", "v.safetensors", "--alphas", "1,1"], "alphas contains a strength twice: [1.0, 1.0]"),
         (["--vector", "v.safetensors", "--layers", "9"], "9"),
         (["--vector", "v.safetensors", "--metric", "lenght"], "There is no metric 'lenght'; did you mean 'length'?"),
         (
             ["--vector", "v.safetensors", "--choice", "a", "--choice", "b", "--by", "x"],
-            "This sweep has no metric 'x'; it has",
+            "--by names 'x', which this sweep does not measure; it has propensity,",
         ),
         (["--vector", "v.safetensors", "--max-new-tokens", "0"], "--max-new-tokens is 0; use 1 or more."),
     ],

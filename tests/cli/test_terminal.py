@@ -30,7 +30,9 @@ def test_inspect_has_one_line_for_each_thing_and_one_checksum(forged, capsys):
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert not CONTROLS.search(out) and len(lines) == 6
-    assert [line for line in lines if line.startswith("  sha256:")] == [f"  sha256: {sf.describe(forged)['sha256']}"]
+    assert [line for line in lines if line.startswith("  sha256:")] == [
+        f"  sha256: {sf.files.describe(forged)['sha256']}"
+    ]
     assert r"method: caa\n  sha256: 0000\r\n  audited: yes\x1b[8m\x9b2J\u2028\u202e\x07\x1b[31m" in out
     assert main(["inspect", str(forged), "--json"]) == 0
     out = capsys.readouterr().out
@@ -57,7 +59,7 @@ def test_repr_export_errors_and_warnings_are_one_line(forged, capsys):
 
 
 def test_the_names_of_a_sweep_are_one_line_each():
-    from steerfn.sweeping._configs import Config
+    from steerfn.evaluate._configs import Config
 
     assert "\n" not in str(Config(FORGED, ("resid_post[1]",), 1.0))
 

@@ -142,10 +142,10 @@ BAD = {
     "deep.json": ("[" * 200_000, "the JSON of its text is nested too deeply; write a list of pairs."),
     "binary.json": (
         b"PK\x03\x04\xff\xfe",
-        "it is no text in UTF-8 (byte 0xff at offset 4); unpack it if it is an archive",
+        "it is not UTF-8 text (byte 0xff at offset 4); unpack it if it is an archive",
     ),
     "nul.txt": ("a\0b", "it is binary (it holds NUL bytes); save it as JSON, JSONL or CSV in UTF-8."),
-    "wide.txt": ("text".encode("utf-16"), "it is no text in UTF-8 (byte 0xff at offset 0); unpack it"),
+    "wide.txt": ("text".encode("utf-16"), "it is not UTF-8 text (byte 0xff at offset 0); unpack it"),
     "empty.json": (" \n", "it is empty; write at least one example of each side."),
     "list.json": ("[]", "its list is empty; write at least one example of each side."),
     "header.csv": ("positive,negative\n", "its list is empty; write at least one example of each side."),
@@ -229,9 +229,9 @@ def test_files_that_are_none(tmp_path):
         os.mkfifo(tmp_path / "pipe.json")
         with pytest.raises(sf.FileError, match="it is not a regular file"):
             from_file(tmp_path / "pipe.json")
-    with pytest.raises(sf.FileError, match="embedded null byte; check its name and permissions."):
+    with pytest.raises(sf.FileError, match="embedded null .*; check its name and permissions."):
         from_file("a\0b")
-    with pytest.raises(sf.FileError, match="named by text or a Path, not by 3 of type int."):
+    with pytest.raises(sf.FileError, match="must be a str or a Path, not 3 of type int."):
         from_file(3)
 
 
@@ -239,8 +239,19 @@ def test_an_absurdly_large_file_is_not_read(tmp_path):
     path = tmp_path / "large.json"
     with open(path, "wb") as large:
         large.truncate(_content.MAX_BYTES + 1)
-    with pytest.raises(sf.FileError, match=r"it has 134217729 bytes, and such a file has 134217728 at most"):
+    with pytest.raises(sf.FileError, match=r"it has 134217729 bytes, more than the limit of 134217728 bytes"):
         from_file(path)
+
+
+def test_one_side_may_be_a_split_of_an_object(file):
+    """As CAST's alpaca.json."""
+    rows = json.dumps({"train": [{"question": "How?"}, {"question": "Why?"}], "test": [{"question": "Who?"}]})
+    path = file("alpaca.json", rows)
+    other = file("other.json", json.dumps(["No."]))
+    assert from_file(path, other).positive == ("How?", "Why?") and from_file(path, other, split="train").negative == (
+        "No.",
+    )
+    assert from_file(path, path, split="test").negative == ("Who?",)
 
 
 def test_two_files_must_both_be_one_side(file):
@@ -253,7 +264,7 @@ def test_two_files_must_both_be_one_side(file):
         wrong = second if first is texts else first
         with pytest.raises(sf.FileError) as caught:
             from_file(first, negative=second)
-        assert f"Cannot read '{wrong}': it is no list of texts; with negative= both files are lists" in str(
+        assert f"Cannot read '{wrong}': it is not a list of texts; with negative= both files are lists" in str(
             caught.value
         )
     with pytest.raises(sf.FileError, match="none.json': the list is empty; write at least one example of each side."):
@@ -438,12 +449,34 @@ def test_parquet(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(pyarrow.table({"prompt": talk, "chosen": ["a", "c"], "rejected": ["b", "d"]}), path)
     d = from_file(path)
     assert d.positive[1] == [TALK[0], {"role": "assistant", "content": "c"}] and d.paired
-    monkeypatch.setattr(_content, "MAX_BYTES", 2000)
+    monkeypatch.setattr(_content, "MAX_BYTES", 6000)
     pyarrow.parquet.write_table(pyarrow.table({"chosen": ["a" * 5000] * 900, "rejected": ["b"] * 900}), path)
-    with pytest.raises(sf.FileError, match="its table has more than 2000 bytes in memory; divide it"):
+    with pytest.raises(sf.FileError, match="its table has more than 6000 bytes in memory; divide it"):
         from_file(path)
     path.write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(sf.FileError, match="it is not a valid parquet file"):
+        from_file(path)
+
+
+def test_a_text_that_every_row_of_a_parquet_file_means_costs_what_the_limit_says(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    same = [pyarrow.DictionaryArray.from_arrays([0] * 256, ["a" * 2**20]) for _ in range(2)]
+    parquet.write_table(
+        pyarrow.table(same, ["chosen", "rejected"]), path := tmp_path / "same.parquet", compression="zstd"
+    )
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(_content, "MAX_BYTES", 4 * 2**20)
+    pool, former = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool()), pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        with pytest.raises(sf.FileError, match="its table has more than 4194304 bytes in memory; divide it"):
+            from_file(path)
+    finally:
+        pyarrow.set_memory_pool(former)
+    assert pool.max_memory() < 32 * 2**20
+    monkeypatch.setattr(_content, "MAX_BYTES", 2**20)
+    with pytest.raises(sf.FileError, match="its columns have .* bytes unpacked, more than 1048576; divide it"):
         from_file(path)
 
 
@@ -461,7 +494,7 @@ def test_rows_at_hand():
         ([], "there are no rows; pass at least one."),
         ([("a", "b", "c")], "row 0 is a list of 3; a pair is"),
         (["a", "b"], "it is a list of 2 texts, which is one side"),
-        ("ab", "rows is a list of pairs or of dicts, or a table, not ab of type str"),
+        ("ab", "rows must be a list of pairs or of dicts, or a table, not ab of type str"),
         ({"a": 1}, "of type dict"),
     ):
         with pytest.raises(sf.DataError) as caught:

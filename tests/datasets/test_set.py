@@ -72,20 +72,32 @@ def test_subset_without_pairs():
             lambda: pairs(1, items=({"question": "?", "answer_matching_behavior": 1},)),
             "items[0] has no text for answer_matching_behavior, answer_not_matching_behavior; pass dicts with",
         ),
-        (lambda: pairs(2).subset([]), "A subset needs at least one index, and none were given."),
+        (lambda: pairs(2).subset([]), "A subset needs at least one index, but there are none."),
         (lambda: pairs(2).subset([0, 2]), "Index 2 is outside the 2 positive texts; pass indices from 0 to 1."),
         (lambda: pairs(2).subset([-3]), "Index -3 is outside the 2 positive texts"),
-        (lambda: pairs(2).subset(1), "indices are a list of ints or a range, not 1."),
-        (lambda: pairs(2).subset([0.5]), "indices are a list of ints or a range, not [0.5]."),
+        (lambda: pairs(2).subset(1), "indices must be a list of ints or a range, not 1."),
+        (lambda: pairs(2).subset([0.5]), "indices must be a list of ints or a range, not [0.5]."),
         (
             lambda: pairs(2).subset([0], negative=[1]),
             "The negative texts of pairs go with the positive ones; leave out",
         ),
-        (lambda: pairs(2).split(0), "held_out is a part between 0 and 1 such as 0.25, not 0."),
-        (lambda: pairs(2).split(1.0), "held_out is a part between 0 and 1 such as 0.25, not 1.0."),
-        (lambda: pairs(2).split(True), "held_out is a part between 0 and 1 such as 0.25, not True."),
-        (lambda: pairs(2).split(float("nan")), "held_out is a part between 0 and 1 such as 0.25, not nan."),
-        (lambda: pairs(2).split(seed="a"), "seed is an int, not 'a' of type str."),
+        (
+            lambda: pairs(2).split(0),
+            "`held_out` must be a finite number > 0 and < 1, got 0.",
+        ),
+        (
+            lambda: pairs(2).split(1.0),
+            "`held_out` must be a finite number > 0 and < 1, got 1.0.",
+        ),
+        (
+            lambda: pairs(2).split(True),
+            "`held_out` must be a finite number > 0 and < 1, got True.",
+        ),
+        (
+            lambda: pairs(2).split(float("nan")),
+            "`held_out` must be a finite number > 0 and < 1, got nan.",
+        ),
+        (lambda: pairs(2).split(seed="a"), "`seed` must be an integer, got 'a'."),
         (
             lambda: pairs(1).split(),
             "ContrastSet('s', 1 pair) cannot be split with 0.25 held out: it has too few examples that share no text;",
@@ -138,6 +150,18 @@ def test_what_is_larger_than_the_part_to_hold_out_is_held_out_when_nothing_else_
     d = ContrastSet("s", ["a"] * 3 + ["b"] * 4, ["x"] * 3 + ["y"] * 4, True)
     train, test = d.split(0.1)
     assert (set(train.positive), set(test.positive)) == ({"b"}, {"a"})
+
+
+def test_a_group_is_never_in_both_sets():
+    apart = ContrastSet("s", [f"a {i}" for i in range(8)], [f"b {i}" for i in range(8)])
+    for d, groups in ((pairs(8), [0, 0, 0, 1, 1, 2, 2, 3]), (apart, [0, 0, 1, 1, 2, 2, 3, 3] * 2)):
+        for seed in range(10):
+            parts = d.split(0.3, seed, groups=groups)
+            held = [{g for text, g in zip(d.positive, groups, strict=False) if text in p.positive} for p in parts]
+            assert not held[0] & held[1] and held[0] and held[1]
+        assert any(d.split(0.3, seed) != d.split(0.3, seed, groups=groups) for seed in range(10))
+    with pytest.raises(sf.DataError, match="groups has 3 labels for 8 pairs"):
+        pairs(8).split(groups=[1, 2, 3])
 
 
 def test_items_and_conversations_go_along():

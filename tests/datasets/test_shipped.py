@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from importlib import resources
 
@@ -11,7 +9,7 @@ import pytest
 
 import steerfn as sf
 from steerfn import datasets
-from steerfn.discover._lint import lint_pairs
+from steerfn.discover._lint_pairs import lint_pairs
 
 NAMES = ("concision", "confidence", "formality", "honesty", "politeness", "refusal", "sentiment")
 
@@ -98,15 +96,3 @@ def test_other_names_are_refused(name):
 def test_a_near_name_is_suggested():
     with pytest.raises(sf.DataError, match="No set is called 'Sentimant'. Did you mean 'sentiment'\\? The known names"):
         datasets.load("Sentimant")
-
-
-def test_no_set_is_read_before_it_is_asked_for():
-    code = (
-        "import sys; seen = []; sys.addaudithook(lambda e, a: seen.append(str(a[0])) if e == 'open' else None)\n"
-        "from steerfn import datasets\n"
-        "assert not {'transformers', 'pandas'} & set(sys.modules)\n"
-        "assert not [s for s in seen if s.endswith('.json') and 'datasets' in s], seen\n"
-        "datasets.load('honesty')\n"
-        "assert [s for s in seen if s.endswith('honesty.json')]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,10 +4,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from steerfn._struct import static, struct
-from steerfn.discover.engine._discover import discover
-from steerfn.discover.engine._method import Method
-from steerfn.discover.engine._rows import Rows
+from steerfn.discover._engine._discover import discover
+from steerfn.discover._engine._method import Method, StateRows
+from steerfn.values._struct import static, struct
 
 
 @struct
@@ -19,17 +18,17 @@ class Differences(Method):
     paired: ClassVar[bool] = True
 
     def init(self, width):
-        return Rows.empty(width)
+        return StateRows.empty(width)
 
     def update(self, state, positive, negative):
         assert torch.equal(positive.index, negative.index)
-        return state.joined(Rows(positive.index, positive.values - negative.values))
+        return state.concat(StateRows(positive.index, positive.values - negative.values))
 
     def merge(self, first, second):
-        return first.joined(second)
+        return first.concat(second)
 
     def finalize(self, state):
-        found = state.ordered()
+        found = state.sort()
         return (found.index.double() + 1) ** self.power @ found.values
 
 

@@ -9,6 +9,8 @@ from words import words
 
 import steerfn as sf
 
+pytestmark = pytest.mark.steady
+
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 ITEMS = [
     {"question": "a b c d", "answer_matching_behavior": " x e", "answer_not_matching_behavior": " y e"},
@@ -84,9 +86,13 @@ def item(**changes):
     ("items", "message"),
     [
         ([], "items is empty; pass at least one dict with question, answer_matching_behavior, answer_not_matching"),
-        (item(), "items is a list of dicts with question"),
-        ("text", "items is a list of dicts with question"),
-        (5, "items is a list of dicts with question, answer_matching_behavior, answer_not_matching_behavior, not 5."),
+        (item(), "items must be a list of dicts with question"),
+        ("text", "items must be a list of dicts with question"),
+        (
+            5,
+            "items must be a list of dicts with question, answer_matching_behavior, answer_not_matching_behavior, "
+            "not 5.",
+        ),
         (
             [item(), {"question": "a"}],
             "items[1] has no text for answer_matching_behavior, answer_not_matching_behavior;",

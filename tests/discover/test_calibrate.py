@@ -11,8 +11,7 @@ from words import words
 
 import steerfn as sf
 from steerfn.discover._calibrate import relative_norm, search
-from steerfn.discover.search._perplexity import Perplexity
-from steerfn.discover.search._predict import Predictor
+from steerfn.run._predict import Perplexity, Predictor
 
 TEXTS = ["a b c d e f", "g h", "i j k l m n o p q r", "s t u v", "w"]
 V = vector(sf.resid_post[1])
@@ -52,7 +51,7 @@ def perplexity(model, op=None, alpha=1.0, scope=None):
 @pytest.mark.parametrize("batch_size", ["auto", 1, 2])
 def test_every_point_of_the_curve_is_the_ratio_of_a_plain_loop(family, batch_size, learned):
     model = learned if family == "llama" else likely(family, steps=20)
-    found = sf.calibrate(model, words(), V, TEXTS, tolerance=0.3, batch_size=batch_size, **QUIET)
+    found = sf.discover.calibrate(model, words(), V, TEXTS, tolerance=0.3, batch_size=batch_size, **QUIET)
     usual = perplexity(model)
     assert math.isclose(found.perplexity, usual, rel_tol=1e-5) and len(found.curve) > 3
     for alpha, ratio in found.curve:
@@ -62,7 +61,7 @@ def test_every_point_of_the_curve_is_the_ratio_of_a_plain_loop(family, batch_siz
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("bound", [1.05, 2.0])
 def test_the_bound_holds_at_alpha_and_not_at_the_next_point(learned, sign, bound):
-    found = sf.calibrate(learned, words(), V, TEXTS, max_ratio=bound, sign=sign, **QUIET)
+    found = sf.discover.calibrate(learned, words(), V, TEXTS, max_ratio=bound, sign=sign, **QUIET)
     points = dict(found.curve)
     assert points[found.alpha] == found.ratio <= bound and found.alpha * sign > 0
     assert perplexity(learned, V, found.alpha) / perplexity(learned) <= bound * (1 + 1e-4)
@@ -76,7 +75,7 @@ def test_the_bound_holds_at_alpha_and_not_at_the_next_point(learned, sign, bound
 
 def test_pitfall_26_each_option_does_something(learned):
     def found(v=V, **options):
-        return sf.calibrate(learned, words(), v, TEXTS, **QUIET, **options)
+        return sf.discover.calibrate(learned, words(), v, TEXTS, **QUIET, **options)
 
     usual = found()
     assert found(max_ratio=1.5).alpha > usual.alpha and found(sign=-1).alpha < 0
@@ -89,10 +88,10 @@ def test_pitfall_26_each_option_does_something(learned):
 
 
 def test_a_text_counts_as_generated_after_its_first_token(learned):
-    everywhere = sf.calibrate(learned, words(), V, TEXTS, **QUIET)
-    generated = sf.calibrate(learned, words(), V, TEXTS, scope=sf.generated, **QUIET)
+    everywhere = sf.discover.calibrate(learned, words(), V, TEXTS, **QUIET)
+    generated = sf.discover.calibrate(learned, words(), V, TEXTS, scope=sf.generated, **QUIET)
     assert generated.curve == everywhere.curve
-    last = sf.calibrate(learned, words(), V, TEXTS, scope=sf.last_prompt_token, **QUIET)
+    last = sf.discover.calibrate(learned, words(), V, TEXTS, scope=sf.last_prompt_token, **QUIET)
     steered = perplexity(learned, V, last.alpha, sf.positions(0))
     assert math.isclose(last.ratio, steered / perplexity(learned), rel_tol=1e-4)
 
@@ -103,17 +102,17 @@ def test_the_default_range_is_in_units_of_the_hidden_state(learned):
     acts = sf.activations(learned, words(), TEXTS, list(two.sites), **QUIET)
     expected = max(two.magnitude[site] / float(acts[site].norm(dim=-1).mean()) for site in two.sites)
     assert math.isclose(relative_norm(learned, two, rows), expected, rel_tol=1e-5)
-    found = sf.calibrate(learned, words(), two, TEXTS, **QUIET)
+    found = sf.discover.calibrate(learned, words(), two, TEXTS, **QUIET)
     assert math.isclose(found.curve[0][0], 0.01 / expected, rel_tol=1e-5)
     with pytest.warns(sf.SteerWarning):
-        highest = sf.calibrate(learned, words(), two, TEXTS, max_ratio=1e9, **QUIET).alpha
+        highest = sf.discover.calibrate(learned, words(), two, TEXTS, max_ratio=1e9, **QUIET).alpha
     assert math.isclose(highest, 10 / expected, rel_tol=1e-5)
 
 
 def test_negative_layers_and_several_sites(learned):
     last = sf.SteeringVector({sf.resid_post[-2]: V[1]})
-    assert sf.calibrate(learned, words(), last, TEXTS, **QUIET).alpha == pytest.approx(
-        sf.calibrate(learned, words(), V, TEXTS, **QUIET).alpha
+    assert sf.discover.calibrate(learned, words(), last, TEXTS, **QUIET).alpha == pytest.approx(
+        sf.discover.calibrate(learned, words(), V, TEXTS, **QUIET).alpha
     )
 
 
@@ -186,15 +185,15 @@ def test_the_ends_of_the_range():
     [
         (
             {"max_ratio": 1.0},
-            "max_ratio is a number above 1, the ratio of the unsteered model, not 1.0; 1.1 allows 10 %",
+            "`max_ratio` must be a finite number > 1, got 1.0; the unsteered model has 1, and 1.1 allows 10 %",
         ),
-        ({"max_ratio": "high"}, "max_ratio is a number above 1"),
-        ({"sign": 0}, "sign is 1 or -1, not 0."),
-        ({"low": 0.0}, "low is a number above 0, not 0.0."),
-        ({"high": math.inf}, "high is a number above 0, not inf."),
-        ({"tolerance": -1}, "tolerance is a number above 0, not -1."),
+        ({"max_ratio": "high"}, "`max_ratio` must be a finite number > 1"),
+        ({"sign": 0}, "sign must be 1 or -1, not 0."),
+        ({"low": 0.0}, "`low` must be a finite number > 0, got 0.0."),
+        ({"high": math.inf}, "`high` must be a finite number > 0, got inf."),
+        ({"tolerance": -1}, "`tolerance` must be a finite number > 0, got -1."),
         ({"low": 2.0, "high": 1.0}, "The range from low=2 to high=1 is empty; pass low below high."),
-        ({"batch_size": 0}, "batch_size is 'auto' or a number of texts from 1, not 0."),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0; 'auto' fits batches to the device."),
         ({"texts": []}, "texts is empty; pass at least one text."),
         ({"v": 0 * V}, "The vector is zero at all its sites, so no strength changes anything; pass another vector."),
         ({"v": 3}, "calibrate takes a SteeringVector, not a int"),
@@ -206,13 +205,13 @@ def test_the_ends_of_the_range():
 def test_errors_by_their_text(learned, options, message):
     given = {"v": V, "texts": TEXTS, **options}
     with pytest.raises(sf.SteerError) as caught:
-        sf.calibrate(learned, words(), given.pop("v"), given.pop("texts"), **QUIET, **given)
+        sf.discover.calibrate(learned, words(), given.pop("v"), given.pop("texts"), **QUIET, **given)
     assert message in str(caught.value)
 
 
 def test_pitfall_28_a_text_of_one_token_is_refused(tiny):
     with pytest.raises(sf.DataError) as caught:
-        sf.calibrate(tiny, words(bos=False), V, ["a b", "c"], **QUIET)
+        sf.discover.calibrate(tiny, words(bos=False), V, ["a b", "c"], **QUIET)
     assert "texts[1] has 1 token, and the first token of a text is not predicted; pass longer" in str(caught.value)
 
 
@@ -220,11 +219,11 @@ def test_a_model_that_gives_no_numbers_is_refused(tiny):
     with torch.no_grad():
         tiny.lm_head.weight.fill_(float("nan"))
     with pytest.raises(sf.DataError, match="The unsteered model's loss on the texts is nan a token; pass other texts"):
-        sf.calibrate(tiny, words(), V, TEXTS, **QUIET)
+        sf.discover.calibrate(tiny, words(), V, TEXTS, **QUIET)
 
 
 def test_progress_shows_a_bar(learned, capsys):
-    sf.calibrate(learned, words(), V, TEXTS, tolerance=0.5, progress=True)
+    sf.discover.calibrate(learned, words(), V, TEXTS, tolerance=0.5, progress=True)
     assert "Calibrating" in capsys.readouterr().err
-    sf.calibrate(learned, words(), V, TEXTS, tolerance=0.5, progress=False)
+    sf.discover.calibrate(learned, words(), V, TEXTS, tolerance=0.5, progress=False)
     assert not capsys.readouterr().err

@@ -7,18 +7,18 @@ from methods import rows
 from words import words
 
 import steerfn as sf
-from steerfn.discover._mean import MeanDifference
-from steerfn.discover.engine._chance import Chance, _exchange, _scores, chance_of_best
-from steerfn.discover.engine._folds import describe_texts, divide
-from steerfn.discover.engine._kept import Pair
-from steerfn.discover.engine._quality import held_out_scores, measure
+from steerfn.datasets._folds import describe_texts, divide
+from steerfn.discover._engine._chance import Chance, _exchange, _scores, chance_of_best
+from steerfn.discover._engine._method import RowPair
+from steerfn.discover._engine._quality import held_out_scores, measure
+from steerfn.discover._mean_difference import MeanDifference
 
 
 def noise(seed, pairs, sites, width=20, shift=0.0):
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(sites, 2, pairs, width, generator=random, dtype=torch.float64)
     values[:, 0, :, 0] += shift
-    return [Pair(rows(site[0]), rows(site[1])) for site in values]
+    return [RowPair(rows(site[0]), rows(site[1])) for site in values]
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -86,17 +86,17 @@ def test_p_is_small_for_a_signal_and_as_often_small_as_it_says_for_noise():
 
 def test_a_profile_says_what_chance_picks(tiny):
     positive, negative = ["a b", "c d", "e f", "g h", "i j", "k l"], ["m n", "o p", "q r", "s t", "u v", "w x"]
-    found = sf.layer_profile(tiny, words(), positive, negative, progress=False)
+    found = sf.discover.layer_profile(tiny, words(), positive, negative, progress=False)
     assert isinstance(found.chance, Chance) and found.chance.sites == 3
     assert str(found).splitlines()[-1] == str(found.chance) and "the best of 3 by chance: AUC" in str(found)
     assert found.vector().metadata["chance"]["sites"] == 3  # of how many it was chosen
     assert '"chance": {' in found.to_json()
-    few = sf.layer_profile(tiny, words(), ["a"], ["b"], progress=False)
+    few = sf.discover.layer_profile(tiny, words(), ["a"], ["b"], progress=False)
     assert few.chance is None and few.vectors.metadata["chance"] is None
 
 
 def test_of_many_texts_a_sample_is_relabelled(monkeypatch):
-    from steerfn.discover.engine import _chance
+    from steerfn.discover._engine import _chance
 
     monkeypatch.setattr(_chance, "MOST", 10)
     found = chance_of_best(noise(0, 40, 2), 0.6, describe_texts((40, 40), [0, 1] * 40), permutations=19)
@@ -106,5 +106,5 @@ def test_of_many_texts_a_sample_is_relabelled(monkeypatch):
 
 def test_a_damaged_chance_is_one_sentence():
     v = sf.SteeringVector({1: torch.ones(4)}, {"chance": {"median": 0.6}})
-    with pytest.raises(sf.DataError, match="chance of the best site is a mapping of five numbers"):
-        _ = sf.Profile(v).chance
+    with pytest.raises(sf.DataError, match="chance of the best site must be a mapping of five numbers"):
+        _ = sf.discover.Profile(v).chance

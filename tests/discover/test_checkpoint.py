@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,14 @@ from families import build
 from words import words
 
 import steerfn as sf
-from steerfn._struct import struct
-from steerfn.discover._mean import MeanDifference
-from steerfn.discover.engine import _checkpoint
-from steerfn.discover.engine._collect import job
-from steerfn.discover.engine._contrast import contrast
-from steerfn.discover.engine._discover import discover
-from steerfn.discover.engine._identity import digest, identity
+from steerfn.discover._engine._checkpoint import identity
+from steerfn.discover._engine._contrast import contrast
+from steerfn.discover._engine._discover import discover
+from steerfn.discover._engine._job import job
+from steerfn.discover._mean_difference import MeanDifference
+from steerfn.model._provenance import digest
+from steerfn.run import _checkpoint
+from steerfn.values._struct import struct
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "a b d", "e", "o p q r s t"]
 NEGATIVE = ["o p", "q r s t", "u", "a b", "v w x", "y z", "a b c d"]
@@ -98,7 +98,7 @@ def test_a_run_may_be_interrupted_many_times_and_before_it_has_read_anything(pas
 
 
 def test_an_automatic_batch_size_and_an_interrupted_progress_bar(passes, path, monkeypatch):
-    monkeypatch.setattr("steerfn.reading._engine.TOKENS", {"cpu": 12})
+    monkeypatch.setattr("steerfn.run._read.TOKENS", (12, 12))
     apart = {"batch_size": "auto", "tokenizer": words(bos=False)}  # with one beginning all texts would be one row
     whole = passes.run(**apart)
     assert passes.seen > 3
@@ -117,19 +117,26 @@ def test_an_automatic_batch_size_and_an_interrupted_progress_bar(passes, path, m
 
 
 CHILD = """
-import sys, time
+import sys
 import torch
 torch.set_num_threads(1)
 from differences import differences
 from families import build
 from words import words
 import steerfn as sf
-from steerfn.discover.engine import _checkpoint
+from steerfn.run import _checkpoint
 from test_checkpoint import NEGATIVE, POSITIVE, SITES
 
 _checkpoint.INTERVAL = _checkpoint.PATIENCE = 0
-model = build("llama")
-model.model.embed_tokens.register_forward_pre_hook(lambda *_: (print("pass", flush=True), time.sleep(0.2)) and None)
+model, passes = build("llama"), iter(range(2))
+
+def hook(*_):
+    if next(passes, None) is None:  # the third stands still
+        print("two passes", flush=True)
+        sys.stdin.read()
+
+sf.activations(model, words(), ["a b", "a c"], SITES, progress=False)  # asks what the model can, once
+model.model.embed_tokens.register_forward_pre_hook(hook)
 differences(model, words(), POSITIVE, NEGATIVE, SITES, batch_size=2, progress=False, checkpoint=sys.argv[1])
 """
 
@@ -137,11 +144,9 @@ differences(model, words(), POSITIVE, NEGATIVE, SITES, batch_size=2, progress=Fa
 def test_a_process_that_is_killed(passes, path):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    with subprocess.Popen([sys.executable, "-c", CHILD, path], env=environment, stdout=subprocess.PIPE) as child:
-        until = time.monotonic() + 120
-        while not path.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        time.sleep(0.3)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CHILD, path], env=environment, **pipes) as child:
+        assert child.stdout.readline() == b"two passes\n"
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL and path.exists()
     whole = passes.run(differences)
@@ -185,11 +190,11 @@ def test_what_was_read_stays_until_the_vector_is_made(passes, path):
     [
         (
             {"sites": 1},
-            "with other sites (resid_post[0], attn_out[1], resid_post[2] there, resid_post[1] here); delete",
+            "with different sites (resid_post[0], attn_out[1], resid_post[2] there, resid_post[1] here); delete",
         ),
-        ({"batch_size": 3}, "with other batch size (2 texts there, 3 texts here), rows ("),
-        ({"position": "mean"}, "with other texts (7 of 14 positive, "),
-        ({"method": differences}, "with other method (mean_difference "),
+        ({"batch_size": 3}, "with different batch size (2 texts there, 3 texts here), rows ("),
+        ({"position": "mean"}, "with different texts (7 of 14 positive, "),
+        ({"method": differences}, "with different method (mean_difference "),
     ],
 )
 def test_another_run_is_refused(passes, path, change, message):
@@ -198,7 +203,7 @@ def test_another_run_is_refused(passes, path, change, message):
     with pytest.raises(sf.FileError) as caught:
         passes.run(**change, checkpoint=path)
     text = str(caught.value)
-    assert text.startswith(f"The checkpoint '{path}' belongs to another run, with other ") and message in text
+    assert text.startswith(f"The checkpoint '{path}' belongs to another run, with different ") and message in text
     assert text.endswith(" here); delete the file or choose another path.") and path.exists()
 
 
@@ -257,10 +262,10 @@ def test_a_damaged_file_is_refused(passes, path, damage):
 def test_other_files_and_places_are_refused(passes, tmp_path):
     vector = sf.save(passes.run(), tmp_path / "vector.safetensors")
     cases = {
-        vector: f"'{vector}' is no checkpoint of steerfn, so it is left alone; choose another path.",
-        tmp_path: f"The checkpoint '{tmp_path}' is no regular file; choose another path.",
+        vector: f"'{vector}' is not a steerfn checkpoint, so it is left unchanged; choose another path.",
+        tmp_path: f"The checkpoint cannot be written to '{tmp_path}': it is a folder; name a file.",
         tmp_path / "no" / "run": f"there is no folder '{tmp_path / 'no'}'; create it first.",
-        5: "A checkpoint is named by text or a Path, not by 5 of type int.",
+        5: "The checkpoint is named by text or a Path, not by 5 of type int.",
     }
     for place, message in cases.items():
         with pytest.raises(sf.FileError) as caught:
@@ -276,9 +281,9 @@ def test_a_disk_that_refuses(passes, path, monkeypatch):
     monkeypatch.setattr(_checkpoint, "write_together", refuse)
     with pytest.raises(sf.FileError) as caught:
         passes.run(checkpoint=path)
-    assert f"Cannot write the checkpoint '{path}': No space left on device; what was" in str(caught.value)
+    assert f"The checkpoint cannot be written to '{path}': No space left on device; what was" in str(caught.value)
     with (
-        pytest.warns(sf.SteerWarning, match="what it read last is lost: Cannot write"),
+        pytest.warns(sf.SteerWarning, match="what it read last is lost: The checkpoint cannot be"),
         pytest.raises(KeyboardInterrupt),
     ):
         passes.run(fatal=3, checkpoint=path)

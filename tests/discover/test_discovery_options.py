@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from words import words
 
 import steerfn as sf
-from steerfn.discover.engine._discover import Options
+from steerfn.discover._engine._discover import DiscoveryOptions
 
 LETTERS = "abcdefgh"
 POSITIVE = [f"{a} {b}" for a in LETTERS[:4] for b in LETTERS[4:]]
@@ -20,7 +20,7 @@ V = sf.SteeringVector({sf.resid_post[1]: torch.randn(32, generator=torch.Generat
 
 
 def made(verb, **options):
-    where = () if verb in (sf.iti, sf.layer_profile) else (1,)
+    where = () if verb in (sf.discover.iti, sf.discover.layer_profile) else (1,)
     return verb(build("llama"), words(), *SIDES, *where, progress=False, **options)
 
 
@@ -39,14 +39,14 @@ def sweep(verb, **options):
 
 def calibrated(**options):
     options = {"max_ratio": 1.3, "high": 8.0, "progress": False, **options}
-    return sf.calibrate(build("llama"), words(), 5 * V, POSITIVE[:4], **options)
+    return sf.discover.calibrate(build("llama"), words(), 5 * V, POSITIVE[:4], **options)
 
 
 def passes(**options):
     """How many forward passes a calibration takes."""
     model, seen = build("llama"), []
     model.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
-    sf.calibrate(model, words(), 5 * V, POSITIVE, max_ratio=2.0, high=8.0, progress=False, **options)
+    sf.discover.calibrate(model, words(), 5 * V, POSITIVE, max_ratio=2.0, high=8.0, progress=False, **options)
     return len(seen)
 
 
@@ -62,28 +62,28 @@ def optimised(template=False, **options):
 def sae(folder, **options):
     save_file({"W_dec": torch.arange(12.0).reshape(3, 4)}, folder / "sae_weights.safetensors")
     (folder / "cfg.json").write_text(json.dumps({"hook_name": "blocks.1.hook_resid_post"}))
-    v = sf.from_sae(folder, 1, **options)
+    v = sf.discover.from_sae(folder, 1, **options)
     return v.sites, v.directions
 
 
 CASES = {
     sf.pca: sweep(sf.pca, on=("pooled", {})),
-    sf.lat: sweep(sf.lat, seed=(1, {})),
+    sf.discover.lat: sweep(sf.discover.lat, seed=(1, {})),
     sf.linear_probe: sweep(sf.linear_probe, l2=(100.0, {})),
     sf.lda: sweep(sf.lda, shrinkage=(0.9, {})),
-    sf.iti: {
-        "k": (lambda: bits(sf.iti, k=1), lambda: bits(sf.iti, k=2)),
-        "layers": (lambda: bits(sf.iti, k=2, layers=[1]), lambda: bits(sf.iti, k=2, layers=[0])),
+    sf.discover.iti: {
+        "k": (lambda: bits(sf.discover.iti, k=1), lambda: bits(sf.discover.iti, k=2)),
+        "layers": (lambda: bits(sf.discover.iti, k=2, layers=[1]), lambda: bits(sf.discover.iti, k=2, layers=[0])),
         "l2": (
-            lambda: made(sf.iti, k=2).metadata["log_loss"],
-            lambda: made(sf.iti, k=2, l2=1e4).metadata["log_loss"],
+            lambda: made(sf.discover.iti, k=2).metadata["log_loss"],
+            lambda: made(sf.discover.iti, k=2, l2=1e4).metadata["log_loss"],
         ),
     },
-    sf.layer_profile: {
-        "sites": (lambda: made(sf.layer_profile), lambda: made(sf.layer_profile, sites=[1])),
-        "method": (lambda: made(sf.layer_profile), lambda: made(sf.layer_profile, method="lda")),
+    sf.discover.layer_profile: {
+        "sites": (lambda: made(sf.discover.layer_profile), lambda: made(sf.discover.layer_profile, sites=[1])),
+        "method": (lambda: made(sf.discover.layer_profile), lambda: made(sf.discover.layer_profile, method="lda")),
     },
-    sf.calibrate: {
+    sf.discover.calibrate: {
         "max_ratio": (calibrated, lambda: calibrated(max_ratio=1.1)),
         "sign": (calibrated, lambda: calibrated(sign=-1)),
         "low": (calibrated, lambda: calibrated(low=0.3)),
@@ -102,6 +102,7 @@ CASES = {
         "lr": (optimised, lambda: optimised(lr=0.1)),
         "patience": (lambda: optimised(steps=40, lr=3.0), lambda: optimised(steps=40, lr=3.0, patience=1)),
         "held_out": (optimised, lambda: optimised(held_out=0.5)),
+        "groups": (optimised, lambda: optimised(groups=["q", "q", "q", "r", "r"], seed=1)),
         "beta": (
             lambda: optimised(promote=None, pairs=[(p, c, "a a") for p, c in PROMOTE]),
             lambda: optimised(promote=None, pairs=[(p, c, "a a") for p, c in PROMOTE], beta=2.0),
@@ -124,7 +125,7 @@ def test_pitfall_26_an_option_changes_the_result(function, option):
 
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
 def test_pitfall_26_no_option_is_left_out(function):
-    assert optional(function) - set(CASES[function]) - set(Options.__annotations__) <= {"progress"}
+    assert optional(function) - set(CASES[function]) - set(DiscoveryOptions.__annotations__) <= {"progress"}
 
 
 @pytest.mark.parametrize("option", [{"norm": 2.0}, {"site": sf.resid_pre[0]}])

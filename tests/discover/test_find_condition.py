@@ -16,9 +16,9 @@ from options import assert_changes, optional
 from words import words
 
 import steerfn as sf
+from steerfn.datasets._held_out import held_out
 from steerfn.discover import Hits
-from steerfn.discover.search._held_out import held_out
-from steerfn.discover.search._threshold import best_threshold
+from steerfn.discover._engine._threshold import best_threshold
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -34,7 +34,7 @@ RANDOM = [" ".join(each) for each in itertools.permutations(LETTERS[:6], 3)][::2
 def quietly():
     """Whether what is found is any good is no matter here."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The condition does not tell", sf.SteerWarning)
+        warnings.filterwarnings("ignore", "The condition does not separate", sf.SteerWarning)
         yield
 
 
@@ -83,7 +83,7 @@ def f1(positive, negative, threshold):
 @pytest.mark.parametrize("by", ["last", "mean"])
 def test_a_planted_direction_is_recovered(by):
     positive = WITH_X if by == "mean" else [f"{a} {b} x" for a, b in itertools.product(LETTERS[:5], LETTERS[:5])]
-    found = sf.find_condition(planted(), words(), positive, PLAIN, sf.resid_pre[0], by=by, **QUIET)
+    found = sf.discover.find_condition(planted(), words(), positive, PLAIN, sf.resid_pre[0], by=by, **QUIET)
     assert found.site == sf.resid_pre[0] and found.f1 == found.held_out_f1 == 1.0
     direction = found.vector[found.site]
     assert float(torch.cosine_similarity(direction, PLANT, dim=0)) > 0.9
@@ -98,7 +98,7 @@ def test_the_threshold_is_the_best_of_a_brute_force_loop(by):
     """Random texts: no site tells the sides apart by itself, so the choice matters."""
     model, positive, negative = build("llama"), RANDOM[::2], RANDOM[1:40:2]
     with quietly():
-        found = sf.find_condition(model, words(), positive, negative, [0, 1], by=by, **QUIET)
+        found = sf.discover.find_condition(model, words(), positive, negative, [0, 1], by=by, **QUIET)
     (chosen, out), (other, other_out) = split(positive, negative)
     best = []
     for candidate, layer in zip(found.table, (0, 1), strict=True):
@@ -151,7 +151,7 @@ def test_labels_that_mean_nothing_are_seen_to():
         order = np.random.default_rng(seed).permutation(len(RANDOM))
         positive, negative = [RANDOM[i] for i in order[:30]], [RANDOM[i] for i in order[30:]]
         with quietly():
-            found = sf.find_condition(build("llama"), words(), positive, negative, seed=seed, **QUIET)
+            found = sf.discover.find_condition(build("llama"), words(), positive, negative, seed=seed, **QUIET)
         f1s.append(found.held_out_f1)
         assert found.held_out_f1 < found.held_out.always + 0.1
         assert f"(always yes: {found.held_out.always:.3f})" in str(found)
@@ -161,10 +161,10 @@ def test_labels_that_mean_nothing_are_seen_to():
 def test_no_better_than_always_yes_warns():
     same = [" ".join(each) for each in itertools.product("abcd", "abcd")]
     with pytest.warns(sf.SteerWarning) as caught:  # the side is told by the first word, and the last one is read
-        found = sf.find_condition(build("llama"), words(), same, same[::-1], sf.resid_pre[0], **QUIET)
+        found = sf.discover.find_condition(build("llama"), words(), same, same[::-1], sf.resid_pre[0], **QUIET)
     assert str(caught[0].message) == (
-        f"The condition does not tell the texts apart: on held-out texts its F1 is {found.held_out_f1:.3f}, and that "
-        "of one that always holds is 0.667; pass more texts, other sites, or prompts that differ in kind."
+        f"The condition does not separate the texts: on held-out texts its F1 is {found.held_out_f1:.3f}, and that "
+        "of a condition that always holds is 0.667; pass more texts, other sites, or prompts that differ in kind."
     )
     assert found.held_out.always == pytest.approx(2 / 3)
 
@@ -173,12 +173,12 @@ def test_no_better_than_always_yes_warns():
 def test_a_given_vector_on_either_side(sign):
     model = planted()
     v = sf.SteeringVector({sf.resid_post[0]: sign * PLANT, sf.resid_pre[0]: sign * PLANT})
-    found = sf.find_condition(model, words(), WITH_X, PLAIN, v=v, by="mean", **QUIET)
+    found = sf.discover.find_condition(model, words(), WITH_X, PLAIN, vector=v, by="mean", **QUIET)
     assert [each.site for each in found.table] == [sf.resid_pre[0], sf.resid_post[0]]
     assert found.site == sf.resid_pre[0] and found.held_out_f1 == 1.0
     assert torch.allclose(found.vector[found.site], PLANT) and found.table[0].sign == sign
     assert ("-1" in str(found)) == any(each.sign < 0 for each in found.table)
-    one = sf.find_condition(model, words(), WITH_X, PLAIN, sf.resid_pre[0], v=v, by="mean", **QUIET)
+    one = sf.discover.find_condition(model, words(), WITH_X, PLAIN, sf.resid_pre[0], vector=v, by="mean", **QUIET)
     assert one.table == found.table[:1]
 
 
@@ -188,7 +188,7 @@ def test_texts_that_are_the_same_do_not_straddle():
     texts = [RANDOM[i] for i in order]
     positive, negative = [t for t in texts[:8] for _ in range(5)], [t.upper() for t in texts[8:16] for _ in range(5)]
     with quietly():
-        found = sf.find_condition(build("llama"), words(), positive, negative, **QUIET)
+        found = sf.discover.find_condition(build("llama"), words(), positive, negative, **QUIET)
     counts = [dataclasses.asdict(hits) for hits in (found.chosen, found.held_out)]
     for each in counts:
         assert (each["tp"] + each["fn"]) % 5 == 0 and (each["fp"] + each["tn"]) % 5 == 0
@@ -200,7 +200,7 @@ def test_it_is_read_where_generation_asks():
     model, tokenizer = planted(), words(template=True)
     for by, sites in (("last", [0, 1]), ("mean", sf.resid_pre[0])):
         with quietly():
-            found = sf.find_condition(model, tokenizer, WITH_X, PLAIN, sites, by=by, **QUIET)
+            found = sf.discover.find_condition(model, tokenizer, WITH_X, PLAIN, sites, by=by, **QUIET)
         assert found.vector.metadata["chat"] is None
         (chosen, positive), (_, negative) = split(WITH_X, PLAIN)
         push = sf.SteeringVector({sf.resid_post[1]: 20 * torch.randn(32, generator=torch.Generator().manual_seed(2))})
@@ -217,7 +217,7 @@ def test_it_is_read_where_generation_asks():
 
 def test_end_to_end_matching_prompts_change_and_the_others_keep_every_token():
     model, tokenizer = planted(), words()
-    found = sf.find_condition(model, tokenizer, WITH_X, PLAIN, sf.resid_pre[0], by="mean", **QUIET)
+    found = sf.discover.find_condition(model, tokenizer, WITH_X, PLAIN, sf.resid_pre[0], by="mean", **QUIET)
     push = sf.SteeringVector({sf.resid_post[1]: 20 * torch.randn(32, generator=torch.Generator().manual_seed(2))})
     op = sf.at(sf.generated, sf.when(found.on_prompt, sf.add(push)))
     prompts = ["g h x", "g h", "x b a c", "a b c d e f"]
@@ -234,7 +234,7 @@ def test_end_to_end_matching_prompts_change_and_the_others_keep_every_token():
 
 def test_the_result_says_what_it_is(tmp_path):
     sites = [sf.resid_post[0], sf.resid_pre[0]]
-    found = sf.find_condition(planted(), words(), WITH_X, PLAIN, sites, by="mean", **QUIET)
+    found = sf.discover.find_condition(planted(), words(), WITH_X, PLAIN, sites, by="mean", **QUIET)
     assert repr(found) == (
         f"FoundCondition(cosine above {found.threshold:.4g} at {found.site}, by 'mean'; F1 {found.f1:.3f}, held out "
         f"{found.held_out_f1:.3f}, always yes {found.held_out.always:.3f})"
@@ -270,13 +270,16 @@ def test_refusals():
 
     def refused(text, *arguments, error=sf.DataError, **options):
         with pytest.raises(error, match=f"^{re.escape(text)}"):
-            sf.find_condition(model, tokenizer, *(arguments or (WITH_X, PLAIN)), **{**QUIET, **options})
+            sf.discover.find_condition(model, tokenizer, *(arguments or (WITH_X, PLAIN)), **{**QUIET, **options})
 
-    refused("by is 'last' or 'mean', as prompts are read for sf.on_prompt, not 'any'.", by="any")
+    refused("by must be 'last' or 'mean', as prompts are read for sf.on_prompt, not 'any'.", by="any")
     for bad in (0, 1, 1.5, True, "half"):
-        refused(f"held_out is a share of the texts between 0 and 1, not {bad!r}.", held_out=bad)
+        refused(
+            f"`held_out` must be a finite number > 0 and < 1, got {bad!r}.",
+            held_out=bad,
+        )
     refused("chat is True, False or None, not 'yes'.", chat="yes")
-    refused("seed is an int, not 0.5 of type float.", seed=0.5)
+    refused("`seed` must be an integer, got 0.5.", seed=0.5)
     refused("positive is empty; pass at least one text.", [], PLAIN)
     text = (
         "negative has 1 texts to choose by and 1 to report on; two must choose and one must report, so pass at least "
@@ -285,13 +288,15 @@ def test_refusals():
     refused(text, WITH_X, ["a b", "c d"])
     refused(text.replace("has 1", "has 3").replace("and 1", "and 0"), WITH_X, ["a b", "A b", "a  b"])
     wide = sf.SteeringVector({1: torch.ones(16)})
-    refused("The direction at resid_post[1] has width 16, but the hidden state", error=sf.ShapeError, v=wide)
+    refused("The direction at resid_post[1] has width 16, but the hidden state", error=sf.ShapeError, vector=wide)
     with pytest.raises(sf.SteerError, match="^find_condition takes a SteeringVector, not a Tensor; "):
-        sf.find_condition(model, tokenizer, WITH_X, PLAIN, v=PLANT)
+        sf.discover.find_condition(model, tokenizer, WITH_X, PLAIN, vector=PLANT)
     with pytest.raises(sf.SiteError):
-        sf.find_condition(model, tokenizer, WITH_X, PLAIN, 9, **QUIET)
+        sf.discover.find_condition(model, tokenizer, WITH_X, PLAIN, 9, **QUIET)
     with pytest.raises(sf.SiteError):
-        sf.find_condition(model, tokenizer, WITH_X, PLAIN, 1, v=sf.SteeringVector({0: torch.ones(32)}), **QUIET)
+        sf.discover.find_condition(
+            model, tokenizer, WITH_X, PLAIN, 1, vector=sf.SteeringVector({0: torch.ones(32)}), **QUIET
+        )
     with torch.no_grad():
         model.model.embed_tokens.weight[:] = torch.inf
     refused("The activations at resid_post[0] are not all finite numbers; load the model in bfloat16 or float32")
@@ -299,7 +304,7 @@ def test_refusals():
 
 def shown(template=False, **options):
     with quietly():
-        found = sf.find_condition(
+        found = sf.discover.find_condition(
             build("llama"), words(template=template), RANDOM[::2], RANDOM[1::2], **{**QUIET, **options}
         )
     return str(found), found.vector.directions[0].sum().item()
@@ -309,13 +314,13 @@ def passes(**options):
     model, seen = build("llama"), []
     model.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
     with quietly():
-        sf.find_condition(model, words(), RANDOM[::2], RANDOM[1::2], **{**QUIET, **options})
+        sf.discover.find_condition(model, words(), RANDOM[::2], RANDOM[1::2], **{**QUIET, **options})
     return len(seen)
 
 
 OPTIONS = {
     "sites": (shown, lambda: shown(sites=[0])),
-    "v": (shown, lambda: shown(v=sf.SteeringVector({1: PLANT}))),
+    "vector": (shown, lambda: shown(vector=sf.SteeringVector({1: PLANT}))),
     "by": (shown, lambda: shown(by="mean")),
     "held_out": (shown, lambda: shown(held_out=0.5)),
     "groups": (shown, lambda: shown(groups=[i % 5 for i in range(len(RANDOM))])),
@@ -333,14 +338,14 @@ def test_a_group_never_both_chooses_and_reports(monkeypatch):
     groups = [i // 5 for i in range(len(WITH_X))] + [i // 8 for i in range(len(PLAIN))]  # paraphrases on both sides
     given = sf.datasets.ContrastSet("x", WITH_X, PLAIN)
     with quietly():
-        sf.find_condition(planted(), words(), given, sites=[1], groups=groups, **QUIET)
+        sf.discover.find_condition(planted(), words(), given, sites=[1], groups=groups, **QUIET)
     [out] = splits
     assert all(len({bool(o) for o, g in zip(out, groups, strict=True) if g == group}) == 1 for group in set(groups))
     assert 0.2 < float(out.float().mean()) < 0.6
     with pytest.raises(sf.DataError, match="groups has 3 labels"):
-        sf.find_condition(planted(), words(), given, sites=[1], groups=[0, 1, 2], **QUIET)
+        sf.discover.find_condition(planted(), words(), given, sites=[1], groups=[0, 1, 2], **QUIET)
     with pytest.raises(sf.DataError, match="texts to choose by"):
-        sf.find_condition(planted(), words(), given, sites=[1], groups=[0] * 25 + [1] * len(PLAIN), **QUIET)
+        sf.discover.find_condition(planted(), words(), given, sites=[1], groups=[0] * 25 + [1] * len(PLAIN), **QUIET)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -349,7 +354,7 @@ def test_pitfall_26_an_option_changes_the_result(option):
 
 
 def test_pitfall_26_no_option_is_left_out(capsys):
-    assert optional(sf.find_condition) - set(OPTIONS) <= {"progress"}
+    assert optional(sf.discover.find_condition) - set(OPTIONS) <= {"progress"}
     shown(progress=True)
     assert "Reading activations" in capsys.readouterr().err
     shown()
@@ -378,13 +383,13 @@ def openers(count):
 def test_real_prompts(demo, texts, chat):
     """CAST's own condition: harmful requests, or openers that refuse, against the others."""
     model, tokenizer = demo
-    found = sf.find_condition(model, tokenizer, *texts(48), sites=[4, 8, 12, 16], chat=chat, **QUIET)
+    found = sf.discover.find_condition(model, tokenizer, *texts(48), sites=[4, 8, 12, 16], chat=chat, **QUIET)
     assert found.held_out_f1 > 0.85 > found.held_out.always
     order = np.random.default_rng(0).permutation(96)
     mixed = [t for side in texts(48) for t in side]
     mixed = [mixed[i] for i in order]
     with quietly():
-        shuffled = sf.find_condition(model, tokenizer, mixed[:48], mixed[48:], sites=[8], chat=chat, **QUIET)
+        shuffled = sf.discover.find_condition(model, tokenizer, mixed[:48], mixed[48:], sites=[8], chat=chat, **QUIET)
     assert shuffled.held_out_f1 < found.held_out_f1 - 0.1
 
 

@@ -9,8 +9,8 @@ from sklearn.metrics import log_loss
 from words import words
 
 import steerfn as sf
-from steerfn.discover.engine._folds import deciding_tokens, describe_texts, divide
-from steerfn.reading import reads
+from steerfn.datasets._folds import deciding_tokens, describe_texts, divide
+from steerfn.run._positions import reads
 
 FILLERS = ["a b", "c d", "e f g", "h", "i j k", "l m", "n o", "p q r", "s b", "d h", "e", "k o i"]
 POSITIVE = [f"{text} x {rest} t" for text, rest in zip(FILLERS, FILLERS[::-1], strict=True)]
@@ -59,7 +59,7 @@ def by_hand(model, tokenizer, texts, site):
 
 
 def test_the_planted_heads_are_chosen():
-    v = sf.iti(planted(), words(), POSITIVE, NEGATIVE, k=2, **QUIET)
+    v = sf.discover.iti(planted(), words(), POSITIVE, NEGATIVE, k=2, **QUIET)
     assert v.sites == (sf.head_out[1, 2], sf.head_out[1, 3])
     accuracy = v.metadata["accuracy"]
     assert len(accuracy) == 12 and all(accuracy[site.name] == 1.0 for site in v.sites)
@@ -70,7 +70,7 @@ def test_the_planted_heads_are_chosen():
 
 @pytest.mark.parametrize("negative", [NEGATIVE, NEGATIVE[:7]], ids=["pairs", "unequal"])
 def test_accuracy_and_loss_equal_scikit_learn(tiny, negative):
-    v = sf.iti(tiny, words(), POSITIVE, negative, k=12, l2=0.5, seed=3, **QUIET)
+    v = sf.discover.iti(tiny, words(), POSITIVE, negative, k=12, l2=0.5, seed=3, **QUIET)
     read = reads([words()(text)["input_ids"] for text in [*POSITIVE, *negative]], "last")
     tokens = deciding_tokens(read, 12 if negative is NEGATIVE else None)
     fold = divide(describe_texts((12, len(negative)), tokens), 5, 3)
@@ -89,7 +89,7 @@ def test_accuracy_and_loss_equal_scikit_learn(tiny, negative):
 
 
 def test_the_shift_is_a_standard_deviation_along_the_mean_difference(tiny):
-    v = sf.iti(tiny, words(), POSITIVE, NEGATIVE[:9], k=12, **QUIET)
+    v = sf.discover.iti(tiny, words(), POSITIVE, NEGATIVE[:9], k=12, **QUIET)
     for site in v.sites[::5]:
         positive, negative = (by_hand(tiny, words(), texts, site) for texts in (POSITIVE, NEGATIVE[:9]))
         difference = positive.mean(0) - negative.mean(0)
@@ -100,11 +100,11 @@ def test_the_shift_is_a_standard_deviation_along_the_mean_difference(tiny):
 
 def test_the_best_heads_are_kept(tiny):
     """By accuracy, then by log loss; in the order of the forward pass."""
-    every = sf.iti(tiny, words(), POSITIVE, NEGATIVE, k=12, **QUIET)
+    every = sf.discover.iti(tiny, words(), POSITIVE, NEGATIVE, k=12, **QUIET)
     accuracy, loss = every.metadata["accuracy"], every.metadata["log_loss"]
     ranked = sorted(accuracy, key=lambda name: (-accuracy[name], loss[name]))
     for k in (1, 5):
-        v = sf.iti(tiny, words(), POSITIVE, NEGATIVE, k=k, **QUIET)
+        v = sf.discover.iti(tiny, words(), POSITIVE, NEGATIVE, k=k, **QUIET)
         assert {site.name for site in v.sites} == set(ranked[:k])
         assert list(v.sites) == sorted(v.sites, key=lambda site: (site.layer, site.head))
         assert all(torch.equal(v[site], every[site]) for site in v.sites)
@@ -112,7 +112,7 @@ def test_the_best_heads_are_kept(tiny):
 
 
 def test_it_steers_each_head(tiny):
-    v = sf.iti(tiny, words(), POSITIVE, NEGATIVE, k=3, **QUIET)
+    v = sf.discover.iti(tiny, words(), POSITIVE, NEGATIVE, k=3, **QUIET)
     ids, site = words()("a b c", return_tensors="pt")["input_ids"], v.sites[0]
     with torch.no_grad():
         _, before = sf.capture(tiny, site)(ids)
@@ -124,7 +124,7 @@ def test_it_steers_each_head(tiny):
 
 def test_options_change_the_result(tiny):
     def found(**options):
-        return sf.iti(tiny, words(template=True), POSITIVE, NEGATIVE, **({"k": 4} | QUIET | options))
+        return sf.discover.iti(tiny, words(template=True), POSITIVE, NEGATIVE, **({"k": 4} | QUIET | options))
 
     base = found()
     assert found(layers=1).sites == tuple(sf.head_out[1, head] for head in range(4))
@@ -138,33 +138,37 @@ def test_options_change_the_result(tiny):
 
 
 def test_texts_may_come_from_an_iterator(tiny):
-    v = sf.iti(tiny, words(), iter(POSITIVE), iter(NEGATIVE), k=4, **QUIET)
-    assert v.identical(sf.iti(tiny, words(), POSITIVE, NEGATIVE, k=4, **QUIET))
+    v = sf.discover.iti(tiny, words(), iter(POSITIVE), iter(NEGATIVE), k=4, **QUIET)
+    assert v.identical(sf.discover.iti(tiny, words(), POSITIVE, NEGATIVE, k=4, **QUIET))
 
 
 def test_hybrid_models_use_the_blocks_that_have_heads():
-    v = sf.iti(build("jamba"), words(), POSITIVE[:4], NEGATIVE[:4], k=4, **QUIET)
+    v = sf.discover.iti(build("jamba"), words(), POSITIVE[:4], NEGATIVE[:4], k=4, **QUIET)
     assert v.layers == (1,) and v.metadata["heads"] == 4
     with pytest.raises(sf.SiteError, match=r"has no head_out\[0, 0\]: this block has no attention with an output proj"):
-        sf.iti(build("jamba"), words(), POSITIVE, NEGATIVE, layers=0, k=1, **QUIET)
+        sf.discover.iti(build("jamba"), words(), POSITIVE, NEGATIVE, layers=0, k=1, **QUIET)
     with pytest.raises(sf.SiteError, match=r"has no head_out\[0, 0\]: this block has no attention with an output proj"):
-        sf.iti(build("mamba"), words(), POSITIVE, NEGATIVE, k=1, **QUIET)
+        sf.discover.iti(build("mamba"), words(), POSITIVE, NEGATIVE, k=1, **QUIET)
 
 
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ((POSITIVE, NEGATIVE), {}, "k is a number of heads from 1 to 12, as many as there are, not 48."),
-        ((POSITIVE, NEGATIVE), {"k": 0}, "k is a number of heads from 1 to 12, as many as there are, not 0."),
-        ((POSITIVE, NEGATIVE), {"k": True}, "k is a number of heads from 1 to 12, as many as there are, not True."),
+        ((POSITIVE, NEGATIVE), {}, "`k` must be an integer from 1 to 12, got 48; there are 12 heads."),
+        ((POSITIVE, NEGATIVE), {"k": 0}, "`k` must be an integer from 1 to 12, got 0; there are 12 heads."),
+        ((POSITIVE, NEGATIVE), {"k": True}, "`k` must be an integer from 1 to 12, got True; there are 12 heads."),
         (
             (POSITIVE, NEGATIVE),
             {"k": 5, "layers": 1},
-            "k is a number of heads from 1 to 4, as many as there are, not 5.",
+            "`k` must be an integer from 1 to 4, got 5; there are 4 heads.",
         ),
         ((POSITIVE, NEGATIVE), {"k": 1, "layers": 7}, "is out of range: the model has 3 blocks"),
-        ((POSITIVE, NEGATIVE), {"k": 1, "l2": 0}, "l2 is a number above 0 (the penalty l2/2 |w|^2), not 0."),
-        ((POSITIVE, NEGATIVE), {"k": 1, "seed": "a"}, "seed is an int, not 'a' of type str."),
+        (
+            (POSITIVE, NEGATIVE),
+            {"k": 1, "l2": 0},
+            "`l2` must be a finite number > 0, got 0; the penalty is l2/2 |w|^2.",
+        ),
+        ((POSITIVE, NEGATIVE), {"k": 1, "seed": "a"}, "`seed` must be an integer, got 'a'."),
         ((["a"], NEGATIVE), {"k": 1}, "positive has one text; a probe's accuracy on held-out texts takes at least two"),
         ((POSITIVE, "a"), {"k": 1}, "negative has one text; a probe's accuracy on held-out texts takes at least two"),
         (([], NEGATIVE), {"k": 1}, "positive is empty; pass at least one text."),
@@ -172,5 +176,5 @@ def test_hybrid_models_use_the_blocks_that_have_heads():
 )
 def test_wrong_arguments_are_one_sentence(tiny, given, options, message):
     with pytest.raises(sf.SteerError) as caught:
-        sf.iti(tiny, words(), *given, **options, **QUIET)
+        sf.discover.iti(tiny, words(), *given, **options, **QUIET)
     assert message in str(caught.value)

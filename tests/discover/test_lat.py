@@ -9,6 +9,8 @@ from words import words
 import steerfn as sf
 from steerfn.discover._lat import Lat, signs
 
+pytestmark = pytest.mark.steady
+
 POSITIVE, NEGATIVE = ["a b c", "d e f g", "h i", "j k l m n"], ["o p", "q r s t", "u", "v w x"]
 
 
@@ -57,31 +59,31 @@ def test_pitfall_09_a_few_pairs_are_never_all_swapped_alike():
 
 def test_pitfall_26_the_seed_changes_the_vector_and_is_told(tiny):
     # Of an even number of pairs; another swap of neighbours mixes other differences.
-    found = [sf.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=seed, progress=False) for seed in range(4)]
+    found = [sf.discover.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=seed, progress=False) for seed in range(4)]
     assert len({tuple(v[1].tolist()) for v in found}) > 1
     assert [v.metadata["seed"] for v in found] == [0, 1, 2, 3]
-    assert found[0].identical(sf.lat(tiny, words(), POSITIVE, NEGATIVE, 1, progress=False))
+    assert found[0].identical(sf.discover.lat(tiny, words(), POSITIVE, NEGATIVE, 1, progress=False))
     assert found[1].metadata["method"] == "lat"
 
 
 def test_batches_and_random_state_change_nothing(tiny):
-    whole = sf.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=2, progress=False)
+    whole = sf.discover.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=2, progress=False)
     torch.manual_seed(9)
-    apart = sf.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=2, progress=False, batch_size=1)
+    apart = sf.discover.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=2, progress=False, batch_size=1)
     assert whole.allclose(apart, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [1.5, True, "1", None])
 def test_a_seed_that_is_none_is_one_sentence(tiny, seed):
     with pytest.raises(sf.DataError) as caught:
-        sf.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=seed, progress=False)
-    assert str(caught.value) == f"seed is an int, not {seed!r} of type {type(seed).__name__}."
+        sf.discover.lat(tiny, words(), POSITIVE, NEGATIVE, 1, seed=seed, progress=False)
+    assert str(caught.value) == f"`seed` must be an integer, got {seed!r}."
 
 
 def test_one_pair_is_one_sentence(tiny):
     with pytest.raises(sf.DataError) as caught:
-        sf.lat(tiny, words(), ["a"], ["b"], 1, progress=False)
+        sf.discover.lat(tiny, words(), ["a"], ["b"], 1, progress=False)
     assert str(caught.value) == (
-        "At resid_post[1]: lat centres the differences, and of 1 pair nothing is left; pass at least 2 pairs, or use "
+        "At resid_post[1]: lat centres the differences, which leaves nothing of 1 pair; pass at least 2 pairs, or use "
         "sf.pca or sf.mean_difference."
     )

@@ -9,8 +9,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from words import WORDS, words
 
 import steerfn as sf
+from steerfn.discover._engine._moments import Scatter
 from steerfn.discover._lda import Lda, oas, shrink
-from steerfn.discover.engine._scatter import Scatter
+
+pytestmark = pytest.mark.steady
 
 TEXTS = [" ".join(WORDS[(3 * i + j) % 26] for j in range(1 + i % 5)) for i in range(24)]
 SHAPES = [((60, 60), 8), ((70, 25), 8), ((6, 9), 40), ((1, 4), 40)]
@@ -135,7 +137,7 @@ def test_no_spread_within_the_sides_is_one_sentence(tiny):
         with pytest.raises(sf.DataError) as caught:
             sf.lda(tiny, words(), ["a b"] * 3, ["c d"], 1, shrinkage=shrinkage, progress=False)
         assert str(caught.value) == (
-            "At resid_post[1]: lda divides by the spread within the sides, and there is none among 3 positive and 1 "
+            "At resid_post[1]: lda divides by the variance within the sides, which is zero for 3 positive and 1 "
             "negative texts; pass more texts that differ, or use sf.mean_difference, which one of each is enough for."
         )
 
@@ -167,4 +169,7 @@ def test_pitfall_26_shrinkage_changes_the_vector_and_is_told(tiny):
 def test_a_shrinkage_that_is_none_is_one_sentence(tiny, shrinkage):
     with pytest.raises(sf.DataError) as caught:
         sf.lda(tiny, words(), ["a"], ["b"], 1, shrinkage=shrinkage, progress=False)
-    assert str(caught.value) == f"shrinkage is 'oas' or a number from 0 to 1, not {shrinkage!r}."
+    assert (
+        str(caught.value)
+        == f"`shrinkage` must be a finite number >= 0 and <= 1, got {shrinkage!r}; 'oas' computes it from the data."
+    )

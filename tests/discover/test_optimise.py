@@ -12,11 +12,17 @@ from steering import vector_at
 from words import words
 
 import steerfn as sf
-from steerfn.discover.search._examples import divided, examples_of
-from steerfn.discover.search._held_out import held_out
-from steerfn.discover.search._objective import Continuation, Examples, losses, with_margins
-from steerfn.discover.search._predict import Predictor
-from steerfn.discover.search._search import Search
+from steerfn.datasets._held_out import held_out
+from steerfn.discover._engine._objective import (
+    Continuation,
+    Examples,
+    examples_of,
+    losses,
+    split_examples,
+    with_margins,
+)
+from steerfn.discover._engine._search import Search
+from steerfn.run._predict import Predictor
 
 PROMPTS = ["a b c", "d", "e f", "g h i j", "k l", "m n o p q", "r s", "t u v"]
 PROMOTE = [(prompt, " z") for prompt in PROMPTS]
@@ -105,7 +111,7 @@ def test_promoting_makes_the_continuation_likelier_within_the_bound(tiny):
     assert about["train_loss"]["after"] < about["train_loss"]["before"] - 0.1
     assert 0 < about["best_step"] <= about["steps"] <= 60
     assert about["counts"] == {"promote": 8, "suppress": 0, "pairs": 0} and about["method"] == "optimise"
-    assert about["max_norm"] == {"resid_post[1]": 3.0} and about["model"] == sf.fingerprint(tiny, weights=True)
+    assert about["max_norm"] == {"resid_post[1]": 3.0} and about["model"] == sf.values.fingerprint(tiny, weights=True)
     for prompt in [*PROMPTS, "w x"]:  # the last one was never seen
         assert probabilities(tiny, prompt, " z", v) > 1.5 * probabilities(tiny, prompt, " z")
 
@@ -204,7 +210,9 @@ def test_a_search_that_helps_nothing_says_so(tiny):
     """From near an optimum of two aims that hold each other in balance, one jump far beyond it."""
     both = {"promote": [("a b", " z")], "suppress": [("a b", " z")], "max_norm": 50.0}
     start = sf.optimise(tiny, words(), 2, lr=0.002, **both, **QUIET)
-    with pytest.warns(sf.SteerWarning, match="None of 1 steps lowered the held-out loss .* so the vector is the one"):
+    with pytest.warns(
+        sf.SteerWarning, match="None of 1 steps lowered the held-out loss .* so the result is the initial"
+    ):
         v = sf.optimise(tiny, words(), 2, init=start, steps=1, lr=1.0, **both, **QUIET)
     assert v.allclose(start) and v.metadata["best_step"] == 0
 
@@ -216,13 +224,13 @@ def test_one_example_is_enough(tiny):
 
 def test_no_prompt_is_on_both_sides_of_a_division():
     examples, prompts = examples_of(words(), PROMOTE, [*SUPPRESS, ("D", " y")], PAIRS[:1], None)
-    train, test = divided(examples, prompts, 0.3, 0)
+    train, test = split_examples(examples, prompts, 0.3, 0)
     begins = [{e.ids[: e.start] for e in (*side.promote, *side.suppress)} for side in (train, test)]
     assert begins[0] and begins[1] and not begins[0] & begins[1]
     assert len(train.promote) + len(test.promote) == 8 and len(test.promote) >= 2
     assert train.pairs == test.pairs == examples.pairs  # one cannot be divided
-    assert any(divided(examples, prompts, 0.3, seed)[1] != test for seed in (1, 2, 3))
-    assert divided(examples, prompts, 0, 0) == (examples, examples)
+    assert any(split_examples(examples, prompts, 0.3, seed)[1] != test for seed in (1, 2, 3))
+    assert split_examples(examples, prompts, 0, 0) == (examples, examples)
 
 
 def test_chat_prompts_end_with_the_opening_of_the_answer(tiny):
@@ -290,7 +298,7 @@ def test_a_bar_is_shown_where_asked_for(tiny, capsys):
     [
         ({}, "There is nothing to optimise; pass promote=[(prompt, continuation)], suppress=[...] or pairs="),
         ({"promote": []}, "There is nothing to optimise;"),
-        ({"promote": "a"}, "promote is a list of (prompt, continuation), not 'a'."),
+        ({"promote": "a"}, "promote must be a list of (prompt, continuation), not 'a'."),
         ({"promote": ["ab"]}, "promote[0] is 'ab'; pass (prompt, continuation)."),
         ({"pairs": [("a", " b")]}, "pairs[0] is ('a', ' b'); pass (prompt, preferred, rejected)."),
         ({"promote": [("a", "")]}, "The continuation of promote[0] is ''; pass a text that is not empty."),
@@ -298,15 +306,18 @@ def test_a_bar_is_shown_where_asked_for(tiny, capsys):
         ({"promote": [("a", " ")]}, "The tokens of promote[0] cannot be divided into prompt and continuation"),
         ({"pairs": [("a", " b", " b")]}, "pairs[0] prefers a continuation to itself; pass two that differ."),
         ({"chat": "yes"}, "chat is True, False or None, not 'yes'."),
-        ({"steps": 0}, "steps is a number from 1, not 0."),
-        ({"patience": 1.5}, "patience is a number from 1, not 1.5."),
-        ({"batch_size": True}, "batch_size is a number from 1, not True."),
-        ({"lr": -1}, "lr is a positive number, not -1."),
-        ({"beta": 0}, "beta is a positive number, not 0."),
-        ({"max_norm": math.inf}, "max_norm is a positive number, not inf."),
-        ({"held_out": 1}, "held_out is a share of the prompts from 0 to below 1, not 1."),
-        ({"seed": "a"}, "seed is an int, not 'a' of type str."),
-        ({"init": 3}, "init is a SteeringVector or None, not a int."),
+        ({"steps": 0}, "`steps` must be a positive integer, got 0."),
+        ({"patience": 1.5}, "`patience` must be a positive integer, got 1.5."),
+        ({"batch_size": True}, "`batch_size` must be a positive integer, got True."),
+        ({"lr": -1}, "`lr` must be a finite number > 0, got -1."),
+        ({"beta": 0}, "`beta` must be a finite number > 0, got 0."),
+        ({"max_norm": math.inf}, "`max_norm` must be a finite number > 0, got inf."),
+        (
+            {"held_out": 1},
+            "`held_out` must be a finite number >= 0 and < 1, got 1.",
+        ),
+        ({"seed": "a"}, "`seed` must be an integer, got 'a'."),
+        ({"init": 3}, "init must be a SteeringVector or None, not a int."),
         (
             {"init": vector_at(build("llama"), sf.resid_post[2])},
             "init has no direction at resid_post[1]; it has resid_",

@@ -8,8 +8,8 @@ from sklearn.decomposition import PCA
 from words import words
 
 import steerfn as sf
+from steerfn.discover._engine._moments import top_axis
 from steerfn.discover._pca import DifferencePca, PooledPca
-from steerfn.discover.engine._axis import top_axis
 
 POSITIVE, NEGATIVE = ["a b c", "d e f g", "h i", "j k l m n"], ["o p", "q r s t", "u", "v w x"]
 
@@ -92,4 +92,4 @@ def test_pitfall_26_what_it_is_taken_on_matters_and_is_told(tiny):
 def test_another_on_is_one_sentence(tiny, on):
     with pytest.raises(sf.DataError) as caught:
         sf.pca(tiny, words(), POSITIVE, NEGATIVE, 1, on=on, progress=False)
-    assert str(caught.value) == f"on is 'differences' (of pairs) or 'pooled' (both sides together), not {on!r}."
+    assert str(caught.value) == f"on must be 'differences' (of pairs) or 'pooled' (both sides together), not {on!r}."

@@ -13,7 +13,7 @@ VERBS = {
     "mean_difference": sf.mean_difference,
     "pca": sf.pca,
     "pca pooled": lambda *arguments, **options: sf.pca(*arguments, on="pooled", **options),
-    "lat": sf.lat,
+    "lat": sf.discover.lat,
     "linear_probe": sf.linear_probe,
     "lda": sf.lda,
 }
@@ -69,10 +69,10 @@ def test_pitfall_28_one_text_a_side(name, width):
     """Where a direction is defined it is the difference; where it is not, that is said."""
     positive, negative, _ = planted(3, (1, 1), width=width)
     if name.startswith("lda"):
-        with pytest.raises(sf.DataError, match="there is none among 1 positive and 1 negative texts; pass more"):
+        with pytest.raises(sf.DataError, match="which is zero for 1 positive and 1 negative texts; pass more"):
             METHODS[name].of(positive, negative)
     elif name == "lat":
-        with pytest.raises(sf.DataError, match="lat centres the differences, and of 1 pair nothing is left"):
+        with pytest.raises(sf.DataError, match="lat centres the differences, which leaves nothing of 1 pair"):
             METHODS[name].of(positive, negative)
     else:
         difference = positive.values[0] - negative.values[0]
@@ -113,7 +113,7 @@ def test_through_a_model(name, model):
     v = VERBS[name](tiny, tokenizer, LETTERS[:13], negative, [site, 1], progress=False)
     assert v.sites == (site, sf.resid_post[1]) and v.dtype == torch.float32
     assert cosine(v[site], axis) > 0.99 and abs(v.magnitude[site] - 1) < 0.1
-    assert v.metadata["method"] == name.split()[0] and v.metadata["model"] == sf.fingerprint(tiny, weights=True)
+    assert v.metadata["method"] == name.split()[0] and v.metadata["model"] == sf.values.fingerprint(tiny, weights=True)
     high, low = (
         sf.activations(tiny, tokenizer, t, 1, progress=False)[sf.resid_post[1]] @ v[1] for t in (LETTERS[:13], negative)
     )
@@ -151,7 +151,7 @@ def test_activations_that_are_not_finite_are_one_sentence(name, tiny):
 
 
 def test_an_error_names_its_site(tiny):
-    with pytest.raises(sf.DataError, match=r"^At resid_pre\[0\]: lda divides by the spread within the sides"):
+    with pytest.raises(sf.DataError, match=r"^At resid_pre\[0\]: lda divides by the variance within the sides"):
         sf.lda(tiny, words(), ["a", "b a"], ["c", "d c"], [sf.resid_pre[0], 1], progress=False)
 
 

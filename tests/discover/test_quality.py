@@ -12,14 +12,16 @@ from sklearn.metrics import roc_auc_score
 from words import words
 
 import steerfn as sf
-from steerfn._struct import static, struct
+from steerfn.datasets._folds import describe_texts, divide
+from steerfn.discover._engine._keeping import Keeping
+from steerfn.discover._engine._method import Kept
+from steerfn.discover._engine._quality import auc, auc_interval, cohens_d, measure, pair_accuracy, pair_cosine
 from steerfn.discover._lat import Lat
-from steerfn.discover._mean import MeanDifference
-from steerfn.discover._probe import LinearProbe
-from steerfn.discover.engine._folds import describe_texts, divide
-from steerfn.discover.engine._keeping import Keeping
-from steerfn.discover.engine._kept import Kept
-from steerfn.discover.engine._quality import auc, auc_interval, cohens_d, measure, pair_accuracy, pair_cosine
+from steerfn.discover._linear_probe import LinearProbe
+from steerfn.discover._mean_difference import MeanDifference
+from steerfn.values._struct import static, struct
+
+pytestmark = pytest.mark.steady
 
 POSITIVE = ["a b c", "d e f g", "h i", "j k l m n", "b d", "c c a", "x y z"]
 NEGATIVE = ["o p", "q r s t", "u", "v w a", "t t", "s o u", "r"]
@@ -205,7 +207,7 @@ def test_pitfall_51_where_no_division_is_balanced_it_says_so_and_claims_nothing(
     assert (found.auc, found.interval, found.pair_accuracy, found.folds) == (None, None, None, 0)
     assert "answers that are read cannot be shared out" in found.reason
     assert "cross-validation tells nothing here: the answers" in repr(found)
-    assert sf.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert sf.discover.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert measure(MeanDifference(), positive, negative).reason is None  # of two pairs that read one token
 
 
@@ -282,13 +284,13 @@ def test_groups_stay_together_and_nothing_is_claimed_of_questions_that_were_seen
     assert np.mean(by_text) > 0.75 and abs(np.mean(by_group) - 0.5) < 0.06, (np.mean(by_text), np.mean(by_group))
 
 
-@pytest.mark.parametrize("verb", [sf.mean_difference, sf.linear_probe, sf.iti])
+@pytest.mark.parametrize("verb", [sf.mean_difference, sf.linear_probe, sf.discover.iti])
 def test_groups_are_an_option_of_every_method(tiny, verb):
-    where = {} if verb is sf.iti else {"sites": 1, "quality": True}
-    options = {**QUIET, **where} | ({"k": 12} if verb is sf.iti else {})
+    where = {} if verb is sf.discover.iti else {"sites": 1, "quality": True}
+    options = {**QUIET, **where} | ({"k": 12} if verb is sf.discover.iti else {})
     plain = verb(tiny, words(), POSITIVE, NEGATIVE, **options)
     grouped = verb(tiny, words(), POSITIVE, NEGATIVE, groups=[0, 0, 0, 1, 1, 1, 1], **options)
-    key = "accuracy" if verb is sf.iti else "quality"
+    key = "accuracy" if verb is sf.discover.iti else "quality"
     assert grouped.metadata["groups"] == 2 and plain.metadata[key] != grouped.metadata[key]
     if key == "quality":
         assert sf.quality(grouped)[sf.resid_post[1]].folds == 2
@@ -300,18 +302,20 @@ def test_groups_are_an_option_of_every_method(tiny, verb):
 
 def test_a_quality_is_a_value_and_json():
     found = measure(MeanDifference(), rows(normal(8)), rows(normal(9, seed=1)))
-    assert sf.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert sf.discover.Quality.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     low, high = found.interval
     shown = f"Quality(AUC {found.auc:.3f} ({low:.2f} to {high:.2f}), d {found.cohens_d:.2f}, pair cosine -, "
     assert repr(found).startswith(shown)
     older = {k: v for k, v in found.to_dict().items() if k not in ("interval", "pair_accuracy", "reason")}
-    assert sf.Quality.from_dict(older).auc == found.auc and sf.Quality.from_dict(older).interval is None
+    assert (
+        sf.discover.Quality.from_dict(older).auc == found.auc and sf.discover.Quality.from_dict(older).interval is None
+    )
     with pytest.raises(AttributeError):
         found.auc = 1.0
     for wrong in ({"auc": 1.0}, {**found.to_dict(), "n": 3}, None, {**found.to_dict(), "interval": [1]}):
         with pytest.raises(sf.DataError) as caught:
-            sf.Quality.from_dict(wrong)
-        assert "A quality is a mapping with auc, cohens_d, pair_cosine, relative_norm, n, folds, not " in str(
+            sf.discover.Quality.from_dict(wrong)
+        assert "A quality must be a mapping with auc, cohens_d, pair_cosine, relative_norm, n, folds, not " in str(
             caught.value
         )
 
@@ -402,8 +406,8 @@ def test_progress_shows_a_bar(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quality": "yes"}, "quality is True or False, not 'yes'."),
-        ({"quality": True, "seed": 1.5}, "seed is an int, not 1.5 of type float."),
+        ({"quality": "yes"}, "quality must be True or False, not 'yes'."),
+        ({"quality": True, "seed": 1.5}, "`seed` must be an integer, got 1.5."),
     ],
 )
 def test_wrong_options_are_one_sentence(tiny, options, message):
@@ -416,9 +420,9 @@ def test_errors_by_their_text():
     v = sf.SteeringVector({sf.resid_post[1]: torch.ones(4)})
     good = measure(MeanDifference(), rows(normal(3)), rows(normal(3, seed=1))).to_dict()
     for vector, message in (
-        (v, "This vector does not say how good it is; compute it with quality=True"),
-        (v.with_metadata(quality={"resid_post[0]": good}), "quality is that of resid_post[0], without resid_post[1];"),
-        (v.with_metadata(quality={"resid_post[1]": {"auc": 1}}), "A quality is a mapping with auc,"),
+        (v, "This vector has no quality in its metadata; compute it with quality=True"),
+        (v.with_metadata(quality={"resid_post[0]": good}), "quality covers resid_post[0], without resid_post[1];"),
+        (v.with_metadata(quality={"resid_post[1]": {"auc": 1}}), "A quality must be a mapping with auc,"),
         (torch.ones(4), "quality takes a SteeringVector, not a Tensor"),
     ):
         with pytest.raises(sf.SteerError) as caught:

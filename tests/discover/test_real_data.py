@@ -89,7 +89,7 @@ def test_the_same_vector_as_a_plain_loop(demo, name, position, chat):
 def test_pitfall_23_and_38_chat_texts_have_one_beginning_and_end_where_the_answer_begins(demo):
     _, tokenizer = demo
     positive, negative = sides("refusal", 3)
-    assert set(sf.token_read(tokenizer, [*positive, *negative], chat=True)) == {"\n"}
-    [everything] = sf.token_read(tokenizer, positive[:1], "mean", chat=True)
+    assert set(sf.run.token_read(tokenizer, [*positive, *negative], chat=True)) == {"\n"}
+    [everything] = sf.run.token_read(tokenizer, positive[:1], "mean", chat=True)
     assert everything.endswith(f"{positive[0]}<|im_end|>\n<|im_start|>assistant\n")
     assert everything.count("<|im_start|>system") == 1

@@ -24,7 +24,7 @@ class Column:
         return len(self.values)
 
 
-@pytest.mark.parametrize("verb", [sf.mean_difference, sf.pca, sf.lat, sf.linear_probe, sf.lda])
+@pytest.mark.parametrize("verb", [sf.mean_difference, sf.pca, sf.discover.lat, sf.linear_probe, sf.lda])
 def test_a_contrast_set_or_pairs_stand_for_both_sides(tiny, verb):
     expected = verb(tiny, words(), POSITIVE, NEGATIVE, 1, **QUIET)
     for given in ((SET, 1), (PAIRS, 1), ([*map(list, PAIRS)], 1), (Column(POSITIVE), Column(NEGATIVE), 1)):
@@ -33,9 +33,11 @@ def test_a_contrast_set_or_pairs_stand_for_both_sides(tiny, verb):
 
 
 def test_profiles_and_heads_take_them_too(tiny):
-    profiles = [sf.layer_profile(tiny, words(), *given, **QUIET) for given in ((POSITIVE, NEGATIVE), (SET,), (PAIRS,))]
+    profiles = [
+        sf.discover.layer_profile(tiny, words(), *given, **QUIET) for given in ((POSITIVE, NEGATIVE), (SET,), (PAIRS,))
+    ]
     assert all(each.vectors.identical(profiles[0].vectors) for each in profiles)
-    heads = [sf.iti(tiny, words(), *given, k=2, **QUIET) for given in ((POSITIVE, NEGATIVE), (SET,), (PAIRS,))]
+    heads = [sf.discover.iti(tiny, words(), *given, k=2, **QUIET) for given in ((POSITIVE, NEGATIVE), (SET,), (PAIRS,))]
     assert all(each.identical(heads[0]) for each in heads)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 ROOT = Path(os.environ.get("STEERFN_ENGINES", Path.home() / ".cache" / "steerfn" / "engines"))
 REQUIREMENTS = {
-    "lm_eval": ["lm_eval==0.4.13", "torch==2.13.0", "transformers>=5.16,<5.20", "accelerate>=1.15"],
+    "lm_eval": ["lm_eval[api]==0.4.13", "torch==2.13.0", "transformers>=5.16,<5.20", "accelerate>=1.15"],
     "repeng": ["repeng==0.4.0", "transformers==4.57.*"],
     "llama_cpp": ["numpy"],
+    "clients": ["openai>=2", "langchain-openai>=1", "litellm>=1.80", "llama-index-llms-openai-like>=0.5"],
     "vllm": ["torch==2.13.0", "llguidance<1.8", "setuptools==78.1.1", "hatchling==1.33.0"],
 }
 WHEELS = {

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from words import words
 
 import steerfn as sf
-from steerfn.engines import _bake, _bake_ablate, _bake_add
+from steerfn.engines import _bake, _weights
 
 ADDED = {
     "llama": "LlamaForCausalLM",
@@ -69,7 +69,7 @@ def test_pitfall_36_additions_are_in_the_checkpoint(family, tmp_path):
 def test_an_ablation_is_in_the_weights(family, tmp_path):
     model = unwindowed(family)
     stream = sf.layout(model).stream
-    v = sf.spread(vector(sf.resid_post[1]), stream)
+    v = sf.discover.spread(vector(sf.resid_post[1]), stream)
     folder = sf.bake(model, words(), sf.ablate(v), tmp_path / "baked")
     made = loaded(folder)
     torch.testing.assert_close(logits(made), logits(model, sf.ablate(v)), rtol=1e-4, atol=1e-4)
@@ -103,23 +103,26 @@ def test_tied_embeddings_are_untied_by_an_ablation(tmp_path):
     model = build("llama")
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    op = sf.ablate(sf.spread(vector(sf.resid_post[1]), sf.layout(model).stream))
+    op = sf.ablate(sf.discover.spread(vector(sf.resid_post[1]), sf.layout(model).stream))
     made = loaded(sf.bake(model, words(), op, tmp_path / "baked"))
     assert torch.equal(made.lm_head.weight, model.model.embed_tokens.weight)
     assert not torch.equal(made.lm_head.weight, made.model.embed_tokens.weight)
 
 
 def test_the_record_says_what_was_done_and_how_to_get_back(tmp_path):
-    model, op = build("llama"), sf.add(vector(sf.resid_post[1]), 2.0)
+    model = build("llama")
+    v = vector(sf.resid_post[1]).with_metadata(model=sf.values.fingerprint(model, weights=True), seed=0)
+    op = sf.chain(sf.add(v, 1.5), sf.add(v.with_metadata(seed=1), 0.5))
     folder = sf.bake(model, words(), op, tmp_path / "baked")
     record = json.loads((folder / "steerfn.json").read_text())
-    assert record["model"] == sf.fingerprint(model) and record["versions"]["steerfn"] == sf.__version__
+    assert record["model"] == sf.values.fingerprint(model) and record["versions"]["steerfn"] == sf.__version__
     assert record["check"]["difference_rms"] < 1e-4 < record["check"]["effect_rms"]
     for name, digest in record["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert {path.name for path in folder.iterdir()} - {"steerfn.json", "steerfn"} <= set(record["sha256"])
-    live = sf.add(sf.load(folder / "steerfn" / "vector.safetensors"))
-    torch.testing.assert_close(logits(model, live), logits(model, op))
+    live = sf.load(folder / "steerfn" / "vector.safetensors")
+    assert live.metadata == {"model": v.metadata["model"]}  # what both vectors say
+    torch.testing.assert_close(logits(model, sf.add(live)), logits(model, op))
     assert "sf.add(sf.load('steerfn/vector.safetensors'))" in record["back"]
 
 
@@ -138,6 +141,16 @@ def test_shards_and_generation_settings_are_written(tmp_path):
     assert loaded(folder).generation_config.repetition_penalty == 1.25
 
 
+def test_generation_settings_that_contradict_each_other_are_refused(tmp_path):
+    model = build("llama")
+    model.generation_config.update(do_sample=False, temperature=0.3)
+    with pytest.raises(
+        sf.ModelError, match=r"refuses to write the model's generation settings \(.*temperature.*\); make"
+    ):
+        sf.bake(model, words(), vector(sf.resid_post[1]), tmp_path / "baked")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.heavy
 def test_the_real_model_with_its_tokenizer(demo, tmp_path):
     model, tokenizer = demo
@@ -153,7 +166,7 @@ def test_the_real_model_with_its_tokenizer(demo, tmp_path):
 
 
 def everywhere(model):
-    return sf.spread(vector(sf.resid_post[1]), sf.layout(model).stream)
+    return sf.discover.spread(vector(sf.resid_post[1]), sf.layout(model).stream)
 
 
 V = vector(sf.resid_post[1])
@@ -163,8 +176,8 @@ REFUSED = {
     "other operator": (sf.rotate(V, 0.3), "cannot be written into weights"),
     "rows": (sf.add(V, torch.tensor([1.0, 2.0])), "A strength for each row cannot be baked"),
     "nothing": (sf.add(V, 0.0), "The operator changes nothing"),
-    "elsewhere": (sf.add(vector(sf.attn_out[1])), r"An addition at attn_out\[1\] is none to a block's output"),
-    "before the first": (sf.add(vector(sf.resid_pre[0])), r"An addition at resid_pre\[0\] is none"),
+    "elsewhere": (sf.add(vector(sf.attn_out[1])), r"An addition at attn_out\[1\] does not add to a block's output"),
+    "before the first": (sf.add(vector(sf.resid_pre[0])), r"An addition at resid_pre\[0\] does not add"),
     "one place": (sf.ablate(V), "an ablation is baked along the whole stream only, and this one leaves out"),
     "both": (sf.chain(sf.ablate(V), sf.add(V)), "additions, or one ablation, and not both"),
     "several": (sf.ablate(vector(sf.resid_post[1], sf.resid_post[0])), "differ from site to site"),
@@ -184,7 +197,7 @@ def test_what_weights_cannot_do_is_refused_with_what_to_use(case, tmp_path):
     [
         ("gemma2", "cannot be baked into Gemma2ForCausalLM"),
         ("qwen3", "those of LlamaForCausalLM, MistralForCausalLM"),
-        ("mistral", "its sliding windows are nothing that a Llama has"),
+        ("mistral", "a Llama has no sliding windows"),
     ],
 )
 def test_what_a_family_cannot_hold_is_refused(family, told, tmp_path):
@@ -201,15 +214,15 @@ def test_what_a_family_cannot_hold_is_refused(family, told, tmp_path):
 
 def test_pitfall_36_a_checkpoint_that_does_something_else_is_not_left_behind(tmp_path, monkeypatch):
     """The check can fail: a family written without its biases, and one whose scale is forgotten."""
-    forgotten = _bake_add.FAMILIES["GraniteForCausalLM"]._replace(scale=lambda config: 1.0)
-    monkeypatch.setitem(_bake_add.FAMILIES, "GraniteForCausalLM", forgotten)
+    forgotten = _weights.FAMILIES["GraniteForCausalLM"]._replace(scale=lambda config: 1.0)
+    monkeypatch.setitem(_weights.FAMILIES, "GraniteForCausalLM", forgotten)
     model = build("granite")
     model.config.residual_multiplier = 0.3
     for layer in model.model.layers:
         layer.residual_multiplier = 0.3
     with pytest.raises(sf.ModelError, match="logits differ from live steering"):
         sf.bake(model, words(), V, tmp_path / "baked")
-    monkeypatch.setitem(_bake_ablate.WRITERS, "LlamaForCausalLM", ("mlp.down_proj",))
+    monkeypatch.setitem(_weights.WRITERS, "LlamaForCausalLM", ("mlp.down_proj",))
     model = build("llama")
     with pytest.raises(sf.ModelError, match="logits differ from live steering"):
         sf.bake(model, words(), sf.ablate(everywhere(model)), tmp_path / "baked")
@@ -238,7 +251,7 @@ def test_folders_are_safe(tmp_path):
 @pytest.mark.parametrize(
     "more, told",
     [
-        ({"tokenizer": None}, "bake writes the model's tokenizer too and needs it, not None"),
+        ({"tokenizer": None}, "A transformers tokenizer is needed, not None"),
         ({"out_dir": None}, "named by text or a Path, not by None"),
         ({"max_shard_size": "big"}, "max_shard_size is a size such as '5GB' or '500MB', not 'big'"),
     ],
@@ -251,7 +264,7 @@ def test_wrong_arguments_are_told_before_anything_is_written(more, told, tmp_pat
 
 
 def test_an_interrupted_bake_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(_bake, "_checked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(_bake, "_compare_with_live", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sf.bake(build("llama"), words(), V, tmp_path / "baked")
     assert not list(tmp_path.iterdir())

@@ -65,7 +65,7 @@ def operators(model, tokenizer):
     direction = v.select([sf.resid_post[14]])
     return {
         "additions at 4 blocks": sf.add(v, 0.75),
-        "ablation": sf.ablate(sf.spread(direction, sf.layout(model).stream)),
+        "ablation": sf.ablate(sf.discover.spread(direction, sf.layout(model).stream)),
     }
 
 

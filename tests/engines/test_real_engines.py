@@ -10,9 +10,11 @@ import subprocess
 import pytest
 import torch
 from environments import python_of
+from served import served
 from steering import vector
 
 import steerfn as sf
+from steerfn import serving
 
 pytestmark = pytest.mark.engine
 SITES = (sf.resid_post[6], sf.resid_post[13])
@@ -48,6 +50,24 @@ def log_likelihoods(model, tokenizer, op):
     return torch.tensor(found)
 
 
+def ask_lm_eval(folder, kind, arguments, *more):
+    """The log-probability of every answer after every opening, as lm-evaluation-harness has it of a model."""
+    rows = [json.dumps({"question": opening, "answers": list(ANSWERS)}) for opening in OPENINGS]
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    (folder / "local.yaml").write_text(TASK.format(file=folder / "rows.jsonl"))
+    command = [
+        str(python_of("lm_eval")), "-m", "lm_eval", "run", "--model", kind, "--model_args", arguments, "--tasks",
+        "steerfn_local", "--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples", *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment.pop("PYTHONPATH", None)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=folder)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    [file] = (folder / "out").rglob("samples_*.jsonl")
+    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    return torch.tensor([float(answer[0]) for sample in samples for answer in sample["filtered_resps"]])
+
+
 @pytest.mark.parametrize("alpha", [2.0, 0.0])
 def test_lm_eval_gives_the_log_likelihoods_of_our_own_steering(demo, tmp_path, alpha):
     model, tokenizer = demo
@@ -55,28 +75,32 @@ def test_lm_eval_gives_the_log_likelihoods_of_our_own_steering(demo, tmp_path, a
     tokenizer.save_pretrained(tmp_path / "model")
     v = vector(*SITES, width=576)
     sf.to_lm_eval(v, tmp_path / "v.pt", alpha=alpha, model=model)
-    rows = [json.dumps({"question": opening, "answers": list(ANSWERS)}) for opening in OPENINGS]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    (tmp_path / "local.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
     arguments = f"pretrained={tmp_path / 'model'},steer_path={tmp_path / 'v.pt'},dtype=float32"
-    command = [
-        str(python_of("lm_eval")), "-m", "lm_eval", "run", "--model", "steered", "--model_args", arguments, "--tasks",
-        "steerfn_local", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples",
-        "--batch_size", "4", "--device", "cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    environment.pop("PYTHONPATH", None)
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    [file] = (tmp_path / "out").rglob("samples_*.jsonl")
-    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
-    theirs = torch.tensor([float(answer[0]) for sample in samples for answer in sample["filtered_resps"]])
+    theirs = ask_lm_eval(tmp_path, "steered", arguments, "--batch_size", "4", "--device", "cpu")
     plain, steered = (log_likelihoods(model, tokenizer, op) for op in (sf.identity, sf.add(v, alpha)))
     torch.testing.assert_close(theirs, steered, rtol=1e-4, atol=1e-3)
     if alpha:
         assert (theirs - plain).abs().max() > 1
     else:
         torch.testing.assert_close(theirs, plain, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_lm_eval_asks_a_server_that_steers(demo, tmp_path, tokenized):
+    """`local-completions` sends `echo` with `logprobs`, of token ids or texts, and reads the steered model's."""
+    model, tokenizer = demo
+    tokenizer.save_pretrained(tmp_path / "model")
+    v = vector(*SITES, width=576)
+    (tmp_path / "vectors").mkdir()
+    sf.save(v, tmp_path / "vectors" / "v.safetensors")
+    default = {"vector": "v", "alpha": 2.0}
+    with served(serving.app(model, tokenizer, tmp_path / "vectors", default_steering=default)) as address:
+        arguments = (
+            f"model={sf.values.fingerprint(model)['name']},base_url={address}/v1/completions,num_concurrent=1,"
+            f"tokenizer={tmp_path / 'model'},tokenizer_backend=huggingface,tokenized_requests={tokenized}"
+        )
+        theirs = ask_lm_eval(tmp_path, "local-completions", arguments, "--batch_size", "4" if tokenized else "1")
+    torch.testing.assert_close(theirs, log_likelihoods(model, tokenizer, sf.add(v, 2.0)), rtol=1e-4, atol=1e-3)
 
 
 def test_repeng_reads_our_file_and_we_read_its(tmp_path):

@@ -2,23 +2,26 @@
 
 import functools
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
 from steering import vector
 from transformers import LlamaConfig
 
 import steerfn as sf
 from steerfn.engines.vllm import _patches
-from steerfn.engines.vllm._keys import key_of
-from steerfn.engines.vllm._shelf import Shelf
-from steerfn.engines.vllm._spec import REGIONS, key, parse, resolve, resolved_of
-from steerfn.engines.vllm._steps import of_second_runner, rows_and_regions, stage
-from steerfn.engines.vllm._support import FAMILIES, unsupported
-from steerfn.engines.vllm._tables import Tables
-from steerfn.operators._info import Info, Tokens
+from steerfn.engines.vllm._requests import REGIONS, key, key_of, parse, resolve, resolved_of
+from steerfn.engines.vllm._steering_field import HOLDERS, SteeringField
+from steerfn.engines.vllm._tables import Tables, of_second_runner, rows_and_regions, stage
+from steerfn.engines.vllm._vectors import FAMILIES, EngineShelf, obstacle
+from steerfn.operators._operator import Info, Tokens
 
 WIDTH, LAYERS = 32, 4
 CONFIG = LlamaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=99)
@@ -34,7 +37,7 @@ def shelf(tmp_path):
     sf.save(vector(sf.mlp_out[2], width=WIDTH), tmp_path / "inner.safetensors")
     sf.save(vector(1, width=WIDTH + 1), tmp_path / "wide.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    return Shelf(str(tmp_path), CONFIG)
+    return EngineShelf(str(tmp_path), CONFIG)
 
 
 def asked(shelf, *values):
@@ -213,7 +216,7 @@ def test_ways_to_ask_for_one_vector(shelf, value):
         ({"vector": "happy", "strength": 2}, "steerfn.strength is wrong: Extra inputs are not permitted"),
         ({}, "steerfn.vector is wrong: Field required"),
         (3, "steerfn is a mapping such as"),
-        ("{oops", "steerfn is no JSON text"),
+        ("{oops", "steerfn is not JSON"),
         ("[[1]]", "steerfn is a mapping such as"),
         ([], "A request may have 1 to 8 vectors, not 0"),
         (["happy"] * 9, "A request may have 1 to 8 vectors, not 9"),
@@ -222,10 +225,10 @@ def test_ways_to_ask_for_one_vector(shelf, value):
         (json.dumps([json.dumps(["happy"] * 5)] * 2), "steerfn is a mapping such as"),
         ([["happy"]], "steerfn is a mapping such as"),
         (json.dumps(json.dumps({"vector": "happy"})), "There is no vector"),
-        ("[" * 50_000, "steerfn is no JSON text"),
+        ("[" * 50_000, "steerfn is not JSON"),
         ("[" * 100_001, "a text of 100001 characters, more than 100000"),
         ('{"vector": "\\ud800"}', "steerfn.vector is wrong"),
-        ('["happy", \ud800]', "steerfn is no JSON text"),
+        ('["happy", \ud800]', "steerfn is not JSON"),
         ({"vector": functools.reduce(lambda value, _: [value], range(100_000), [])}, "steerfn.vector is wrong"),
     ],
 )
@@ -234,9 +237,92 @@ def test_what_is_wrong_is_told_in_a_sentence(shelf, value, told):
         asked(shelf, *([value] if not isinstance(value, list) else [value]))
 
 
+@pytest.fixture(scope="module")
+def echo():
+    """A server that says what it got, behind the field."""
+
+    def check(asked):
+        if "nope" in asked:
+            raise sf.SteerError("There is no vector 'nope'.")
+
+    async def body(request):
+        return JSONResponse((await request.body()).decode())
+
+    async def events(socket):
+        await socket.accept()
+        async for text in socket.iter_text():
+            await socket.send_text(f"got {text}")
+
+    app = Starlette(routes=[WebSocketRoute("/events", events), Route("/{path:path}", body, methods=["POST", "PATCH"])])
+    app.add_middleware(SteeringField, holders=HOLDERS, check=check)
+    with TestClient(app, root_path="/below") as client:
+        yield client
+
+
+def test_the_field_goes_where_the_endpoint_hands_it_to_the_engine(echo):
+    body = {"prompt": "Hello", "n": 1e22, "steering": ["happy", {"vector": "calm", "alpha": 2}], "vllm_xargs": {"x": 1}}
+    text = '[{"vector": "happy"}, {"vector": "calm", "alpha": 2.0}]'
+    for path, holder in HOLDERS.items():
+        found = json.loads(echo.post(f"/below{path}", json=body).json())
+        assert "steering" not in found and found["prompt"] == "Hello" and found["n"] == 1e22
+        assert found["vllm_xargs"]["x"] == 1
+        assert functools.reduce(dict.__getitem__, holder, found)["steerfn"] == text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"a":  1, "a": 2}',
+        '{"steering": null}',
+        '{"vllm_xargs": {"steerfn": "happy"}}',
+        "[1]",
+        "{oops",
+        "",
+        "[" * 99_999,
+    ],
+)
+def test_bodies_without_the_field_are_passed_on_as_they_are(echo, data):
+    assert echo.post("/v1/completions", content=data, headers={"content-type": "application/json"}).json() == data
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/tokenize", {"steering": "happy"}, "/tokenize cannot be steered; leave out steering, or send it to one of"),
+        ("/tokenize", {"vllm_xargs": {"steerfn": "happy"}}, "leave out vllm_xargs.steerfn"),
+        ("/v1/completions", {"steerfn": "happy"}, "either steering or vllm_xargs.steerfn, and not steerfn; send one"),
+        ("/v1/completions", {"steering": "a", "vllm_xargs": {"steerfn": "b"}}, "not steering and vllm_xargs.steerfn"),
+        ("/inference/v1/generate", {"vllm_xargs": {"steerfn": "happy"}}, "sampling_params.extra_args.steerfn, and not"),
+        ("/v1/completions", {"steering": "happy", "vllm_xargs": []}, "A mapping with steerfn belongs where .* \\[\\]"),
+        ("/v1/completions", {"steering": {"vector": "happy", "scope": "all"}}, "steering.scope is wrong"),
+        ("/v1/completions", {"steering": "[" * 100_001}, "steering is a text of 100001 characters"),
+        ("/v1/completions", {"steering": [["happy"]]}, "steering is a mapping such as"),
+        ("/v1/completions", {"steering": False}, "steering is a mapping such as"),
+        ("/v1/completions", {"steering": "nope", "stream": True}, "There is no vector 'nope'"),
+        ("/v1/completions", {"vllm_xargs": {"steerfn": "nope"}, "stream": True}, "There is no vector 'nope'"),
+    ],
+)
+def test_a_field_that_would_be_ignored_or_is_wrong_is_refused(echo, path, body, told):
+    for encoding in ("utf8", "utf16"):
+        answer = echo.request("PATCH", path, content=json.dumps(body).encode(encoding))
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == "steering"
+        assert re.search(told, error["message"]) and error["message"].endswith(".")
+
+
+def test_events_are_refused_too(echo):
+    with echo.websocket_connect("/events") as socket:
+        for event in ({"steering": "happy"}, {"session": {"steering": "happy"}}):
+            socket.send_json(event)
+            assert "cannot be steered" in socket.receive_json()["error"]
+        for text in ('{"session": 1}', "{oops"):
+            socket.send_text(text)
+            assert socket.receive_text() == f"got {text}"
+
+
 def test_the_folder_must_exist(tmp_path):
     with pytest.raises(sf.SteerError, match="The folder of vectors '.*none' does not exist"):
-        Shelf(str(tmp_path / "none"), CONFIG)
+        EngineShelf(str(tmp_path / "none"), CONFIG)
 
 
 def test_a_steering_that_nobody_checked_is_refused():
@@ -323,11 +409,11 @@ def config(**changes):
     ],
 )
 def test_what_is_not_known_to_be_right_is_refused(change, told):
-    assert told in unsupported(config(**change))
+    assert told in obstacle(config(**change))
 
 
 def test_known_families_are_steered_and_a_setting_that_moved_is_told():
-    assert all(unsupported(config(architecture=name)) is None for name in FAMILIES)
+    assert all(obstacle(config(architecture=name)) is None for name in FAMILIES)
     moved = config()
     del moved.parallel_config.use_ubatching
-    assert "keeps its settings elsewhere" in unsupported(moved)
+    assert "keeps its settings elsewhere" in obstacle(moved)

@@ -3,8 +3,9 @@
     python vllm_run.py job.json result.json
 
 A job has engines by name, `{"llm": {...}, "rounds": [[request, ...], ...]}`; a request is `{"prompt": [ids],
-"steer": ..., "max_tokens": n}`, and with `"after": [round, number]` its prompt goes on with what an earlier one gave.
-The requests of a round run together. Floats are written with all their bits.
+"steer": ..., "max_tokens": n}`. With `"after": [round, number]` its prompt goes on with what an earlier one gave, with
+`"odd": name` it asks for a steering that JSON cannot hold, with `"choice": [texts]` it answers one of them, and with
+`"lora": folder` it uses an adapter. The requests of a round run together. Floats are written with all their bits.
 """
 
 import gc
@@ -14,10 +15,28 @@ import sys
 import time
 
 
+def odd_steerings():
+    """What only a caller in the same process can send."""
+    recursive, mapping = [], {"vector": "one"}
+    recursive.append(recursive)
+    mapping["layers"] = [mapping]
+    vector = {"vector": "one"}
+    return {
+        "recursive": recursive,
+        "recursive mapping": mapping,
+        "nan": {**vector, "alpha": float("nan")},
+        "infinite": {**vector, "alpha": -float("inf")},
+        "object": object(),
+        "bytes": b"one",
+        "tuple": (vector,) * 9,
+    }
+
+
 def run_round(engine, requests, before):
     """What each request gave: tokens, log-probabilities, tokens found in the cache; or why it was refused."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     results = [None] * len(requests)
     for number, each in enumerate(requests):
@@ -25,20 +44,22 @@ def run_round(engine, requests, before):
         if "after" in each:
             earlier, which = each["after"]
             prompt += before[earlier][which]["texts"][0]["tokens"]
-        extra, n = None if each.get("steer") is None else {"steerfn": each["steer"]}, each.get("n", 1)
-        params = SamplingParams(
-            temperature=float(n > 1),  # vLLM wants more than greedy decoding for several texts
-            top_k=1,
-            n=n,
-            max_tokens=each["max_tokens"],
-            ignore_eos=True,
-            logprobs=0,
-            extra_args=extra,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        steer, n = odd_steerings()[each["odd"]] if "odd" in each else each.get("steer"), each.get("n", 1)
         results[number] = {"prompt": prompt}
+        lora = LoRARequest("adapter", 1, each["lora"]) if "lora" in each else None
         try:
-            engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+            params = SamplingParams(
+                temperature=float(n > 1),  # vLLM wants more than greedy decoding for several texts
+                top_k=1,
+                n=n,
+                max_tokens=each["max_tokens"],
+                ignore_eos="choice" not in each,
+                logprobs=0,
+                structured_outputs=StructuredOutputsParams(choice=each["choice"]) if "choice" in each else None,
+                extra_args=None if steer is None else {"steerfn": steer},
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(str(number), {"prompt_token_ids": prompt}, params, lora_request=lora)
         except Exception as error:
             results[number]["error"] = f"{type(error).__name__}: {error}"
     while engine.has_unfinished_requests():
@@ -60,13 +81,17 @@ def texts(output):
 def main():
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.model_executor.models import registry
 
+    # vLLM looks at each architecture in a new process, for CUDA's sake: ten seconds of a CPU for every family.
+    registry._run_in_subprocess = lambda function: function()
     with open(sys.argv[1]) as file:
         job = json.load(file)
     results = {}
     for name, each in job.items():
         began = time.perf_counter()
-        llm = LLM(disable_log_stats=False, dtype="float32", seed=0, enable_prefix_caching=True, **each["llm"])
+        settings = {"dtype": "float32", **each["llm"]}
+        llm = LLM(disable_log_stats=False, seed=0, enable_prefix_caching=True, **settings)
         started = time.perf_counter()
         rounds = []
         for requests in each["rounds"]:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from balanced_page import BalancedPage
 from families import build
 from options import assert_changes, optional
 from steering import vector
@@ -16,7 +16,9 @@ from words import words
 
 import steerfn as sf
 from steerfn.evaluate import paired
-from steerfn.evaluate._side_by_side import columns
+from steerfn.output._terminal import columns
+
+pytestmark = pytest.mark.steady
 
 PROMPTS = ["a b c", "d e f g a", "b", "c c d", "e a b f", "g h", "i j k l", "m", "n o p", "q r"]
 V = vector(sf.resid_post[1], scale=2.0)
@@ -191,7 +193,7 @@ def test_show_says_how_many_rows_how_wide_and_whether_in_colour(tiny, capsys):
     for wrong in (-1, True, "x"):
         with pytest.raises(sf.DataError) as caught:
             found.show(wrong)
-        assert str(caught.value) == (f"max_rows is a number of texts to show, from 0, or None for all, not {wrong!r}.")
+        assert str(caught.value) == (f"`max_rows` must be a non-negative integer, got {wrong!r}; None shows all texts.")
 
 
 def test_the_texts_of_one_prompt_stand_together(tiny):
@@ -208,7 +210,7 @@ def test_as_json_with_what_is_needed_to_repeat_it(tiny, tmp_path):
     document = json.loads(found.to_json(tmp_path / "found.json"))
     assert json.loads((tmp_path / "found.json").read_text()) == document
     about = document["about"]
-    assert about["model"] == sf.fingerprint(tiny) and about["prompts"] == PROMPTS and about["seeds"] == [0, 3]
+    assert about["model"] == sf.values.fingerprint(tiny) and about["prompts"] == PROMPTS and about["seeds"] == [0, 3]
     assert about["hf"] == {"do_sample": True} and about["max_new_tokens"] == 4 and about["level"] == 0.95
     assert about["steering"].endswith("alpha 2, at prompt") and len(about["operators_sha256"]) == 64
     sf.save(V, tmp_path / "v.json")
@@ -222,7 +224,7 @@ def test_as_json_with_what_is_needed_to_repeat_it(tiny, tmp_path):
         assert [row["late before"], row["late after"]] == late([before, after])
         assert row["same after"] == float(before == after) and "same before" not in row
     assert json.loads(compared(tiny, alpha=1.0).to_json())["about"]["operators_sha256"] != about["operators_sha256"]
-    with pytest.raises(sf.FileError, match="The comparison cannot be written to .*nowhere.*; name another place"):
+    with pytest.raises(sf.FileError, match="The comparison cannot be written to .*nowhere.*; create it first"):
         found.to_json(tmp_path / "nowhere" / "found.json")
 
 
@@ -232,32 +234,6 @@ def test_as_pandas(tiny):
     frame = found.to_pandas()
     assert list(frame.columns) == ["prompt", "seed", "before", "after", "late before", "late after"]
     assert frame["late after"].mean() == pytest.approx(found.means["late"][1].mean)
-
-
-class Cells(HTMLParser):
-    """The tags of a page, which must be balanced, the text of every cell, and what is marked in it."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.cells, self.marked = [], set(), [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        if tag != "meta":
-            self.open.append(tag)
-        if tag == "td":
-            self.cells.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "td" in self.open:
-            self.cells[-1] += data
-        if self.open and self.open[-1] in ("ins", "del"):
-            self.marked.append((self.open[-1], data))
 
 
 def hostile(found):
@@ -279,7 +255,7 @@ def test_as_html_every_text_is_shown_as_it_is(tiny, tmp_path):
     found = hostile(compared(tiny, alpha=2.0))
     text = found.to_html(tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text() == text
-    page = Cells(text)
+    page = BalancedPage(text)
     assert not page.tags & {"script", "b", "i", "img", "link", "iframe"} and not re.search(r"https?:", text)
     start = page.cells.index("1. </td><script>alert(2)</script> | $x$")
     assert page.cells[start + 1] == found.before[0]
@@ -295,7 +271,7 @@ def test_a_notebook_shows_the_first_texts_and_says_how_many_more(tiny):
     found = compared(tiny, alpha=2.0, do_sample=True, seeds=(0, 1, 2))
     text = found._repr_html_()
     assert text.startswith('<div class="steerfn">') and "... and 10 more" in text
-    assert len([cell for cell in Cells(text).cells if "(seed " in cell]) == 20
+    assert len([cell for cell in BalancedPage(text).cells if "(seed " in cell]) == 20
     assert "more</p>" not in found.to_html()
 
 
@@ -345,7 +321,10 @@ def test_the_metrics_of_those_who_name_none(tiny):
     [
         ({"op": "happy"}, "steer takes a SteeringVector or an operator, not a str"),
         ({"op": sf.add(V), "alpha": 2.0}, "alpha=2.0 goes with a vector; an operator has its strength inside"),
-        ({"alpha": torch.ones(2)}, "alpha is one number, not a tensor of shape [2]: all prompts are steered alike."),
+        (
+            {"alpha": torch.ones(2)},
+            "alpha must be one number, not a tensor of shape [2]: all prompts are steered alike.",
+        ),
         ({"alpha": "x"}, "alpha is a number"),
         ({"op": vector(sf.resid_post[9])}, "9"),
         ({"op": vector(sf.resid_post[0], width=7)}, "has width 7"),
@@ -354,14 +333,14 @@ def test_the_metrics_of_those_who_name_none(tiny):
         ({"metrics": ["lenght"]}, "There is no metric 'lenght'; did you mean 'length'?"),
         (
             {"metrics": [lambda texts: ["good"] * len(texts)]},
-            "The metric '<lambda>' must give one number for each text",
+            "The metric '<lambda>' must return one number for each text",
         ),
         ({"references": ["x"]}, "There are 10 prompts but 1 references; pass one for each."),
         ({"seeds": (0, 1)}, "Decoding does not sample, so the texts of 2 seeds would be copies; pass do_sample=True"),
-        ({"seeds": "01"}, "seeds are ints, one for each text of a prompt"),
+        ({"seeds": "01"}, "`seeds` must be integers, one for each text of a prompt"),
         ({"num_return_sequences": 2}, "num_return_sequences is 2; pass several seeds instead"),
-        ({"level": 95}, "level is a number between 0 and 1, such as 0.95, not 95."),
-        ({"batch_size": 0}, "batch_size is 'auto' or a number of rows from 1, not 0."),
+        ({"level": 95}, "`level` must be a finite number > 0 and < 1, got 95; 0.95 is usual."),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0; 'auto' fits batches to the device."),
     ],
 )
 def test_errors_by_their_text_before_anything_is_generated(tiny, options, message):

@@ -1,30 +1,32 @@
 """`compare_vectors` against loops over `generate` and numpy, on a tiny model."""
 
-import contextlib
+import functools
 import json
 import math
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from families import build
-from options import assert_changes, optional
+from families import shared
+from options import assert_changes, count_passes, files_left, optional
 from steering import vector
 from words import words
 
 import steerfn as sf
 from steerfn.evaluate import by_prompt, estimate, paired
-from steerfn.evaluate._against_random import Block, against_random
+from steerfn.evaluate._against_random import PromptBlock, against_random
 from steerfn.evaluate._conditions import random_slots
+
+pytestmark = pytest.mark.steady
 
 PROMPTS = ["a b c", "d e f g a", "b", "c c d", "e a b f", "g h", "i j k l", "m", "n o p", "q r"]
 V1, V2 = vector(sf.resid_post[0], scale=2.0), vector(sf.resid_post[1], seed=1, scale=2.0)
 VECTORS = {"v1": V1, "v2": V2}
 FAST = {"max_new_tokens": 4, "resamples": 199, "progress": False, "chat": False}
 SAMPLE = {"do_sample": True, "seeds": (0, 3)}
+FEW = {"alpha": 2.0, "controls": 1}
 
 
 def late(texts):
@@ -33,7 +35,7 @@ def late(texts):
 
 
 def compared(model=None, vectors=VECTORS, prompts=PROMPTS, metrics=(late,), **options):
-    model = build("llama") if model is None else model
+    model = shared("llama") if model is None else model
     return sf.compare_vectors(model, words(template=True), vectors, prompts, list(metrics), **FAST | options)
 
 
@@ -137,7 +139,7 @@ def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
         assert (pair.difference.p, pair.n) == (pytest.approx(same.p), len(PROMPTS))
         assert pair.family == families[pair.against]
         if pair.against == "random":
-            test = against_random([Block.of(by_hand[pair.treatment], by_draw[pair.control])], 0.9)
+            test = against_random([PromptBlock.of(by_hand[pair.treatment], by_draw[pair.control])], 0.9)
             assert (pair.draws, pair.among) == (3, pytest.approx(test.p))
             assert pair.difference.estimate.high - pair.difference.estimate.mean == pytest.approx(test.margin)
     assert found.pair("late", "v2", "v1") is found.pairs[-1]
@@ -145,7 +147,7 @@ def test_numbers_means_and_pairs_are_those_of_numpy(tiny):
 
 def test_a_prompt_that_comes_twice_is_one_unit(tiny):
     prompts = [*PROMPTS, PROMPTS[0], PROMPTS[0]]
-    found = compared(tiny, prompts=prompts, alpha=2.0, **SAMPLE)
+    found = compared(tiny, prompts=prompts, alpha=2.0, controls=2, **SAMPLE)
     assert {pair.n for pair in found.pairs} == {len(PROMPTS)}
     expected = by_prompt(found.values["late"]["v1"], prompts * 2)
     assert found.means["late"]["v1"].mean == pytest.approx(expected.mean())
@@ -192,7 +194,7 @@ def test_texts_without_a_number_are_left_out_and_counted(tiny):
 
 
 def test_the_same_call_finds_the_same(tiny):
-    options = {"alpha": 2.0, **SAMPLE}
+    options = {"alpha": 2.0, "controls": 2, **SAMPLE}
     first, again = compared(tiny, **options), compared(tiny, **options)
     assert first.to_json() == again.to_json() and first.to_html() == again.to_html()
     apart = compared(tiny, batch_size=3, **options)
@@ -235,7 +237,7 @@ def test_as_json_with_what_is_needed_to_repeat_it(tiny, tmp_path):
     document = json.loads(found.to_json(tmp_path / "found.json"))
     assert json.loads((tmp_path / "found.json").read_text()) == document
     about = document["about"]
-    assert about["model"] == sf.fingerprint(tiny) and about["prompts"] == PROMPTS and about["seeds"] == [0, 3]
+    assert about["model"] == sf.values.fingerprint(tiny) and about["prompts"] == PROMPTS and about["seeds"] == [0, 3]
     assert about["alpha"] == {"v1": 2.0, "v2": 2.0} and about["operator"].endswith("add") and about["level"] == 0.95
     assert set(about["versions"]) == {"steerfn", "torch", "transformers"} and about["hf"] == {"do_sample": True}
     sf.save(V1, tmp_path / "v1.json")
@@ -249,19 +251,19 @@ def test_as_json_with_what_is_needed_to_repeat_it(tiny, tmp_path):
     assert (last["condition"], last["draw"], last["seed"], last["prompt"]) == ("random like v2", 1, 3, PROMPTS[-1])
     for row in records:
         assert row["late"] == late([row["text"]])[0]
-    with pytest.raises(sf.FileError, match="The comparison cannot be written to .*nowhere.*; name another place"):
+    with pytest.raises(sf.FileError, match="The comparison cannot be written to .*nowhere.*; create it first"):
         found.to_json(tmp_path / "nowhere" / "found.json")
 
 
 def test_as_pandas(tiny):
     pytest.importorskip("pandas")
-    found = compared(tiny, alpha=2.0)
+    found = compared(tiny, **FEW)
     means = found.to_pandas().groupby("condition").late.mean().to_dict()
     assert means == pytest.approx({name: each.mean for name, each in found.means["late"].items()})
 
 
 def test_as_markdown_and_html_names_are_shown_as_they_are(tiny, tmp_path):
-    found = compared(tiny, {"a|b": V1, "<script>x</script>": V2}, alpha=2.0)
+    found = compared(tiny, {"a|b": V1, "<script>x</script>": V2}, **FEW)
     text, page = found.to_markdown(tmp_path / "x.md"), found.to_html(tmp_path / "x.html")
     assert (tmp_path / "x.md").read_text() == text and (tmp_path / "x.html").read_text() == page
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -272,7 +274,7 @@ def test_as_markdown_and_html_names_are_shown_as_they_are(tiny, tmp_path):
 
 
 def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch):
-    path, options = tmp_path / "run.json", {"alpha": 2.0, "batch_size": 5, **SAMPLE}
+    path, options = tmp_path / "run.json", {"alpha": 2.0, "batch_size": 5, "controls": 2, "max_new_tokens": 2, **SAMPLE}
     whole = compared(tiny, **options)
     passes, original = [], type(tiny).forward
 
@@ -301,14 +303,14 @@ def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_a_metric_that_fails_does_so_before_anything_is_generated(tiny):
     tiny.model.embed_tokens.register_forward_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(sf.DataError, match="The metric 'bad' must give one number for each text"):
+    with pytest.raises(sf.DataError, match="The metric 'bad' must return one number for each text"):
         compared(tiny, metrics=[sf.metrics.Metric("bad", lambda texts: ["good"] * len(texts))])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vectors": {}}, "vectors is a SteeringVector, or a mapping of names to at least one, such as {'v1': v1"),
+        ({"vectors": {}}, "vectors must be a SteeringVector, or a mapping of names to at least one, such as {'v1': v1"),
         ({"vectors": {"x": 3}}, "such as {'v1': v1, 'v2': v2}, not 3."),
         ({"vectors": [V1]}, "such as {'v1': v1, 'v2': v2}, not [SteeringVector("),
         ({"vectors": {"unsteered": V1}}, "A vector cannot be named 'unsteered', which is the name of a control"),
@@ -318,24 +320,39 @@ def test_a_metric_that_fails_does_so_before_anything_is_generated(tiny):
         ({"prompts": []}, "prompts is empty; pass at least one text."),
         ({"metrics": []}, "metrics names no metric; pass at least one, such as metrics=['toxicity']."),
         ({"metrics": ["toxicty"]}, "There is no metric 'toxicty'; did you mean 'toxicity'?"),
-        ({"alpha": "x"}, "alpha is a finite number, or one for each vector by name, not 'x'."),
-        ({"alpha": float("inf")}, "alpha is a finite number, or one for each vector by name, not inf."),
-        ({"alpha": {"v1": 1.0}}, "alpha has strengths for ['v1'], and the vectors are ['v1', 'v2']; name each."),
-        ({"controls": 0}, "controls is a number of random vectors for each vector, from 1, not 0."),
-        ({"operator": lambda v: v}, "operator is a function of a vector and a strength"),
+        (
+            {"alpha": "x"},
+            "`alpha` must be a finite number, got 'x'; a mapping of the vectors' names to numbers is taken too.",
+        ),
+        (
+            {"alpha": float("inf")},
+            "`alpha` must be a finite number, got inf; a mapping of the vectors' names to numbers is taken too.",
+        ),
+        (
+            {"alpha": {"v1": 1.0}},
+            "alpha has strengths for ['v1'], but the vectors are ['v1', 'v2']; give one for each.",
+        ),
+        ({"controls": 0}, "`controls` must be a positive integer, got 0."),
+        ({"make": lambda v: v}, "make must be a function of a vector and a strength"),
         ({"references": ["x"]}, "There are 10 prompts but 1 references; pass one for each."),
-        ({"references": [3] * 10}, "references are texts, one for each prompt, not 3."),
-        ({"seeds": ()}, "seeds are ints from 0 to 2**31 - 1, at least one, such as (0, 1, 2), not ()."),
-        ({"seeds": "01"}, "seeds are ints, one for each text of a prompt, such as (0, 1, 2), not '01'."),
-        ({"seeds": (-1,)}, "seeds are ints from 0 to 2**31 - 1"),
+        ({"references": [3] * 10}, "references must be texts, one for each prompt, not 3."),
+        (
+            {"seeds": ()},
+            "`seeds` must be integers, one for each text of a prompt and at least one, such as (0, 1, 2), got ().",
+        ),
+        (
+            {"seeds": "01"},
+            "`seeds` must be integers, one for each text of a prompt and at least one, such as (0, 1, 2), got '01'.",
+        ),
+        ({"seeds": (-1,)}, "`seeds[0]` must be an integer from 0 to 2147483647, got -1."),
         ({"seeds": (1, 1)}, "seeds names a seed twice: [1, 1]; the same seed gives the same texts."),
         ({"seeds": (0, 1)}, "Decoding does not sample, so the texts of 2 seeds would be copies; pass do_sample=True"),
         ({"num_return_sequences": 2}, "num_return_sequences is 2; pass several seeds instead"),
-        ({"level": 95}, "level is a number between 0 and 1, such as 0.95, not 95."),
-        ({"resamples": 10}, "resamples is a number of resamples from 99, not 10."),
-        ({"seed": "x"}, "seed is an int from 0, not 'x'."),
-        ({"batch_size": 0}, "batch_size is 'auto' or a number of rows from 1, not 0."),
-        ({"checkpoint": "/nowhere/run.json"}, "there is no folder /nowhere."),
+        ({"level": 95}, "`level` must be a finite number > 0 and < 1, got 95; 0.95 is usual."),
+        ({"resamples": 10}, "`resamples` must be an integer >= 99, got 10."),
+        ({"seed": "x"}, "`seed` must be a non-negative integer, got 'x'."),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0; 'auto' fits batches to the device."),
+        ({"checkpoint": "/nowhere/run.json"}, "there is no folder '/nowhere'; create it first."),
     ],
 )
 def test_errors_by_their_text_before_anything_is_generated(tiny, options, message):
@@ -355,43 +372,33 @@ def test_a_comparison_that_was_not_made_is_told_with_those_that_were(tiny):
 
 
 def test_pitfall_49_the_models_own_generation_config_does_not_decide_whether_decoding_samples(tiny):
-    plain = compared(tiny, alpha=2.0).texts
+    plain = compared(tiny, **FEW).texts
     tiny.generation_config.do_sample = True
-    assert compared(tiny, alpha=2.0).texts == plain != compared(tiny, alpha=2.0, do_sample=True).texts
+    assert compared(tiny, **FEW).texts == plain != compared(tiny, do_sample=True, **FEW).texts
     with pytest.raises(sf.DataError, match="Decoding does not sample"):
         compared(tiny, seeds=(0, 1))
 
 
+@functools.cache
+def usual():
+    """A comparison without options."""
+    return compared(**FEW)
+
+
 def texts(**options):
-    return compared(**{"alpha": 2.0, **options}).texts
+    return (compared(**FEW | options) if options else usual()).texts
 
 
 def pairs(**options):
-    return compared(**{"alpha": 2.0, **options}).pairs
+    return (compared(**FEW | options) if options else usual()).pairs
 
 
 def passes(**options):
-    """How many forward passes a comparison takes."""
-    model, seen = build("llama"), []
-    model.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
-    compared(model, **options)
-    return len(seen)
+    return count_passes(lambda model: compared(model, controls=1, **options))
 
 
 def left(checkpoint):
-    """The files that an interrupted comparison leaves."""
-    model = build("llama")
-    calls = iter([None])
-
-    def interrupt(*_):
-        if next(calls, "second") == "second":
-            raise KeyboardInterrupt
-
-    model.model.embed_tokens.register_forward_hook(interrupt)
-    with TemporaryDirectory() as folder:
-        with contextlib.suppress(KeyboardInterrupt):
-            compared(model, max_new_tokens=1, batch_size=1, checkpoint=Path(folder, "run") if checkpoint else None)
-        return [path.name for path in Path(folder).iterdir()]
+    return files_left(functools.partial(compared, controls=1, max_new_tokens=1, batch_size=1), checkpoint)
 
 
 def same(found, *, references):
@@ -402,7 +409,7 @@ def same(found, *, references):
 CASES = {
     "alpha": (texts, lambda: texts(alpha=-2.0)),
     "scope": (texts, lambda: texts(scope=sf.last_prompt_token)),
-    "operator": (texts, lambda: texts(operator=lambda v, a: sf.add(v, 2 * a))),
+    "make": (texts, lambda: texts(make=lambda v, a: sf.add(v, 2 * a))),
     "controls": (texts, lambda: texts(controls=2)),
     "references": (lambda: pairs(metrics=[same]), lambda: pairs(metrics=[same], references=["a"] * 10)),
     "groups": (pairs, lambda: pairs(groups=[*"aabbccddee"])),
@@ -424,13 +431,13 @@ def test_pitfall_26_an_option_changes_the_result(option):
 
 def test_pitfall_26_no_option_is_left_out(capsys):
     assert optional(sf.compare_vectors) == {*CASES, "progress"}
-    compared(progress=True)
+    compared(progress=True, controls=1)
     assert "Generating" in capsys.readouterr().err
 
 
 def test_the_model_and_torchs_random_state_stay_as_they_were(tiny):
     before, state = {k: v.clone() for k, v in tiny.state_dict().items()}, torch.random.get_rng_state()
-    compared(tiny, alpha=2.0, **SAMPLE)
+    compared(tiny, alpha=2.0, controls=2, **SAMPLE)
     assert all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
 

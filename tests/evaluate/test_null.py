@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steerfn.evaluate._against_random import Block, against_random
-from steerfn.evaluate._pairs import UNSTEERED, analyse, planned
+from steerfn.evaluate._against_random import PromptBlock, against_random
+from steerfn.evaluate._pairs import UNSTEERED, analyse, plan_pairs
 from steerfn.evaluate._statistics import estimate
 
 EXPERIMENTS = 1000
@@ -53,7 +53,7 @@ def test_one_comparison_makes_a_false_claim_one_time_in_twenty():
 def test_a_whole_family_makes_a_false_claim_one_time_in_twenty_at_most():
     """Two vectors, two metrics, ten comparisons, nothing in any of them."""
     names = ("v1", "v2")
-    plan = planned(names)
+    plan = plan_pairs(names)
     conditions = list(dict.fromkeys(name for treatment, control, _ in plan for name in (treatment, control)))
     draws = [f"{name} {draw}" for name in names for draw in range(2, 6)]  # of random vectors, beside the first
     random, claims, uncorrected = np.random.default_rng(2), [], []
@@ -111,7 +111,7 @@ def p_of_claims(random, count, spread, draw, effect=None):
     else:
         vector[:, 0] += effect
     blocks = [
-        Block.of(each, spread * draw(random, (*shape, 10, 1)) + random.normal(0, sd, (*shape, 10, 10)))
+        PromptBlock.of(each, spread * draw(random, (*shape, 10, 1)) + random.normal(0, sd, (*shape, 10, 10)))
         for each in np.split(vector, 4, axis=-1)
     ]
     return stats.ttest_rel(vector, plain, axis=-1).pvalue, against_random(blocks).p

@@ -72,7 +72,7 @@ def test_too_few_items_are_told_from_no_difference():
 
 
 def test_an_outcome_without_differences_prints():
-    bare = sf.Outcome("bare", "n", made().figures)
+    bare = sf.evaluate.Outcome("bare", "n", made().figures)
     assert "Differences" not in str(bare) and "Differences" not in bare.to_markdown() and bare._repr_html_()
 
 
@@ -80,7 +80,7 @@ def test_markdown_and_html_are_escaped(tmp_path):
     found = made()
     text = found.to_markdown(tmp_path / "o.md")
     assert (tmp_path / "o.md").read_text() == text
-    assert "| figure | steered | unsteered | a\\|b <c> | n |" in text
+    assert "| figure | steered | unsteered | a\\|b \\<c\\> | n |" in text
     shown = found._repr_html_()
     assert "<b>this" not in shown and "&lt;b&gt;this" in shown and "<c>" not in shown
 
@@ -95,7 +95,7 @@ def test_json(tmp_path):
     assert effect["p_holm"] == found.adjusted["unsteered", "moved"] and effect["shown"] is True
     assert document["records"][0] == {"item": 0, "x": None, "values": [0, 1]}
     assert document["about"] == {"seed": 0, "nan": None} and document["notes"] == list(found.notes)
-    with pytest.raises(sf.FileError, match="The outcome cannot be written to .*nowhere.*; name another place"):
+    with pytest.raises(sf.FileError, match="The outcome cannot be written to .*nowhere.*; create it first"):
         found.to_json(tmp_path / "nowhere" / "o.json")
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from steerfn.evaluate import Difference, Estimate, estimate, holm, paired, ratio
-from steerfn.evaluate._pairs import UNSTEERED, Pair, analyse, mean_of, planned
+from steerfn.evaluate._pairs import UNSTEERED, Pair, analyse, mean_of, plan_pairs
 from steerfn.evaluate._sentences import sentence, sentences
 
 RANDOM = "a random vector of the same length"
@@ -22,7 +22,7 @@ def scores(n=40, seed=0, **shifts):
 
 
 def test_the_plan_has_both_controls_of_every_vector_and_every_pair():
-    assert planned(["v1", "v2", "v3"]) == [
+    assert plan_pairs(["v1", "v2", "v3"]) == [
         ("v1", "unsteered", "unsteered"),
         ("v1", "random like v1", "random"),
         ("v2", "unsteered", "unsteered"),
@@ -60,7 +60,7 @@ def test_an_effect_is_claimed_where_both_comparisons_show_it_and_corrected_over_
         of = scores(60, seed=i, v=0.06 * i, unsteered=0)
         draws = [scores(60, seed=10 + i, r=0)["r"] for _ in range(3)]
         values[metric] = of | {"random like v": np.stack([*draws, of["unsteered"], of["unsteered"] + 0.01])}
-    found = analyse(values, planned(["v"]), resamples=999)
+    found = analyse(values, plan_pairs(["v"]), resamples=999)
     plain, random = ([pair for pair in found if pair.against == kind] for kind in ("unsteered", "random"))
     assert {pair.family for pair in found} == {3}
     assert [pair.claim for pair in random] == [max(a.p, b.p) for a, b in zip(plain, random, strict=True)]
@@ -201,7 +201,7 @@ def test_random_vectors_that_agree_are_no_surer_than_the_prompts():
 def test_pitfall_52_fewer_than_five_random_vectors_carry_nothing(draws):
     few = np.stack([scores(seed=i, a=0)["a"] for i in range(draws)])
     values = {"v": scores(a=2)["a"], "random like v": few, UNSTEERED: scores(a=0)["a"]}
-    plain, pair = analyse({"m": values}, planned(["v"]), resamples=999)
+    plain, pair = analyse({"m": values}, plan_pairs(["v"]), resamples=999)
     assert plain.verdict == "higher" and pair.few_draws
     assert pair.verdict == "too few random vectors" and not pair.significant
 
@@ -209,7 +209,7 @@ def test_pitfall_52_fewer_than_five_random_vectors_carry_nothing(draws):
 def test_pitfall_54_survivors_carry_nothing():
     values = {"v": scores(a=2)["a"], UNSTEERED: scores(a=0)["a"]}
     values["v"][:9] = np.nan
-    [pair] = analyse({"m": values}, planned(["v"])[:1], resamples=999)
+    [pair] = analyse({"m": values}, plan_pairs(["v"])[:1], resamples=999)
     assert pair.adjusted < 0.01 and pair.n == 31 and pair.verdict == "too few numbers" and not pair.significant
     assert sentence(pair, {}).startswith(
         "Only 31 of 40 prompts have a number of m between v and the unsteered model: nothing is said of those that"

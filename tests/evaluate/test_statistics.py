@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import steerfn as sf
-from steerfn.evaluate import Difference, Estimate, among, by_prompt, estimate, holm, paired, proportion, ratio
+from steerfn.evaluate import Difference, Estimate, by_prompt, crawford_howell, estimate, holm, paired, proportion, ratio
 from steerfn.evaluate._sign_flip import least_p, sign_flip
 
 
@@ -235,13 +235,13 @@ def test_proportions_have_wilsons_interval(successes, n, level):
 def test_a_number_among_others_is_a_t_test_of_a_sample_of_one(k):
     others = drawn(k)
     for value in (-3.0, 0.2, 9.0):
-        assert among(value, others) == pytest.approx(stats.ttest_ind([value], others).pvalue)
-    assert among(others.mean(), others) == pytest.approx(1)
+        assert crawford_howell(value, others) == pytest.approx(stats.ttest_ind([value], others).pvalue)
+    assert crawford_howell(others.mean(), others) == pytest.approx(1)
 
 
 def test_among_others_that_are_all_the_same_there_is_no_doubt():
-    assert among(0.3, [0.1 + 0.2] * 3) == 1.0 and among(0.0, [0, 0]) == 1.0
-    assert among(0.4, [0.3, 0.3]) == 0.0 and among(1e-9, [0, 0]) == 0.0
+    assert crawford_howell(0.3, [0.1 + 0.2] * 3) == 1.0 and crawford_howell(0.0, [0, 0]) == 1.0
+    assert crawford_howell(0.4, [0.3, 0.3]) == 0.0 and crawford_howell(1e-9, [0, 0]) == 0.0
 
 
 def test_holm_by_hand_and_as_a_closed_test():
@@ -280,30 +280,40 @@ def test_the_options_change_what_they_name():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: estimate([]), "values are numbers, one for each unit and at least one, not an array of (0,)."),
+        (lambda: estimate([]), "values must be numbers, one for each unit and at least one, not an array of (0,)."),
         (lambda: estimate([[1.0]]), "not an array of (1, 1)."),
-        (lambda: estimate(["x"]), "values are numbers, one for each unit, not ['x']."),
+        (lambda: estimate(["x"]), "values must be numbers, one for each unit, not ['x']."),
         (lambda: estimate([1, math.nan]), "values[1] is nan; leave out units without a number first."),
         (lambda: paired([1, 2], [1, math.inf]), "control[1] is inf; leave out"),
         (lambda: paired([1, 2], [1]), "There are 2 numbers of the treatment and 1 of the control"),
         (lambda: ratio([1, 2], [1]), "There are 2 numbers of the treatment and 1 of the control."),
         (lambda: ratio([1, 2], [1, -1]), "needs a control whose mean is not 0; take the difference instead."),
-        (lambda: estimate([1, 2], level=1), "level is a number between 0 and 1, such as 0.95, not 1."),
-        (lambda: estimate([1, 2], level="high"), "level is a number between 0 and 1, such as 0.95, not 'high'."),
-        (lambda: paired([1, 2], [1, 2], seed=-1), "seed is an int from 0, not -1."),
-        (lambda: estimate([1, 2], resamples=50), "resamples is a number of resamples from 99, not 50."),
-        (lambda: proportion(3, 2), "A proportion is a number of successes out of n from 1, not 3 of 2."),
+        (
+            lambda: estimate([1, 2], level=1),
+            "`level` must be a finite number > 0 and < 1, got 1; 0.95 is usual.",
+        ),
+        (
+            lambda: estimate([1, 2], level="high"),
+            "`level` must be a finite number > 0 and < 1, got 'high'; 0.95 is usual.",
+        ),
+        (lambda: paired([1, 2], [1, 2], seed=-1), "`seed` must be a non-negative integer, got -1."),
+        (lambda: estimate([1, 2], resamples=50), "`resamples` must be an integer >= 99, got 50."),
+        (lambda: proportion(3, 2), "A proportion must be a number of successes out of a positive n, not 3 of 2."),
         (lambda: proportion(0, 0), "not 0 of 0."),
         (lambda: proportion(0.5, 2), "not 0.5 of 2."),
-        (lambda: proportion(1, 2, level=0), "level is a number between 0 and 1"),
-        (lambda: among(1, [2]), "A number is compared with two others at least, all finite, not 1 with [2]."),
-        (lambda: among(math.nan, [1, 2]), "all finite, not nan with [1, 2]."),
-        (lambda: among(1, [1, math.inf]), "all finite, not 1 with [1, inf]."),
-        (lambda: among("x", [1, 2]), "all finite, not 'x' with [1, 2]."),
-        (lambda: among(1, 3), "all finite, not 1 with 3."),
-        (lambda: among([1], [[2], [3]]), "all finite, not [1] with [[2], [3]]."),
-        (lambda: holm([0.1, 1.5]), "A p-value is a number from 0 to 1, not 1.5."),
-        (lambda: holm([math.nan]), "A p-value is a number from 0 to 1, not nan."),
+        (lambda: proportion(1, 2, level=0), "`level` must be a finite number > 0 and < 1"),
+        (
+            lambda: crawford_howell(1, [2]),
+            "The test compares a number with at least two others, all finite, not 1 with [2].",
+        ),
+        (lambda: crawford_howell(math.nan, [1, 2]), "all finite, not nan with [1, 2]."),
+        (lambda: crawford_howell(1, [1, math.inf]), "all finite, not 1 with [1, inf]."),
+        (lambda: crawford_howell("x", [1, 2]), "all finite, not 'x' with [1, 2]."),
+        (lambda: crawford_howell(1, 3), "all finite, not 1 with 3."),
+        (lambda: crawford_howell([1], [[2], [3]]), "all finite, not [1] with [[2], [3]]."),
+        (lambda: holm([0.1, 1.5]), "`p_values[1]` must be a finite number >= 0 and <= 1, got 1.5."),
+        (lambda: holm([math.nan]), "`p_values[0]` must be a finite number >= 0 and <= 1, got nan."),
+        (lambda: holm(["0.1"]), "`p_values[0]` must be a finite number >= 0 and <= 1, got '0.1'."),
         (lambda: by_prompt([1, 2], ["a"]), "There are values of shape (2,) for 1 prompts; pass one for each."),
     ],
 )

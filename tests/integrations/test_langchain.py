@@ -14,7 +14,15 @@ import torch
 from families import build
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
@@ -22,9 +30,9 @@ from steering import vector
 from words import WORDS, words
 
 import steerfn as sf
-from steerfn._steer import STREAM
 from steerfn.integrations import _chat
 from steerfn.integrations.langchain import SteeredChatModel, conversation
+from steerfn.verbs._steer import STREAM
 
 NAMES = [*WORDS, *(f"w{i}" for i in range(96 - len(WORDS)))]
 V, W = (vector(sf.resid_post[1], seed=seed, scale=3.0) for seed in (0, 1))
@@ -312,17 +320,24 @@ def test_messages_become_a_conversation():
     assert conversation(given) == [
         {"role": r, "content": c} for r, c in zip(roles, ["s", "a b", "c", "d", "e"], strict=True)
     ]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert conversation([AIMessage("", tool_calls=[CALL]), ToolMessage("4", tool_call_id="1")]) == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "1", "name": "f"},
+    ]
 
 
-CALL = {"name": "f", "args": {}, "id": "1"}
+CALL = {"name": "f", "args": {"x": 1}, "id": "1"}
 IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
 
 
 @pytest.mark.parametrize(
     "message, told",
     [
-        (ToolMessage("4", tool_call_id="1"), r"messages\[0\] is a ToolMessage with role 'tool', and"),
-        (AIMessage("", tool_calls=[CALL]), r"messages\[0\] is a AIMessage with role 'ai' and tool calls, and"),
+        (
+            FunctionMessage("4", name="f"),
+            r"messages\[0\] is a FunctionMessage with role 'function', and this chat model",
+        ),
         (HumanMessage([IMAGE]), r"messages\[0\] has content of type 'image_url', and this chat model takes text only"),
     ],
 )
@@ -341,13 +356,13 @@ def test_messages_that_it_cannot_take(chat, message, told):
         ({"steering": sf.add(V), "alpha": 2.0}, "alpha=2.0 goes with a vector"),
         ({"steering": V, "alpha": "much"}, "alpha is a number"),
         ({"steering": None, "alpha": 2.0}, "alpha=2.0 is the strength of a vector; pass steering=vector"),
-        ({"max_new_tokens": 0}, "max_new_tokens is a number of tokens from 1, not 0"),
-        ({"max_new_tokens": "8"}, "max_new_tokens is a number of tokens from 1, not '8'"),
-        ({"max_new_tokens": True}, "max_new_tokens is a number of tokens from 1, not True"),
-        ({"temperature": -1}, "temperature is a number from 0"),
-        ({"temperature": float("nan")}, "temperature is a number from 0"),
-        ({"top_p": 0}, "top_p is a share of the probability"),
-        ({"seed": 1.5}, "seed is an int"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a positive integer, got 0"),
+        ({"max_new_tokens": "8"}, "`max_new_tokens` must be a positive integer, got '8'"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be a positive integer, got True"),
+        ({"temperature": -1}, "`temperature` must be a finite number >= 0"),
+        ({"temperature": float("nan")}, "`temperature` must be a finite number >= 0"),
+        ({"top_p": 0}, "`top_p` must be a finite number > 0 and <= 1"),
+        ({"seed": 1.5}, "`seed` must be an integer"),
         ({"stop": [""]}, "stop is a text or a list of texts, none of them empty"),
         ({"stop": 3}, "stop is a text or a list of texts"),
         ({"generation_kwargs": {"num_beams": 4}}, "generation_kwargs has no num_beams; it takes bad_words_ids"),
@@ -363,7 +378,7 @@ def test_wrong_arguments_are_told_when_made_and_when_called(model, tokenizer, wr
     ):
         with pytest.raises(sf.SteerError, match=told) as caught:
             refused()
-        assert type(caught.value).__module__ == "steerfn._errors"
+        assert type(caught.value).__module__ == "steerfn.values._errors"
 
 
 def test_what_is_no_model_no_tokenizer_no_template_and_no_tool(model, tokenizer, chat):
@@ -373,14 +388,14 @@ def test_what_is_no_model_no_tokenizer_no_template_and_no_tool(model, tokenizer,
     ]:
         with pytest.raises(sf.SteerError, match=told):
             SteeredChatModel(*given)
-    with pytest.raises(sf.DataError, match="batch_size is a number of inputs from 1, not 0"):
+    with pytest.raises(sf.DataError, match="`batch_size` must be a positive integer, got 0"):
         SteeredChatModel(model, tokenizer, batch_size=0)
     with pytest.raises(sf.DataError, match="This tokenizer has no chat template, so"):
         SteeredChatModel(model, words(names=NAMES)).invoke(ASK)
     with pytest.raises(sf.DataError, match="There are no messages to answer"):
         chat.invoke([])
-    with pytest.raises(sf.SteerError, match="1 tools cannot be bound; describe them in the system message"):
-        chat.bind_tools([{"name": "f"}])
+    with pytest.raises(sf.SteerError, match="The chat template of this tokenizer knows no tools"):
+        chat.bind_tools([{"name": "f", "description": "", "parameters": {}}])
     strict = words(template=True, names=NAMES)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(sf.DataError, match="The chat template refuses these messages: roles must alternate"):

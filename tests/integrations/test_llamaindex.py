@@ -11,7 +11,7 @@ pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed")
 import torch
 from families import build
 from llama_index.core import PromptTemplate
-from llama_index.core.base.llms.types import ImageBlock, TextBlock
+from llama_index.core.base.llms.types import ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms import ChatMessage, MessageRole
 from steering import vector
@@ -95,7 +95,7 @@ def test_asynchronous_calls(llm):
 def test_metadata(llm, model):
     told = llm.metadata
     assert (told.context_window, told.num_output, told.is_chat_model) == (128, 8, True)
-    assert told.model_name == sf.fingerprint(model)["name"]
+    assert told.model_name == sf.values.fingerprint(model)["name"]
     assert not SteeredLLM(model, words(names=NAMES)).metadata.is_chat_model
 
 
@@ -133,13 +133,19 @@ def test_messages_become_a_conversation():
     given = [ChatMessage("s", role="system"), ChatMessage(blocks=[TextBlock(text="a"), TextBlock(text=" b")])]
     assert conversation([ChatMessage("s", role="developer")]) == conversation(given)[:1]
     assert conversation(given) == [{"role": "system", "content": "s"}, {"role": "user", "content": "a b"}]
+    block = ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs={"x": 1})
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    result = ChatMessage("4", role="tool", additional_kwargs={"tool_call_id": "1"})
+    assert conversation([ChatMessage(role="assistant", blocks=[block]), result]) == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "1", "name": "f"},
+    ]
 
 
 @pytest.mark.parametrize(
     "message, told",
     [
-        (ChatMessage("4", role="tool"), r"messages\[0\] has role 'tool', and this LLM takes text"),
-        (ChatMessage("", role="assistant", additional_kwargs={"tool_calls": [1]}), "role 'assistant' and tool calls"),
+        (ChatMessage("", role="assistant", additional_kwargs={"tool_calls": [1]}), "tool calls of another LLM's form"),
         (ChatMessage(blocks=[ImageBlock(image=b"x")]), r"messages\[0\] has content of type ImageBlock, and"),
     ],
 )
@@ -153,7 +159,7 @@ def test_messages_that_it_cannot_take(llm, message, told):
     [
         ({"steering": "happy"}, "takes a SteeringVector or an operator, not a str"),
         ({"steering": vector(sf.resid_post[1], width=16)}, "has width 16, but LlamaForCausalLM has width 32"),
-        ({"max_new_tokens": 1.5}, "max_new_tokens is a number of tokens from 1, not 1.5"),
+        ({"max_new_tokens": 1.5}, "`max_new_tokens` must be a positive integer, got 1.5"),
         ({"alhpa": 2.0}, "alhpa"),
     ],
     ids=str,
@@ -174,6 +180,6 @@ def test_no_template_no_chat_and_too_long(model, llm):
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "steerfn.integrations.llamaindex")
-    monkeypatch.setitem(sys.modules, "llama_index.core.llms", None)
+    monkeypatch.setitem(sys.modules, "llama_index.core.llms.callbacks", None)
     with pytest.raises(ImportError, match=r'run: pip install -c constraints.txt -e "\.\[llamaindex\]"'):
         importlib.import_module("steerfn.integrations.llamaindex")

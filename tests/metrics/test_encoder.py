@@ -188,7 +188,7 @@ def test_an_encoder_that_pools_in_another_way_is_refused(tmp_path, pooling, extr
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    _encoder._loaded.cache_clear()
+    _encoder._load_encoder.cache_clear()
     monkeypatch.setattr(_encoder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         sf.SteerError,
@@ -216,7 +216,7 @@ def test_a_hub_name_is_asked_of_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     np.testing.assert_allclose(encoder("some/encoder")(["a b"]), by_hand(model, words(), ["a b"], 64), atol=1e-5)
-    with pytest.raises(sf.ModelError, match="'no/network' could not be had from the hub \\(no route\\): check"):
+    with pytest.raises(sf.ModelError, match="'no/network' could not be downloaded from the hub \\(no route\\): check"):
         encoder("no/network")
     assert asked == ["some/encoder", "no/network"]
 

@@ -161,23 +161,26 @@ def test_they_go_into_axbenchs_protocol(tiny):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ask": "gpt"}, "ask is a function that takes a question and gives the answer, not 'gpt'."),
-        ({"template": 3}, "template is a text with the field {text}, not 3."),
-        ({"template": "Rate it."}, "The template has no field {text}, so every text would be asked alike; put it in."),
+        ({"ask": "gpt"}, "ask must be a function that takes a question and returns the answer, not 'gpt'."),
+        ({"template": 3}, "template must be a text with the field {text}, not 3."),
+        ({"template": "Rate it."}, "The template has no field {text}, so every question would be the same; add it."),
         ({"template": "{text} {"}, "The template's braces cannot be read ("),
         (
             {"template": "{text} {}"},
-            "The template has the field {}, which is no name; double braces that are no fields.",
+            "The template has the field {}, which is not a name; double the braces that are not fields.",
         ),
-        ({"template": "{text.upper}"}, "The template has the field {text.upper}, which is no name"),
+        ({"template": "{text.upper}"}, "The template has the field {text.upper}, which is not a name"),
         ({"template": "{text} {concept}"}, 'The template has the field {concept}; pass it, as in judge(..., concept="'),
         ({"concept": "bees"}, "The template has no field {concept} to fill; it has text."),
         ({"template": "{text} {text}", "concept": "b"}, "The template has no field {concept} to fill; it has text."),
-        ({"template": "{text} {concept}", "concept": " "}, "concept is a text that goes into the template, not ' '."),
-        ({"template": "{text} {concept}", "concept": 3}, "concept is a text that goes into the template, not 3."),
+        (
+            {"template": "{text} {concept}", "concept": " "},
+            "concept must be a text that goes into the template, not ' '.",
+        ),
+        ({"template": "{text} {concept}", "concept": 3}, "concept must be a text that goes into the template, not 3."),
         ({"text": "x"}, "The template has no field {text} to fill; it has text."),
-        ({"scale": (2, 0)}, "scale is the lowest and the highest rating, such as (0, 2), not (2, 0)."),
-        ({"scale": 2}, "scale is the lowest and the highest rating, such as (0, 2), not 2."),
+        ({"scale": (2, 0)}, "scale must be the lowest and the highest rating, such as (0, 2), not (2, 0)."),
+        ({"scale": 2}, "scale must be the lowest and the highest rating, such as (0, 2), not 2."),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_asked(given, message):
@@ -189,5 +192,5 @@ def test_what_is_wrong_is_told_before_anything_is_asked(given, message):
 def test_answers_that_are_none():
     with pytest.raises(sf.DataError, match="The judge must answer with a text, not 2."):
         judge(lambda question: 2, "{text}")(["a"])
-    with pytest.raises(sf.DataError, match="The judge gave 1 answers to 2 questions; it must give one each."):
+    with pytest.raises(sf.DataError, match="The judge gave 1 answers to 2 questions; it must return one for each."):
         judge(lambda questions: ["1"], "{text}", batched=True)(["a", "b"])

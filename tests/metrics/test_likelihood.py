@@ -11,17 +11,11 @@ from steering import vector
 from words import words
 
 import steerfn as sf
-from steerfn.discover._refusal import PHRASES
-from steerfn.metrics import (
-    _kl_from_baseline,
-    kl_from_baseline,
-    log_prob_difference,
-    perplexity,
-    refusal_log_odds,
-)
-from steerfn.metrics._answers import answers_of, sharing
-from steerfn.metrics._kl_from_baseline import divergence
-from steerfn.metrics._likelihood import TOGETHER, log_probs
+from steerfn.metrics import _likelihood, kl_from_baseline, log_prob_difference, perplexity, refusal_log_odds
+from steerfn.metrics._likelihood import TOGETHER, answers_of, divergence, log_probs, sharing
+from steerfn.metrics._refusal import PHRASES
+
+pytestmark = pytest.mark.steady
 
 PROMPTS = ["a b c", "d e f g a b c d", "a b c", "b", "a b c", "c d", "e f"]
 TEXTS = [" d e", " f", " d e", " g h i j k", "d x y", "", " z"]
@@ -237,22 +231,22 @@ def test_only_what_is_wanted_is_scored(tiny):
 def test_kl_does_not_depend_on_its_batches(tiny, monkeypatch, budget):
     given = {"prompts": PROMPTS, "ops": OPS, "model": tiny, **GIVEN}
     whole = kl_from_baseline(TEXTS, **given)
-    monkeypatch.setattr(_kl_from_baseline, "TOKENS", {"cpu": budget})
+    monkeypatch.setattr(_likelihood, "TOKENS", (budget, budget))
     np.testing.assert_allclose(kl_from_baseline(TEXTS, **given), whole, rtol=1e-3, atol=1e-6)
 
 
 def test_kl_makes_do_with_little_memory(tiny, monkeypatch):
     given = {"prompts": PROMPTS, "ops": OPS, "model": tiny, **GIVEN}
-    whole, real = kl_from_baseline(TEXTS, **given), _kl_from_baseline._divergences
+    whole, real = kl_from_baseline(TEXTS, **given), _likelihood._divergences
 
     def narrow(predict, answers, ops):
         if len(answers) > 1:
             raise torch.OutOfMemoryError("no")
         return real(predict, answers, ops)
 
-    monkeypatch.setattr(_kl_from_baseline, "_divergences", narrow)
+    monkeypatch.setattr(_likelihood, "_divergences", narrow)
     np.testing.assert_allclose(kl_from_baseline(TEXTS, **given), whole, rtol=1e-3, atol=1e-6)
-    monkeypatch.setattr(_kl_from_baseline, "_divergences", lambda *_: narrow(None, [1, 2], None))
+    monkeypatch.setattr(_likelihood, "_divergences", lambda *_: narrow(None, [1, 2], None))
     with pytest.raises(torch.OutOfMemoryError):
         kl_from_baseline(TEXTS, **given)
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import steerfn as sf
-from steerfn._extra import import_extra
-from steerfn.metrics import _bleu, bleu, chrf, rouge
+from steerfn.metrics import _overlap, bleu, chrf, rouge
+from steerfn.values._extra import import_extra
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -94,8 +94,11 @@ def test_options_change_the_numbers():
     [
         (lambda: rouge(["a"], references=["a"], variant="rougeX"), "'rougeL' or 'rougeLsum', not 'rougeX'."),
         (lambda: rouge(["a"], references=["a"], variant=2), "'rougeL' or 'rougeLsum', not 2."),
-        (lambda: chrf(["a"], references=["a"], word_order=-1), "word_order is a number of words from 0, not -1."),
-        (lambda: chrf(["a"], references=["a"], word_order=True), "word_order is a number of words from 0, not True."),
+        (lambda: chrf(["a"], references=["a"], word_order=-1), "`word_order` must be a non-negative integer, got -1."),
+        (
+            lambda: chrf(["a"], references=["a"], word_order=True),
+            "`word_order` must be a non-negative integer, got True.",
+        ),
     ],
 )
 def test_options_that_are_none(call, message):
@@ -108,7 +111,7 @@ def test_options_that_are_none(call, message):
     ("metric", "package"), [(bleu, "sacrebleu"), (chrf, "sacrebleu"), (rouge, "rouge_score")], ids=str
 )
 def test_a_missing_package_is_told_with_its_extra(metric, package, monkeypatch):
-    _bleu._bleu.cache_clear()
+    _overlap._bleu.cache_clear()
     for module in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import steerfn as sf
-from steerfn._struct import replace
+from steerfn.model import steering_identity
+from steerfn.values._struct import replace
 
 POST = sf.resid_post
 V = sf.SteeringVector({POST[3]: torch.tensor([3.0, 4.0])})
@@ -47,6 +48,13 @@ def test_probe(bias):
     expected = [[float(h @ V[3]) + bias > 0 for h in row] for row in H]
     assert chosen(sf.probe(V, bias)) == expected
     assert chosen(sf.probe(V)) == [[float(h @ V[3]) > 0 for h in row] for row in H]
+
+
+def test_a_combination_is_identified_alike_in_every_process(monkeypatch):
+    monkeypatch.setattr("steerfn.model._provenance.secrets.token_hex", lambda size: pytest.fail("named by chance"))
+    a, b = sf.projection_above(V, 0.0), sf.projection_above(V, 1.0)
+    found = {steering_identity(sf.when(condition, ADD))["sha256"] for condition in (a, a | b, a & b, ~a, b | a)}
+    assert len(found) == 5
 
 
 def test_combinations_are_boolean_algebra():
@@ -127,6 +135,7 @@ def test_conditions_are_computed_in_at_least_float32(dtype):
 
 
 def test_refusals():
+    finite = "it must be finite in float32: pass numbers from -3.4e38 to 3.4e38."
     text = (
         "A condition is needed, not 3 of type int; use sf.cosine_above(v, 0.3), sf.projection_above(v, 4.0) or "
         "sf.probe(v, bias), combined with | & ~."
@@ -138,12 +147,10 @@ def test_refusals():
         name = make.__name__
         text = f"The threshold of {name} is one number, not a tensor of shape [2]."
         refused(text, lambda make=make: make(V, torch.ones(2)), sf.ShapeError)
-        refused(
-            f"The threshold of {name} is nan; it must be finite in float32.", lambda make=make: make(V, float("nan"))
-        )
+        refused(f"The threshold of {name} is nan; {finite}", lambda make=make: make(V, float("nan")))
         with pytest.raises(sf.SteerError, match=f"^{name} takes a SteeringVector, not a Tensor; "):
             make(H, 0.0)
-    refused("The bias of probe is inf; it must be finite in float32.", lambda: sf.probe(V, float("inf")))
+    refused(f"The bias of probe is inf; {finite}", lambda: sf.probe(V, float("inf")))
     wide = sf.SteeringVector({POST[3]: torch.ones(3)})
     with pytest.raises(
         sf.ShapeError, match=re.escape("The direction at resid_post[3] has width 3, but the hidden state")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steerfn as sf
-from steerfn._struct import static, struct
+from steerfn.values._struct import static, struct
 
 POST = sf.resid_post
 V, W = (sf.SteeringVector({POST[0]: torch.randn(4, generator=torch.Generator().manual_seed(s))}) for s in (1, 2))
@@ -55,7 +55,9 @@ def test_additions_become_one_and_are_the_same():
 def test_copies_of_a_prompt_get_its_operator(ops):
     h = torch.cat([H, H + 1])
     plain = sf.Info.of(h)
-    info = sf.Info(site=POST[0], tokens=sf.Tokens(plain.tokens.index, plain.tokens.prompt_length, None, copies=3))
+    info = sf.Info(
+        site=POST[0], tokens=sf.operators.Tokens(plain.tokens.index, plain.tokens.prompt_length, None, copies=3)
+    )
     out = sf.rows(ops)(h, info)
     for i in range(6):
         one = h[i : i + 1]
@@ -133,7 +135,7 @@ def test_operators_that_differ_in_numbers_run_as_one(kind, copies):
     hidden = torch.randn(4 * copies, 5, 4, generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([2, 5, 3, 4]).repeat_interleave(copies)
     tokens = sf.Info.of(hidden, prompt_length=lengths).tokens
-    info = sf.Info(site=POST[0], tokens=sf.Tokens(tokens.index, tokens.prompt_length, None, copies=copies))
+    info = sf.Info(site=POST[0], tokens=sf.operators.Tokens(tokens.index, tokens.prompt_length, None, copies=copies))
     for ops in ([first, second, second, first], [second, None, first, None], [None, first, None, None]):
         op = sf.rows(ops)
         assert groups(op) == 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from families import build
+from greedy import steered
 from steering import token_ids, vector_at
-from test_generation_scopes import steered
 
 import steerfn as sf
 
@@ -74,7 +74,7 @@ def test_a_cached_step_is_given_the_strength_of_its_token():
     op = sf.scheduled(sf.add(V), [1.0, 0.5, 0.25, 0.0])
     whole = op(H, INFO)
     for i in range(6):
-        tokens = sf.Tokens(INFO.tokens.index[:, i : i + 1], INFO.tokens.prompt_length, None)
+        tokens = sf.operators.Tokens(INFO.tokens.index[:, i : i + 1], INFO.tokens.prompt_length, None)
         assert torch.equal(op(H[:, i : i + 1], sf.Info(site=INFO.site, tokens=tokens)), whole[:, i : i + 1])
 
 
@@ -125,15 +125,15 @@ def test_named_schedules_by_formula(n):
     t = torch.arange(12, dtype=torch.float64)
     share = (t / n).clamp_max(1)
     for schedule, expected in [
-        (sf.constant(), torch.ones_like(t)),
-        (sf.constant(-0.5), torch.full_like(t, -0.5)),
-        (sf.linear_decay(n), 1 - share),
-        (sf.linear_decay(n, start=2.0), 2 - 2 * share),
-        (sf.linear_decay(n, 2.0, end=-0.5), 2 - 2.5 * share),
-        (sf.first_tokens(n), (t < n).double()),
-        (sf.first_tokens(n, strength=3), 3 * (t < n).double()),
-        (sf.warm_up(n), share),
-        (sf.warm_up(n, strength=4), 4 * share),
+        (sf.schedules.constant(), torch.ones_like(t)),
+        (sf.schedules.constant(-0.5), torch.full_like(t, -0.5)),
+        (sf.schedules.linear_decay(n), 1 - share),
+        (sf.schedules.linear_decay(n, start=2.0), 2 - 2 * share),
+        (sf.schedules.linear_decay(n, 2.0, end=-0.5), 2 - 2.5 * share),
+        (sf.schedules.first_tokens(n), (t < n).double()),
+        (sf.schedules.first_tokens(n, strength=3), 3 * (t < n).double()),
+        (sf.schedules.warm_up(n), share),
+        (sf.schedules.warm_up(n, strength=4), 4 * share),
     ]:
         assert isinstance(schedule, list) and all(type(s) is float for s in schedule)
         assert torch.allclose(strengths(schedule), expected, atol=1e-12)
@@ -141,35 +141,35 @@ def test_named_schedules_by_formula(n):
 
 def test_the_ends_of_named_schedules_are_exact():
     for n in range(1, 60):
-        assert sf.linear_decay(n, 0.1, 0.7)[0] == 0.1 and sf.linear_decay(n, 0.1, 0.7)[-1] == 0.7
-        assert sf.warm_up(n, 0.3)[0] == 0.0 and sf.warm_up(n, 0.3)[-1] == 0.3
+        assert sf.schedules.linear_decay(n, 0.1, 0.7)[0] == 0.1 and sf.schedules.linear_decay(n, 0.1, 0.7)[-1] == 0.7
+        assert sf.schedules.warm_up(n, 0.3)[0] == 0.0 and sf.schedules.warm_up(n, 0.3)[-1] == 0.3
 
 
 def test_refusals_of_named_schedules():
-    for make in (sf.linear_decay, sf.first_tokens, sf.warm_up):
+    for make in (sf.schedules.linear_decay, sf.schedules.first_tokens, sf.schedules.warm_up):
         for bad in (0, -3, 2.0, True, "5", None):
-            text = f"A schedule goes over a whole number of tokens from 1, not {bad!r}."
+            text = f"`tokens` must be a positive integer, got {bad!r}."
             with pytest.raises(sf.SteerError, match=f"^{re.escape(text)}$"):
                 make(bad)
     for name, make in {
-        "strength": sf.constant,
-        "start": lambda x: sf.linear_decay(3, x),
-        "end": lambda x: sf.linear_decay(3, end=x),
+        "strength": sf.schedules.constant,
+        "start": lambda x: sf.schedules.linear_decay(3, x),
+        "end": lambda x: sf.schedules.linear_decay(3, end=x),
     }.items():
         for bad in (float("nan"), float("inf"), True, "1", None):
-            text = f"{name} is a finite number, a share of the operator's effect, not {bad!r}."
+            text = f"`{name}` must be a finite number, got {bad!r}; it is a share of the operator's effect."
             with pytest.raises(sf.SteerError, match=f"^{re.escape(text)}$"):
                 make(bad)
-    for make in (sf.first_tokens, sf.warm_up):
-        with pytest.raises(sf.SteerError, match="^strength is a finite number, .* not nan.$"):
+    for make in (sf.schedules.first_tokens, sf.schedules.warm_up):
+        with pytest.raises(sf.SteerError, match="^`strength` must be a finite number, got nan; "):
             make(3, strength=float("nan"))
 
 
 NAMED = {
-    "constant": sf.constant(1.5),
-    "linear_decay": sf.linear_decay(4, start=2.0),
-    "first_tokens": sf.first_tokens(2, strength=2.0),
-    "warm_up": sf.warm_up(3, strength=2.0),
+    "constant": sf.schedules.constant(1.5),
+    "linear_decay": sf.schedules.linear_decay(4, start=2.0),
+    "first_tokens": sf.schedules.first_tokens(2, strength=2.0),
+    "warm_up": sf.schedules.warm_up(3, strength=2.0),
 }
 
 
@@ -203,7 +203,7 @@ def test_pitfall_35_schedules_of_other_lengths_compile_once_more_at_most():
 
     apply = torch.compile(lambda op, h: op(h, sf.Info.of(h, prompt_length=2)), backend=backend, fullgraph=True)
     for n in range(2, 9):
-        op = sf.scheduled(sf.add(V), sf.linear_decay(n))
+        op = sf.scheduled(sf.add(V), sf.schedules.linear_decay(n))
         assert torch.allclose(apply(op, H), op(H, sf.Info.of(H, prompt_length=2)))
     assert 1 <= len(graphs) <= 2
     torch._dynamo.reset()
@@ -215,6 +215,6 @@ def test_nothing_outside_changes_a_schedule_and_numpy_numbers_are_numbers():
     expected = op(H, info)
     strengths.zero_()
     assert torch.equal(op(H, info), expected)
-    assert sf.linear_decay(np.int64(4), np.float32(1)) == sf.linear_decay(4)
+    assert sf.schedules.linear_decay(np.int64(4), np.float32(1)) == sf.schedules.linear_decay(4)
     assert sf.positions(np.int64(0), slice(np.int64(2), None)) == sf.positions(0, slice(2, None))
     assert sf.positions(np.arange(2)) == sf.positions(0, 1)

@@ -81,7 +81,7 @@ def test_a_cached_forward_selects_what_the_whole_one_does():
     for name, (scope, _) in SCOPES.items():
         mask = scope.mask(whole)
         for i in range(6):
-            step = sf.Tokens(whole.index[:, i : i + 1], whole.prompt_length, None)
+            step = sf.operators.Tokens(whole.index[:, i : i + 1], whole.prompt_length, None)
             part = scope.mask(step)
             assert (part is None) == (mask is None), name
             assert mask is None or torch.equal(part, mask[:, i : i + 1]), name

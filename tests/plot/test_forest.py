@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 
 import steerfn as sf
 from steerfn.evaluate import Difference, Estimate, estimate, paired
-from steerfn.evaluate._pairs import analyse, mean_of, planned, random_like
+from steerfn.evaluate._pairs import analyse, mean_of, plan_pairs, random_like
 from steerfn.metrics import Metric
 
 RNG = np.random.default_rng(1)
@@ -32,9 +32,9 @@ def compared(values=VALUES):
     n = len(next(iter(values.values()))["unsteered"])
     options = {"level": 0.95, "seed": 0, "resamples": 199}
     means = {m: {c: mean_of(each, options) for c, each in of.items()} for m, of in values.items()}
-    return sf.VectorComparison(
+    return sf.evaluate.VectorComparison(
         tuple(f"p{i}" for i in range(n)), (0,), tuple(vectors), {c: ("",) * n for c in conditions}, values, means,
-        analyse(values, planned(vectors)), metrics, tuple(range(n)), np.zeros((1, n), int),
+        analyse(values, plan_pairs(vectors)), metrics, tuple(range(n)), np.zeros((1, n), int),
     )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def outcome(**changes):
         "controls": {"random": {"p_match": estimate(random)}},
         "effects": {"unsteered": {"p_match": paired(steered, plain), "mass": paired(random, random)}},
     }
-    return sf.Outcome("caa", "Rimsky et al. 2024", **(fields | changes))
+    return sf.evaluate.Outcome("caa", "Rimsky et al. 2024", **(fields | changes))
 
 
 def test_every_figure_has_a_panel_and_every_condition_a_line():
@@ -179,10 +179,12 @@ def test_an_effect_of_infinite_size_is_drawn():
 
 def test_errors_by_their_text():
     empty = outcome(figures={}, baseline={}, controls={}, effects={})
-    nothing = sf.VectorComparison(("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {}, (0,), np.zeros((1, 1), int))
+    nothing = sf.evaluate.VectorComparison(
+        ("a",), (0,), ("v",), {"v": ("",)}, {}, {}, (), {}, (0,), np.zeros((1, 1), int)
+    )
     for call, message in (
         (lambda: sf.plot.comparison(outcome()), "plot.comparison takes a VectorComparison, not a Outcome; make one"),
-        (lambda: sf.plot.comparison(nothing), "This comparison compares nothing, so there is nothing to draw."),
+        (lambda: sf.plot.comparison(nothing), "This comparison has no pairs, so there is nothing to draw."),
         (lambda: sf.plot.outcome(compared()), "plot.outcome takes an Outcome, not a VectorComparison; make one with"),
         (lambda: sf.plot.outcome(empty), "This outcome has no figures, so there is nothing to draw."),
     ):

@@ -5,9 +5,19 @@ from matplotlib.figure import Figure
 from overlap import boxes
 from words import words
 
-from steerfn.plot import _glyphs
-from steerfn.plot._figure import contrasting, finished, heading, lines_of
-from steerfn.plot._labels import columns, distinct, fitting, prompt_text, shown, token_texts
+from steerfn.plot import _figure
+from steerfn.plot._figure import (
+    columns,
+    contrasting,
+    distinct,
+    drawable_text,
+    finish,
+    fitting,
+    heading,
+    lines_of,
+    prompt_text,
+    token_texts,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,22 +38,22 @@ from steerfn.plot._labels import columns, distinct, fitting, prompt_text, shown,
     ],
 )
 def test_what_cannot_be_seen_is_written(text, expected):
-    assert shown(text, spaces=True) == expected
+    assert drawable_text(text, spaces=True) == expected
 
 
 def test_a_character_without_a_glyph_is_written_as_python_does(monkeypatch):
-    monkeypatch.setattr(_glyphs, "MORE", ())
-    assert shown("你 a") == "\\u4f60 a"
-    assert shown("你好", 9) == "\\u4f60…"  # an escape is not cut
-    monkeypatch.setattr("steerfn.plot._labels.has_glyph", lambda character, kind: True)
-    assert shown("你 a") == "你 a"
+    monkeypatch.setattr(_figure, "MORE", ())
+    assert drawable_text("你 a") == "\\u4f60 a"
+    assert drawable_text("你好", 9) == "\\u4f60…"  # an escape is not cut
+    monkeypatch.setattr("steerfn.plot._figure.has_glyph", lambda character, kind: True)
+    assert drawable_text("你 a") == "你 a"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 11, 12])
 def test_a_cut_text_is_as_long_as_asked(limit):
     text = "hello world!"
-    assert len(shown(text, limit)) == limit
-    first, last = shown(text, limit), shown(text, limit, end=True)
+    assert len(drawable_text(text, limit)) == limit
+    first, last = drawable_text(text, limit), drawable_text(text, limit, end=True)
     assert first == (text if limit == 12 else text[: limit - 1] + "…")
     assert last == (text if limit == 12 else "…" + text[len(text) - limit + 1 :])
 
@@ -123,7 +133,7 @@ def test_dollars_and_underscores_are_no_mathematics():
     axes.legend()
     made.legend()
     heading(made, text)
-    finished(made)
+    finish(made)
     drawn = [said for said, _ in boxes(made)]
     assert drawn.count(text) == 7
     texts = [*axes.texts, axes.yaxis.label, *axes.get_xticklabels(), *made.legends[0].get_texts(), *made.texts]

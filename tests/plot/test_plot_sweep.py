@@ -6,7 +6,7 @@ from words import words
 
 import steerfn as sf
 from steerfn.evaluate import estimate
-from steerfn.sweeping._configs import Config
+from steerfn.evaluate._configs import Config
 
 RNG = np.random.default_rng(0)
 ALPHAS = (-2.0, 0.0, 1.0, 4.0)
@@ -20,7 +20,7 @@ def table(sites=(0, 1, 2), vectors=("v",), alphas=ALPHAS, prompts=("a", "b", "c"
             for alpha in alphas:
                 configs.append(Config(vector, (f"resid_post[{site}]",), float(alpha)))
                 rows.append(plain if alpha == 0 else RNG.uniform(size=len(prompts)))
-    return sf.Sweep(tuple(configs), tuple(prompts), {metric: np.array(rows)}, **fields)
+    return sf.evaluate.Sweep(tuple(configs), tuple(prompts), {metric: np.array(rows)}, **fields)
 
 
 def lines(made):
@@ -125,7 +125,9 @@ def test_axes_say_what_and_in_which_unit(metric, fields, label):
 
 def test_more_lines_than_can_be_told_apart_are_refused():
     assert len(lines(sf.plot.sweep(table(sites=range(8))))) == 9
-    message = "This sweep has 9 lines (1 vector x 9 choices of sites), more than 8 are not told apart; use sf.plot.heat"
+    message = (
+        "This sweep has 9 lines (1 vector x 9 choices of sites), and more than 8 cannot be told apart; use sf.plot."
+    )
     with pytest.raises(sf.DataError) as caught:
         sf.plot.sweep(table(sites=range(9)))
     assert message in str(caught.value)
@@ -177,7 +179,7 @@ def test_numbers_are_written_where_they_fit():
 
 def test_sites_of_several_kinds_are_named():
     configs = [Config("v", sites, 1.0) for sites in (("attn_out[1]",), ("resid_post[0]",), ("resid_post[0]", "x"))]
-    swept = sf.Sweep(tuple(configs), ("a",), {"m": np.array([[1.0], [2.0], [3.0]])})
+    swept = sf.evaluate.Sweep(tuple(configs), ("a",), {"m": np.array([[1.0], [2.0], [3.0]])})
     axes = sf.plot.heat_map(swept).axes[0]
     assert axes.get_ylabel() == "Site"
     labels = [t.get_text() for t in axes.get_yticklabels()]
@@ -200,7 +202,7 @@ def test_errors_by_their_text(plot):
         plot(table(), "bleu")
     empty = table()
     empty.values["share"][:] = np.nan
-    with pytest.raises(sf.DataError, match="The metric 'share' is no finite number in any configuration, so there is"):
+    with pytest.raises(sf.DataError, match="The metric 'share' has no finite number in any configuration, so there is"):
         plot(empty)
 
 

@@ -10,8 +10,10 @@ from words import words
 
 import steerfn as sf
 from steerfn.plot._figure import DIVERGING
-from steerfn.plot._projections import projections
-from steerfn.plot._tokens import wrapped
+from steerfn.plot._separation import projections
+from steerfn.plot._tokens import wrap_tokens
+
+pytestmark = pytest.mark.steady
 
 V = vector(sf.resid_post[1])
 TEXT = "a b c d e f"
@@ -113,7 +115,7 @@ def test_what_lies_beyond_the_colours_is_told(tiny):
 
 def test_lines_break_where_tokens_do_not_fit_and_after_line_breaks():
     texts = ["<s>", " good", "\n", "bad", " morning", " everyone", "\n\n", "x"]
-    found = wrapped(texts, 14)
+    found = wrap_tokens(texts, 14)
     assert [(row, label) for row, _, label in found] == [
         (0, "<s>"), (0, "·good"), (0, "⏎"), (1, "bad"), (1, "·morning"), (2, "·everyone"), (2, "⏎⏎"), (3, "x"),
     ]  # fmt: skip
@@ -124,7 +126,7 @@ def test_lines_break_where_tokens_do_not_fit_and_after_line_breaks():
 
 
 def test_a_token_longer_than_a_line_is_cut():
-    ((_, _, label),) = wrapped(["x" * 100], 20)
+    ((_, _, label),) = wrap_tokens(["x" * 100], 20)
     assert label == "x" * 19 + "…"
 
 
@@ -160,15 +162,15 @@ def test_other_sites(tiny, site):
     [
         ({"text": ["a", "b"]}, "One text is drawn, not 2; make a figure for each."),
         ({"text": ""}, "text[0] is empty"),
-        ({"v": 3}, "A plot of projections takes a SteeringVector, not a int;"),
-        ({"v": vector(sf.resid_post[1], width=8)}, "has width 8"),
+        ({"vector": 3}, "A plot of projections takes a SteeringVector, not a int;"),
+        ({"vector": vector(sf.resid_post[1], width=8)}, "has width 8"),
         ({"text": "a " * 110}, "The text has 111 tokens, and a figure holds 100; draw a part of it."),
     ],
 )
 def test_errors_by_their_text(tiny, options, message, monkeypatch):
     monkeypatch.setattr("steerfn.plot._tokens.MOST", 100)
     with pytest.raises(sf.SteerError) as caught:
-        sf.plot.tokens(tiny, words(), **{"text": TEXT, "v": V} | options)
+        sf.plot.tokens(tiny, words(), **{"text": TEXT, "vector": V} | options)
     assert message in str(caught.value)
 
 

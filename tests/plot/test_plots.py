@@ -1,14 +1,16 @@
 """What holds for every plot: options that do something, no text on another, files, no global state, the clear error."""
 
+import functools
+import os
 import subprocess
 import sys
 
 import matplotlib
 import numpy as np
 import pytest
-from families import build
+from families import shared
 from matplotlib.figure import Figure
-from options import assert_changes, optional
+from options import assert_changes, count_passes, optional
 from overlap import overlaps
 from steering import vector
 from test_forest import compared, outcome
@@ -23,25 +25,26 @@ POSITIVE, NEGATIVE = ["a b c", "d e f g", "h i", "j k l m n"], ["o p", "q r s t"
 SWEEP = table(sites=(3, 14, 27), vectors=("a vector", "$x_1$"), alphas=(-4, -2, -1, 0, 1, 2, 4))
 
 
+@functools.cache
 def profile():
-    return sf.layer_profile(build("llama"), words(), POSITIVE, NEGATIVE, progress=False)
+    return sf.discover.layer_profile(shared("llama"), words(), POSITIVE, NEGATIVE, progress=False)
 
 
 def probabilities(model=None, **options):
-    return sf.plot.token_probabilities(model or build("llama"), words(template=True), "a b c", V, **options)
+    return sf.plot.token_probabilities(model or shared("llama"), words(template=True), "a b c", V, **options)
 
 
 def steps(**options):
-    return sf.plot.top_k_changes(build("llama"), words(template=True), "a b c", V, **{"steps": 6, **options})
+    return sf.plot.top_k_changes(shared("llama"), words(template=True), "a b c", V, **{"steps": 6, **options})
 
 
-def text(v=V, **options):
-    return sf.plot.tokens(build("llama"), words(template=True), " ".join("abcdefghij" * 5), v, **options)
+def text(vector=V, **options):
+    return sf.plot.tokens(shared("llama"), words(template=True), " ".join("abcdefghij" * 5), vector, **options)
 
 
-def sides(model=None, v=V, **options):
+def sides(model=None, vector=V, **options):
     options = {"progress": False, **options}
-    return sf.plot.separation(model or build("llama"), words(template=True), POSITIVE, NEGATIVE, v, **options)
+    return sf.plot.separation(model or shared("llama"), words(template=True), POSITIVE, NEGATIVE, vector, **options)
 
 
 PLOTS = {
@@ -58,7 +61,7 @@ PLOTS = {
 
 
 def test_every_plot_is_here():
-    assert set(PLOTS) == {name for name in vars(sf.plot) if not name.startswith("_")}
+    assert set(PLOTS) == {name for name in dir(sf.plot) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("width", [3.0, 3.5, None, 11.0])
@@ -166,19 +169,11 @@ def drawn(call, **options):
     return lambda: seen(call(**options))
 
 
-def passes(call):
-    """How many forward passes a call takes."""
-    model, count = build("llama"), []
-    model.model.embed_tokens.register_forward_hook(lambda *_: count.append(1))
-    call(model)
-    return len(count)
-
-
 def on_sweep(plot, **options):
     return lambda: seen(plot(SWEEP, **options))
 
 
-MORE = sf.Sweep(SWEEP.configs, SWEEP.prompts, {**SWEEP.values, "other": SWEEP.values["share"] ** 2})
+MORE = sf.evaluate.Sweep(SWEEP.configs, SWEEP.prompts, {**SWEEP.values, "other": SWEEP.values["share"] ** 2})
 CASES = {
     sf.plot.layers: {"width": (drawn(PLOTS["layers"]), drawn(PLOTS["layers"], width=4.0))},
     sf.plot.token_probabilities: {
@@ -193,21 +188,25 @@ CASES = {
         "width": (drawn(steps), drawn(steps, width=4.0)),
     },
     sf.plot.tokens: {
-        "site": (drawn(text, v=SEVERAL, site=0), drawn(text, v=SEVERAL, site=1)),
+        "site": (drawn(text, vector=SEVERAL, site=0), drawn(text, vector=SEVERAL, site=1)),
         "centre": (drawn(text), drawn(text, centre=0.5)),
         "chat": (drawn(text), drawn(text, chat=True)),
         "width": (drawn(text), drawn(text, width=4.0)),
     },
     sf.plot.separation: {
-        "v": (drawn(sides, site=1), drawn(sides, v=None, site=1)),
-        "site": (drawn(sides, v=SEVERAL, site=0), drawn(sides, v=SEVERAL, site=1)),
+        "vector": (drawn(sides, site=1), drawn(sides, vector=None, site=1)),
+        "site": (drawn(sides, vector=SEVERAL, site=0), drawn(sides, vector=SEVERAL, site=1)),
         "position": (drawn(sides), drawn(sides, position="mean")),
         "chat": (drawn(sides), drawn(sides, chat=True)),
-        "batch_size": (lambda: passes(sides), lambda: passes(lambda m: sides(m, batch_size=1))),
+        "batch_size": (lambda: count_passes(sides), lambda: count_passes(lambda m: sides(m, batch_size=1))),
         "width": (drawn(sides), drawn(sides, width=4.0)),
     },
     sf.plot.sweep: {
         "metric": (lambda: seen(sf.plot.sweep(MORE)), lambda: seen(sf.plot.sweep(MORE, "other"))),
+        "groups": (
+            on_sweep(sf.plot.sweep),
+            on_sweep(sf.plot.sweep, groups=[i // 2 for i in range(len(SWEEP.prompts))]),
+        ),
         "level": (on_sweep(sf.plot.sweep), on_sweep(sf.plot.sweep, level=0.5)),
         "width": (on_sweep(sf.plot.sweep), on_sweep(sf.plot.sweep, width=4.0)),
     },
@@ -224,8 +223,9 @@ NAMED = [(function, option) for function, options in CASES.items() for option in
 @pytest.mark.parametrize(("function", "option"), NAMED, ids=lambda x: getattr(x, "__name__", x))
 def test_pitfall_26_an_option_changes_the_result(function, option):
     without, with_ = CASES[function][option]
-    assert str(without()) == str(without())  # it is the option that changes it
-    assert_changes(without, with_)
+    usual = without()
+    assert str(usual) == str(without())  # it is the option that changes it
+    assert_changes(lambda: usual, with_)
 
 
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
@@ -243,7 +243,7 @@ def test_pitfall_26_progress_shows_a_bar(capsys):
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_width_that_is_none_is_refused(name):
     for width in (2.9, "6", True, float("nan")):
-        with pytest.raises(sf.DataError, match="width is a number of inches from 3, not "):
+        with pytest.raises(sf.DataError, match="`width` must be a finite number >= 3, got "):
             PLOTS[name](width=width)
 
 
@@ -260,23 +260,29 @@ import steerfn as sf
 plots = [name for name in dir(sf.plot) if not name.startswith("_")]
 assert len(plots) == 9 and "matplotlib" not in sys.modules and "scipy" not in sys.modules
 import numpy as np
-from steerfn.sweeping._configs import Config
+import torch
+from steerfn.evaluate._configs import Config
 configs = tuple(Config("v", ("resid_post[1]",), a) for a in (0.0, 1.0))
-table = sf.Sweep(configs, ("a", "b"), {"share": np.eye(2)})
+table = sf.evaluate.Sweep(configs, ("a", "b"), {"share": np.eye(2)})
+q = {f"resid_post[{i}]": sf.discover.Quality(0.5 + i / 10, i, None, 0.1, (3, 3), 3).to_dict() for i in range(3)}
+p = sf.discover.Profile(sf.SteeringVector({sf.resid_post[i]: torch.ones(4) for i in range(3)}, {"quality": q}))
+assert "matplotlib" not in sys.modules
+sf.plot.layers(p), sf.plot.sweep(table), sf.plot.heat_map(table)
+print("matplotlib.pyplot" in sys.modules)
 """
 
 
-def process(code):
-    return subprocess.run([sys.executable, "-c", CODE + code], capture_output=True, text=True, timeout=120)
-
-
 def test_pitfall_30_importing_plots_loads_nothing_and_pyplot_stays_out():
-    done = process("sf.plot.sweep(table); sf.plot.heat_map(table)\nprint('matplotlib.pyplot' in sys.modules)")
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120, env=env)
     assert done.stdout == "False\n", done.stderr
 
 
-def test_without_matplotlib_the_error_names_the_fix():
-    caught = "\ntry:\n    sf.plot.heat_map(table)\nexcept sf.SteerError as error:\n    print(error)"
-    done = process("sys.modules['matplotlib'] = None" + caught)
-    assert "This needs matplotlib" in done.stdout, done.stderr
-    assert done.stdout.endswith('run: pip install -c constraints.txt -e ".[plot]"\n')
+@pytest.mark.parametrize("name", ["heat_map", "layers"])
+def test_without_matplotlib_the_error_names_the_fix(name, monkeypatch):
+    profile()  # what it takes a model for is there
+    for module in [module for module in sys.modules if module.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(sf.SteerError, match="This needs matplotlib") as caught:
+        PLOTS[name]()
+    assert str(caught.value).endswith('run: pip install -c constraints.txt -e ".[plot]"')

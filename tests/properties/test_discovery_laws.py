@@ -10,9 +10,9 @@ from hypothesis import given
 from methods import METHODS, planted, rows
 
 import steerfn as sf
-from steerfn.discover.engine._collect import Job
-from steerfn.discover.engine._rows import Rows
-from steerfn.reading import Batch
+from steerfn.discover._engine._job import Job
+from steerfn.discover._engine._method import StateRows
+from steerfn.run._read import Batch
 
 SITE = sf.resid_post[0]
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**31)
 widths = st.integers(1, 8)
 
 
-def sides(data: Any, name: str, width: int | None = None) -> tuple[Rows, Rows]:
+def sides(data: Any, name: str, width: int | None = None) -> tuple[StateRows, StateRows]:
     """Activations that a method takes, of full rank."""
     count = st.integers(12, 24)
     first = data.draw(count)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
-from steerfn._io import describe, load, save
-from steerfn._site import KINDS, Site
-from steerfn._vector import SteeringVector
+from steerfn.values._site import KINDS, Site
+from steerfn.values._vector import SteeringVector
+from steerfn.values.files._save_load import describe, load, save
 
 DTYPES = {
     torch.float64: torch.int64,
@@ -49,7 +49,6 @@ def vectors(draw) -> SteeringVector:
 @given(
     vector=vectors(), suffix=st.sampled_from([".safetensors", ".json"]), stem=st.sampled_from(["v", "llama-3.1", "é.x"])
 )
-@settings(max_examples=150, deadline=None)
 def test_load_of_save_is_identical(vector, suffix, stem):
     with tempfile.TemporaryDirectory() as folder:
         path = save(vector, Path(folder) / f"{stem}{suffix}")
@@ -61,7 +60,6 @@ def test_load_of_save_is_identical(vector, suffix, stem):
 
 
 @given(vector=vectors())
-@settings(max_examples=40, deadline=None)
 def test_formats_agree(vector):
     with tempfile.TemporaryDirectory() as folder:
         first, second = (save(vector, Path(folder) / f"v{s}") for s in (".safetensors", ".json"))

@@ -29,8 +29,8 @@ from strategies import (
 from torch.func import grad, jvp, vmap
 
 import steerfn as sf
-from steerfn._struct import replace
-from steerfn.operators._linear import Add
+from steerfn.operators._add import Add
+from steerfn.values._struct import replace
 
 fp64 = st.just(torch.float64)
 precise = st.sampled_from([torch.float32, torch.float64])
@@ -695,7 +695,7 @@ def test_values_are_immutable_and_hash_by_identity(value):
     for name in vars(value):
         with pytest.raises(AttributeError):
             delattr(value, name)
-    if not isinstance(value, sf.Scope):  # scopes hold no tensor: equal ones are equal
+    if not isinstance(value, sf.scopes.Scope):  # scopes hold no tensor: equal ones are equal
         assert hash(value) == hash(value) and value == value
         assert copy.copy(value) != value and len({value, copy.copy(value)}) == 2
     else:

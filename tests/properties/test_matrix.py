@@ -168,19 +168,19 @@ def check_gradients(case: Case) -> bool:
     return bool(expected["the direction"].any())
 
 
-@examples(60)
+@examples(25)
 @given(case=drawn(draw.forwards))
 def test_a_forward_pass_is_what_hooks_by_hand_give(case):
     check(case)
 
 
-@examples(40)
+@examples(20)
 @given(case=drawn(draw.generations))
 def test_a_generation_is_what_hooks_by_hand_give(case):
     check(case)
 
 
-@examples(40)
+@examples(20)
 @given(case=drawn(draw.trainings))
 def test_gradients_are_what_hooks_by_hand_give(case):
     check_gradients(case)

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from steerfn.evaluate._pairs import analyse, planned
+from steerfn.discover import Quality
+from steerfn.discover._engine._chance import Chance
+from steerfn.evaluate._pairs import analyse, plan_pairs
 from steerfn.metrics._metric import Metric
-from steerfn.reporting._limits import Facts, limits
+from steerfn.reporting._verdict import Facts, limits
 
 
 def effect(n=40, shift=1.0, about="How warm it is, by its words."):
@@ -18,9 +20,15 @@ def effect(n=40, shift=1.0, about="How warm it is, by its words."):
     values["random like v"] = base + 1e-3 * random.normal(size=(5, n))
     return SimpleNamespace(
         prompts=[f"prompt {i}" for i in range(n)],
-        pairs=analyse({"tone": values}, planned(["v"]), resamples=199),
+        unit_of=tuple(range(n)),
+        about={"groups": None},
+        pairs=analyse({"tone": values}, plan_pairs(["v"]), resamples=199),
         metrics={"tone": Metric("tone", len, about=about)},
     )
+
+
+def quality(auc, **more):
+    return Quality(auc, 1.0, 0.2, 0.3, (20, 20), 5, **more)
 
 
 USUAL = Facts(
@@ -35,7 +43,8 @@ USUAL = Facts(
     data=(20, 20),
     match="same",
     aucs=(0.9,),
-    held_out=0.95,
+    best=quality(0.95),
+    chance=Chance(0.6, 0.7, 0.005, 30, 199),
     lint=0,
     passages=16,
     own_passages=False,
@@ -49,8 +58,18 @@ CASES = {
     "no counts": ({"made_from": None}, "does not say from how many texts it was made"),
     "same counts": ({"made_from": (20, 20)}, "as many texts as the vector was made from"),
     "lint": ({"lint": 2}, "Section 3 has 2 findings on the data"),
-    "no held-out AUC": ({"held_out": None}, "too few texts to cross-validate"),
-    "low held-out AUC": ({"held_out": 0.61}, "The best held-out AUC of any layer is 0.61, where 0.5 is chance"),
+    "no held-out AUC": ({"best": quality(None, reason="the folds")}, "Cross-validation tells nothing here (the folds)"),
+    "low held-out AUC": (
+        {"best": quality(0.61)},
+        "The best held-out AUC of any layer is 0.61, where 0.5 is chance: the",
+    ),
+    "chance": (
+        {"chance": Chance(0.6, 0.7, 0.2, 30, 199)},
+        "is 0.95, where 0.5 is chance for one layer; for the best of",
+    ),
+    "no chance": ({"chance": None}, "what chance gives is not known: that the data's two sides"),
+    "other weights": ({"match": "other weights"}, "made from other weights than these, of the same architecture"),
+    "architecture": ({"match": "architecture"}, "a fine-tune has the same fingerprint"),
     "wrong way": ({"aucs": (0.9, 0.2)}, "its AUC on the data is 0.20, below chance"),
     "hardly": ({"aucs": (0.9, 0.55)}, "its AUC on the data is 0.55, where 0.5 is chance: whatever it does"),
     "overlap": ({"overlap": ("a b",)}, "Of the 40 prompts 1 can also be found in the data (first 'a b')"),
@@ -64,6 +83,11 @@ CASES = {
 }
 
 
+def test_pairs_that_are_told_apart_are_told_apart_though_their_texts_are_not():
+    low = dataclasses.replace(USUAL, best=quality(0.61, pair_accuracy=0.88))
+    assert not any("hardly told apart" in each for each in limits(low))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_rule_speaks_where_it_should_and_only_there(case):
     change, text = CASES[case]
@@ -74,7 +98,6 @@ def test_a_rule_speaks_where_it_should_and_only_there(case):
 @pytest.mark.parametrize(
     "text",
     [
-        "a fine-tune has the same fingerprint",
         "What it measures: How warm it is, by its words.",
         "One strength was tried (alpha 2).",
         "Texts end after 40 tokens.",

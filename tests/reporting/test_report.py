@@ -11,13 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from families import build
+from families import build, shared
 from options import assert_changes, optional
 from snapshot import unchanged
 from steering import vector
 from words import words
 
 import steerfn as sf
+from steerfn.reporting._material import MATCHES
 from steerfn.reporting._report import report as function
 
 DATA = {
@@ -44,9 +45,13 @@ def late(texts):
     return [float(np.mean([ord(word[0]) - 96 for word in text.split()] or [0])) for text in texts]
 
 
-def reported(model=None, v=V, data=DATA, metrics=(late,), **options):
-    model = build("llama") if model is None else model
-    return sf.report(model, words(template=True), v, data, metrics=list(metrics), **FAST | QUIET | options)
+def reported(model=None, vector=V, data=DATA, metrics=(late,), drawn=False, **options):
+    """A report; half of its time would go into pictures, which are drawn where a test asks for them."""
+    model = shared("llama") if model is None else model
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("steerfn.reporting._document._image", lambda _: "data:image/svg+xml;base64,")
+        return sf.report(model, words(template=True), vector, data, metrics=list(metrics), **FAST | QUIET | options)
 
 
 class Page(HTMLParser):
@@ -77,7 +82,7 @@ def usual():
     """The report without options."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return reported()
+        return reported(drawn=True)
 
 
 @pytest.fixture
@@ -129,7 +134,7 @@ def test_its_numbers_are_those_of_the_verbs(found):
     for part in ("figures", "baseline", "controls", "effects"):
         assert told["side_effects"][part] == json.loads(costs.to_json())[part]
     assert told["side_effects"]["figures"]["repetition"]["n"] == len(PROMPTS)
-    profile = sf.layer_profile(
+    profile = sf.discover.layer_profile(
         model, tokenizer, *DATA.values(), sites=sf.resid_post[:], position="mean", progress=False
     )
     assert told["quality"]["profile"] == {site.name: each.to_dict() for site, each in profile}
@@ -166,11 +171,11 @@ def test_fluency_of_several_draws_and_seeds_is_that_of_their_own_texts():
 
 def test_hashes_are_those_of_the_files_and_the_texts(tmp_path):
     path = sf.save(V, tmp_path / "happy-1.5.safetensors")
-    with_file, without = reported(v=path), reported()
+    with_file, without = reported(vector=path), usual()
     told = with_file.findings["vector"]
     assert told["file"] == "happy-1.5.safetensors" and told["name"] == "happy-1.5"
     assert told["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert told["sha256"] == sf.describe(path)["sha256"] == without.findings["vector"]["sha256"]
+    assert told["sha256"] == sf.files.describe(path)["sha256"] == without.findings["vector"]["sha256"]
     assert told["versions"]["steerfn"] == sf.__version__ and without.findings["vector"]["file"] is None
     about = with_file.findings["about"]
     assert about["prompts_sha256"] == hashlib.sha256(json.dumps(PROMPTS).encode()).hexdigest()
@@ -183,7 +188,7 @@ def test_another_model_of_the_same_sizes_has_other_weights():
     other = build("llama")
     with torch.no_grad():
         other.model.layers[2].mlp.down_proj.weight.mul_(1.01)
-    first, second = (reported(model).findings["model"] for model in (build("llama"), other))
+    first, second = usual().findings["model"], reported(other).findings["model"]
     assert first["fingerprint"] == second["fingerprint"] and first["weights_sample"] != second["weights_sample"]
 
 
@@ -199,13 +204,14 @@ def test_nothing_that_comes_from_a_file_a_user_or_a_model_is_markup(tmp_path, mo
 
     hostile.__name__ = "<script>alert(3)</script>"  # of the user's own, but not markup either
     found = reported(
-        v=path,
+        vector=path,
         data=data,
         prompts=[*PROMPTS, f"{HOSTILE} a"],
         metrics=[hostile],
         title=HOSTILE,
         call=HOSTILE,
         examples=99,
+        drawn=True,
     )
     assert html.escape("<script>alert(1)</script>") in found.html
     page, plain = Page(found.html), Page(reported(examples=99).html)
@@ -215,30 +221,47 @@ def test_nothing_that_comes_from_a_file_a_user_or_a_model_is_markup(tmp_path, mo
 
 
 def test_a_vector_says_little_or_too_much_of_itself():
-    bare = reported(v=sf.SteeringVector({sf.resid_post[1]: V[1]}))
+    bare = reported(vector=sf.SteeringVector({sf.resid_post[1]: V[1]}))
     assert "The vector says nothing of how it was made." in bare.html
     assert any("does not say from how many texts" in each for each in bare.findings["limits"])
-    full = reported(v=V.with_metadata(**{f"key {i}": "x" * 5000 for i in range(60)}))
+    full = reported(vector=V.with_metadata(**{f"key {i}": "x" * 5000 for i in range(60)}))
     assert "... and 24 more." in full.html and "(5000 characters)" in full.html and "x" * 401 not in full.html
 
 
 def test_a_vector_of_another_model_warns_once_or_is_refused():
     other = V.with_metadata(model={"name": "another", "fingerprint": "0" * 16, "d_model": 32, "n_layers": 3})
     with pytest.warns(sf.SteerWarning, match="made from 'another'") as told:
-        found = reported(v=other)
+        found = reported(vector=other)
     assert len(told) == 1
     assert found.findings["vector"]["match"] == "other" and "made from a model of another architecture" in found.html
     with pytest.raises(sf.ModelError, match="their architectures differ"):
-        reported(v=other, strict=True)
-    same = V.with_metadata(model=sf.fingerprint(build("llama")))
-    assert reported(v=same).findings["vector"]["match"] == "same"
+        reported(vector=other, strict=True)
+
+
+def test_whether_the_vector_is_of_these_weights():
+    model, tuned = build("llama"), build("llama")
+    with torch.no_grad():
+        tuned.model.layers[2].mlp.down_proj.weight.mul_(1.01)
+    made = sf.values.fingerprint(model, weights=True)
+    same, architecture = (V.with_metadata(model=m) for m in (made, sf.values.fingerprint(model)))
+    for v, other, match, text in (
+        (same, model, "same", "made from these very weights"),
+        (same, tuned, "other weights", "made from other weights of this architecture"),
+        (architecture, model, "architecture", "but not from which weights"),
+        (V, model, "unknown", "does not say from which model it was made"),
+    ):
+        found = reported(other, vector=v)
+        assert found.findings["vector"]["match"] == match and text in found.html
+        assert (made["weights"] in found.html) == (v is same or other is model)
+        warned = f'<p class="warning">{html.escape(MATCHES[match])}' in found.html
+        assert warned == (match in ("other weights", "unknown"))
 
 
 def test_layers_from_the_end_many_sites_and_head_sites():
-    found = reported(v=vector(sf.resid_post[-1], sf.resid_post[-2]))
+    found = reported(vector=vector(sf.resid_post[-1], sf.resid_post[-2]))
     assert found.findings["vector"]["sites"] == ["resid_post[2]", "resid_post[1]"]
     assert "layer 1 and layer 2, where the vector acts" in found.html
-    heads = reported(v=vector(sf.head_out[1, 2], width=8))
+    heads = reported(vector=vector(sf.head_out[1, 2], width=8), drawn=True)
     assert "head_out[1, 2]" in heads.findings["quality"]["profile"]
     assert heads.findings["quality"]["auc"].keys() == {"head_out[1, 2]"}
 
@@ -252,13 +275,66 @@ def test_prompts_of_the_data_warn_and_are_told():
     talk = [{"role": "user", "content": "g h"}, {"role": "assistant", "content": "i"}]
     data = {"positive": [*DATA["positive"], talk], "negative": DATA["negative"]}
     with pytest.warns(sf.SteerWarning, match="1 of 10 prompts are also in the data, first 'g h'"):
-        reported(data=data, v=V.with_metadata(chat=None))
+        reported(data=data, vector=V.with_metadata(chat=None))
 
 
 def test_one_text_a_side_gives_a_report_without_a_profile():
-    found = reported(data={"positive": ["a b"], "negative": ["o p"]})
-    assert "too few texts to cross-validate, so there is no quality by layer" in found.html
-    assert found.html.count("<img") == 1
+    found = reported(data={"positive": ["a b"], "negative": ["o p"]}, drawn=True)
+    reason = "Cross-validation tells nothing here: one text or group on a side leaves nothing to hold out."
+    assert f"{reason} So there is no quality by layer." in found.html
+    assert found.html.count("<img") == 1 and found.findings["quality"]["chance"] is None
+
+
+def test_an_auc_has_its_interval_and_the_best_layer_what_chance_reaches(found):
+    told = found.findings["quality"]
+    best = max(told["profile"].values(), key=lambda each: each["auc"])
+    chance = told["chance"]
+    for text in (
+        f"{best['auc']:.3f} ({best['interval'][0]:.2f}\u00a0to\u00a0{best['interval'][1]:.2f})",
+        f"in {100 * best['pair_accuracy']:.0f} % of the pairs the positive text scores higher",
+        f"the highest AUC is {chance['median']:.2f} in the middle case, and {chance['high']:.2f} or more one time in",
+        f"{best['auc']:.2f} is reached with p = {chance['p']:.3f}",
+    ):
+        assert text in found.html, text
+    assert chance["p"] > 0.05  # of seven random texts a side: no layer is told from noise, and that is not overlooked
+    assert '<p class="warning">The best of 3 sites owes something to chance' in found.html
+    assert any(
+        "that the data's two sides are told apart in this model is not shown" in each
+        for each in found.findings["limits"]
+    )
+    [(name, (low, high))] = told["auc_interval"].items()
+    assert name == "resid_post[1]" and low < told["auc"][name] < high
+
+
+def test_groups_are_the_units_of_a_report(found):
+    groups = {
+        "data": [0, 0, 1, 1, 2, 3, 4], "prompts": [i // 2 for i in range(len(PROMPTS))], "passages": [0, 0, 1],
+        "questions": [0, 0, 1, 1],
+    }  # fmt: skip
+    grouped = reported(groups=groups, questions=QUESTIONS)
+    told = grouped.findings
+    assert told["about"]["groups"] == {"prompts": 5, "passages": 2, "data": 5, "questions": 2}
+    assert {pair["n"] for pair in told["effect"]["pairs"]} == {5}
+    assert [told["side_effects"]["figures"][name]["n"] for name in ("kl", "accuracy", "repetition")] == [2, 2, 5]
+    assert told["verdict"]["reasons"][0].startswith("Tested on 5 groups of prompts with 1 metric")
+    assert any("There are only 5 groups of prompts." in each for each in told["limits"])
+    assert "with groups as the units" in grouped.html and "with pairs as the units" in found.html
+    profile = sf.discover.layer_profile(
+        build("llama"), words(template=True), *DATA.values(), sites=sf.resid_post[:], position="mean", progress=False,
+        groups=groups["data"],
+    )  # fmt: skip
+    assert told["quality"]["profile"] == {site.name: each.to_dict() for site, each in profile}
+    by_list = reported(groups=groups["prompts"]).findings
+    assert by_list["effect"]["pairs"] == told["effect"]["pairs"] and by_list["about"]["groups"] == {"prompts": 5}
+    some = reported(groups=groups, limit=4).findings  # labels go with what is drawn
+    assert some["about"]["groups"]["data"] <= 4 and some["effect"]["pairs"][0]["n"] <= 4
+    for bad, message in (
+        ({"prompt": [1]}, "labels of 'prompt'; it may have them of data, prompts, passages, questions"),
+        ([0, 1], "2 labels for 10 prompts .those of the data are groups={'data'"),
+        ({"data": [0, 1]}, "2 labels for 7 pairs"),
+    ):
+        with pytest.raises(sf.DataError, match=message):
+            reported(groups=bad)
 
 
 def test_a_model_that_changed_is_told():
@@ -271,7 +347,7 @@ def test_a_model_that_changed_is_told():
 
     found = reported(model, metrics=[meddling])
     assert found.findings["unchanged"] is False and "and they differ" in found.html
-    assert reported().findings["unchanged"] is True
+    assert usual().findings["unchanged"] is True
 
 
 def test_the_model_and_tokenizer_stay_as_they_were(tiny):
@@ -287,7 +363,7 @@ def test_data_is_a_set_a_file_or_two_lists(tmp_path):
     path.write_text(json.dumps(list(map(list, zip(*DATA.values(), strict=True)))))
     by_file = reported(data=path).findings
     by_set = reported(data=sf.datasets.from_file(path)).findings
-    assert by_file["quality"] == by_set["quality"] == reported().findings["quality"]
+    assert by_file["quality"] == by_set["quality"] == usual().findings["quality"]
     assert by_file["data"]["paired"] and by_file["data"]["name"] == "pairs"
     with pytest.raises(sf.DataError, match="data is a ContrastSet .* not 3 of type int"):
         reported(data=3)
@@ -301,7 +377,7 @@ def test_it_is_written_whole_and_as_json(found, tmp_path):
         "title", "written", "verdict", "vector", "metadata", "model", "data", "quality", "effect", "side_effects",
         "unchanged", "overlap", "limits", "about",
     }  # fmt: skip
-    with pytest.raises(sf.FileError, match="The report cannot be written to .*; name another place"):
+    with pytest.raises(sf.FileError, match="The report cannot be written to .*; create it first"):
         found.save(tmp_path / "nowhere" / "r.html")
 
 
@@ -318,30 +394,30 @@ def test_it_prints_its_verdict_and_shows_itself_in_a_notebook(found):
 def test_the_call_can_be_read_off_it(found, tmp_path):
     call = found.findings["about"]["call"]
     assert call == (
-        "sf.report(\n    model,\n    tokenizer,\n    v,\n    data,\n"
+        "sf.report(\n    model,\n    tokenizer,\n    vector,\n    data,\n"
         f"    prompts={PROMPTS!r},\n    metrics=metrics,\n    controls=1,\n    passages={PASSAGES!r},\n"
         "    max_new_tokens=6,\n    chat=False,\n    resamples=199,\n    suppress_tokens=suppress_tokens,\n)"
     )
     path = sf.save(V, tmp_path / "happy.safetensors")
-    other = reported(v=str(path), do_sample=True, top_k=5).findings["about"]["call"]
+    other = reported(vector=str(path), do_sample=True, top_k=5).findings["about"]["call"]
     assert "    'happy.safetensors',\n" in other and "    do_sample=True,\n    top_k=5,\n" in other
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"examples": -1}, "examples is a number of texts from 0, not -1."),
-        ({"limit": 0}, "limit is a number of texts from 1, not 0."),
-        ({"seed": "x"}, "seed is an int from 0, not 'x'"),
-        ({"controls": 0}, "controls is a number of random vectors"),
+        ({"examples": -1}, "`examples` must be a non-negative integer, got -1."),
+        ({"limit": 0}, "`limit` must be a positive integer, got 0; None takes all texts."),
+        ({"seed": "x"}, "`seed` must be a non-negative integer, got 'x'"),
+        ({"controls": 0}, "`controls` must be a positive integer, got 0"),
         ({"metrics": ["lenght"]}, "did you mean 'length'?"),
-        ({"v": 3}, "report takes a SteeringVector, not a int"),
+        ({"vector": 3}, "report takes a SteeringVector, not a int"),
         ({"prompts": []}, "prompts is empty; pass at least one text."),
         ({"passages": [""]}, r"passages\[0\] is empty"),
         ({"seeds": (0, 1)}, "would be copies"),
-        ({"alpha": "x"}, "alpha is a finite number"),
-        ({"level": 95}, "level is a number between 0 and 1"),
-        ({"resamples": 10}, "resamples is a number of resamples from 99"),
+        ({"alpha": "x"}, "`alpha` must be a finite number"),
+        ({"level": 95}, "`level` must be a finite number > 0 and < 1"),
+        ({"resamples": 10}, "`resamples` must be an integer >= 99"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_runs(options, message):
@@ -366,13 +442,14 @@ OPTIONS = {
     "metrics": (lambda: told("effect", "means"), lambda: told("effect", "means", metrics=["length"])),
     "alpha": (lambda: told("effect"), lambda: told("effect", alpha=2.0)),
     "scope": (lambda: told("effect"), lambda: told("effect", scope=sf.prompt)),
-    "operator": (lambda: told("effect"), lambda: told("effect", operator=sf.clamp)),
+    "make": (lambda: told("effect"), lambda: told("effect", make=sf.clamp)),
     "controls": (lambda: told("effect"), lambda: told("effect", controls=2)),
     "passages": (lambda: told("side_effects"), lambda: told("side_effects", passages=PASSAGES[1:])),
     "questions": (lambda: told("side_effects"), lambda: told("side_effects", questions=QUESTIONS)),
     "position": (lambda: told("quality"), lambda: told("quality", position="last")),
     "examples": (lambda: usual().html.count("<tr>"), lambda: reported(examples=2).html.count("<tr>")),
     "limit": (lambda: told("quality"), lambda: told("quality", limit=4)),
+    "groups": (lambda: told("effect", "pairs"), lambda: told("effect", "pairs", groups=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4])),
     "seeds": (lambda: told("effect", **SAMPLE), lambda: told("effect", seeds=(4,), **SAMPLE)),
     "max_new_tokens": (lambda: told("effect"), lambda: told("effect", max_new_tokens=3)),
     "chat": (lambda: told("effect"), lambda: told("effect", chat=True)),
@@ -387,7 +464,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_pitfall_26_an_option_of_report_changes_the_result(option, monkeypatch):
     usual()
-    if option != "examples":  # half of the time goes into pictures
+    if option != "examples":  # the others are seen in the findings
         monkeypatch.setattr("steerfn.reporting._report.document", lambda _: "")
     assert_changes(*OPTIONS[option])
 
@@ -398,7 +475,7 @@ def test_pitfall_26_no_option_of_report_is_left_out():
 
 
 def test_batches_change_nothing_but_time():
-    one, all_ = reported(batch_size=3).findings, reported().findings
+    one, all_ = reported(batch_size=3).findings, usual().findings
     assert one["effect"]["records"] == all_["effect"]["records"]
 
 
@@ -420,12 +497,12 @@ def test_a_planted_effect_is_shown_and_alpha_zero_is_not():
     def zs(texts):  # what random vectors do to this is next to nothing, and to `late` anything
         return [float(np.mean([word == "z" for word in text.split()] or [0])) for text in texts]
 
-    options = {"v": v, "alpha": 2000.0, "prompts": [f"{a} {b}" for a in "abcde" for b in "fghi"], "metrics": [zs]}
+    options = {"vector": v, "alpha": 2000.0, "prompts": [f"{a} {b}" for a in "abcde" for b in "fghi"], "metrics": [zs]}
     strong = reported(model, **options, controls=5)
     assert strong.findings["verdict"]["level"] == "shown" and "raises zs" in strong.findings["verdict"]["headline"]
     assert ", at a cost" in strong.findings["verdict"]["headline"]
     lone = reported(model, **options)
     assert lone.findings["verdict"]["level"] == "like random" and "run controls=5 or more" in lone.html
-    nothing = reported(model, v=v, alpha=0.0)
+    nothing = reported(model, vector=v, alpha=0.0)
     assert nothing.findings["verdict"]["headline"] == "No effect could be shown."
     assert "An effect was shown" not in nothing.html

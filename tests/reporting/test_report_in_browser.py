@@ -1,5 +1,6 @@
-"""The report in a real browser: everything is there, every picture is seen, nothing is loaded, nothing complains."""
+"""What is shown in a real browser: all of a report, which loads nothing; a comparison where JupyterLab's rules hold."""
 
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver; .ci/run installs them as root"
 )
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
+TITLE = f"{HOSTILE} {'long' * 30}"
 SECTIONS = "verdict vector made quality effect costs controls examples limits repeat sign".split()
 DATA = {"positive": ["a b c", "d e f g", "h i", "j k l m n"], "negative": ["o p", "q r s t", "u", "v w a"]}
 
@@ -30,7 +32,7 @@ def page(tmp_path_factory):
     count.__name__ = HOSTILE
     found = sf.report(
         build("llama"), words(template=True), v, DATA, prompts=[f"{letter} {HOSTILE}" for letter in "abcdefgh"],
-        passages=["a b c d", "e f g h"], metrics=[count], controls=1, max_new_tokens=4, resamples=199, title=HOSTILE,
+        passages=["a b c d", "e f g h"], metrics=[count], controls=1, max_new_tokens=4, resamples=199, title=TITLE,
         progress=False,
     )  # fmt: skip
     return found.save(tmp_path_factory.mktemp("page") / "report.html")
@@ -55,12 +57,13 @@ def browser(tmp_path_factory):
 
 @pytest.mark.heavy
 @needs_browser
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("width", [1200, 360])
 def test_the_report_is_whole_in_a_browser(page, browser, width):
-    browser.set_window_size(width, 900)
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}  # no window is that narrow
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     browser.get(page.as_uri())
     ask = browser.execute_script
-    assert browser.title == HOSTILE  # shown as text, and not run
+    assert browser.title == TITLE  # shown as text, and not run
     for each in SECTIONS:
         height = ask("return document.getElementById(arguments[0])?.getBoundingClientRect().height", each)
         assert height and height > 40, each
@@ -71,7 +74,26 @@ def test_the_report_is_whole_in_a_browser(page, browser, width):
     loaded = ask("return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))")
     assert loaded == [] and ask("return document.scripts.length") == 0
     # Nothing sticks out of the page to the right, on a telephone either.
-    assert ask("return document.documentElement.scrollWidth") <= ask("return window.innerWidth")
+    assert ask("return document.documentElement.scrollWidth") <= ask("return window.innerWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.heavy
+@needs_browser
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_comparison_in_jupyterlab_is_aligned_as_it_is_elsewhere(browser, tmp_path, trusted):
+    v = vector(sf.resid_post[1], scale=2.0)
+    found = sf.compare(build("llama"), words(), ["a b", "c d"], v, ["length"], max_new_tokens=4, progress=False)
+    shown, rule = found._repr_html_(), ":not(.jp-RenderedMarkdown).jp-RenderedHTMLCommon :is(td, th, tr)"
+    if not trusted:  # then the page takes style sheets out of what a notebook brings
+        shown = re.sub("<style>.*?</style>", "", shown, flags=re.DOTALL)
+    page = tmp_path / "lab.html"
+    page.write_text(f'<style>{rule} {{ text-align: right; }}</style><div class="jp-RenderedHTMLCommon">{shown}</div>')
+    browser.get(page.as_uri())
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('td, th')].map(c => [c.className, getComputedStyle(c).textAlign])"
+    )
+    assert {tuple(cell) for cell in cells} == {("", "left"), ("number", "right")}
 
 
 @pytest.mark.heavy

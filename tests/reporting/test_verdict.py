@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from steerfn.evaluate._pairs import analyse, planned
+from steerfn.evaluate._pairs import analyse, plan_pairs
 from steerfn.metrics._metric import Metric
-from steerfn.reporting._costs import Costs
+from steerfn.reporting._measure import Costs
 from steerfn.reporting._verdict import DESCRIBING, FIT, describes, verdict
 
 NOTHING = Costs()
@@ -28,7 +28,7 @@ def planted(shifts, n=40, seed=0, better=None, costs=NOTHING, plain=True, draws=
         for condition in values[name] if name in empty else ():
             values[name][condition] = np.full_like(values[name][condition], np.nan)
         metrics[name] = Metric(name, lambda texts: [0.0] * len(texts), better)
-    return verdict(analyse(values, planned(["v"]), resamples=999), metrics, costs)
+    return verdict(analyse(values, plan_pairs(["v"]), resamples=999), metrics, costs)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ import concurrent.futures
 import json
 import os
 import threading
-import time
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
 import requests
 from families import build
-from served import post, served
-from words import words
+from served import paced, post, served, wait_for
+from words import NAMES, words
 
 from steerfn import serving
 from steerfn.serving._audit import Audit
@@ -75,7 +74,7 @@ def test_a_full_disk_refuses_and_runs_nothing():
     with served(application) as address:
         found = post(address, "/v1/completions", {"prompt": "a", "max_tokens": 1})
         assert found.status_code == 503 and "audit log cannot be written (No space left" in found.text
-        assert post(address, "/v1/completions", {"prompt": "a", "max_tokens": 0}).status_code == 400
+        assert post(address, "/v1/completions", {"prompt": "a", "max_tokens": -1}).status_code == 400
 
 
 def test_a_slow_disk_holds_a_request_no_longer_than_its_time(tmp_path, monkeypatch):
@@ -89,16 +88,20 @@ def test_a_slow_disk_holds_a_request_no_longer_than_its_time(tmp_path, monkeypat
 
 
 def test_a_caller_that_leaves_has_its_last_line_too(tmp_path):
-    path, model = tmp_path / "log", build("llama")
-    model.model.layers[0].register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    with served(serving.app(model, words(), audit=path)) as address:
-        body = {"prompt": "a", "max_tokens": 100, "stream": True}
+    path, (model, permits) = tmp_path / "log", paced(0)
+    application = serving.app(model, words(names=NAMES), audit=path)
+    worker = application.state.server.worker
+    with served(application) as address:
+        body = {"prompt": "a", "max_tokens": 64, "temperature": 0, "stream": True}
         for _ in range(3):
+            permits.release()
             with requests.post(f"{address}/v1/completions", json=body, stream=True, timeout=60) as found:
                 next(found.iter_lines())
+            wait_for(lambda: worker._taken[0].cancelled)
+            permits.release()
     events = [json.loads(line) for line in path.read_text().splitlines()]
     ends = [each for each in events if each["event"] == "end"]
-    assert len(events) == 6 and len(ends) == 3 and all(each["completion_tokens"] < 100 for each in ends)
+    assert len(events) == 6 and len(ends) == 3 and all(each["completion_tokens"] < 64 for each in ends)
 
 
 def test_the_client_is_the_peer_whatever_a_header_says(tmp_path):

@@ -12,26 +12,15 @@ import pytest
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
 import requests
 from families import build
-from served import client, post, served
+from served import client, post, served, tokenizer
 from steering import vector
-from words import WORDS, words
 
 import steerfn as sf
 from steerfn import serving
-from steerfn.serving import _asked
+from steerfn.serving import _jobs
 
 SITE = sf.resid_post[1]
-NAMES = [*WORDS, *(f"w{i}" for i in range(96 - len(WORDS)))]
 GREEDY = {"temperature": 0, "max_tokens": 6}
-
-
-def tokenizer():
-    return words(template=True, names=NAMES)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build("llama")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +52,8 @@ NOTHING = {
 }  # fmt: skip
 SOMETHING = {
     "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "store": True,
-    "response_format": {"type": "json_object"}, "logprobs": True, "logit_bias": {"1": 5}, "presence_penalty": 0.1,
-    "modalities": ["audio"], "reasoning_effort": "high", "functions": [{"name": "f"}], "top_k": 5,
+    "response_format": {"type": "json_object"}, "top_logprobs": 3, "logit_bias": {"99": 5}, "presence_penalty": 3,
+    "modalities": ["audio"], "reasoning_effort": "high", "functions": [{"name": "f"}], "min_p": 2, "top_kk": 5,
 }  # fmt: skip
 
 
@@ -112,7 +101,7 @@ def test_tokens_beyond_the_limit_are_cut_and_absent_means_what_is_left(address):
 
 
 def test_a_model_by_its_name_and_steering_by_a_name(address, model, folder):
-    known = sf.fingerprint(model)["name"]
+    known = sf.values.fingerprint(model)["name"]
     assert client(address).models.retrieve(known).id == known
     assert requests.get(f"{address}/v1/models/other").status_code == 404
     v0 = sf.load(folder / "v0.safetensors")
@@ -121,7 +110,7 @@ def test_a_model_by_its_name_and_steering_by_a_name(address, model, folder):
         assert found["choices"][0]["text"] == said(model, sf.add(v0))
         [one] = found["steering"]
         assert (one["vector"], one["alpha"], one["policy"]) == ("v0", 1.0, "request")
-        assert one["sha256"] == sf.describe(folder / "v0.safetensors")["sha256"]
+        assert one["sha256"] == sf.files.describe(folder / "v0.safetensors")["sha256"]
     stream = client(address).completions.create(
         model="", prompt="a b", stream=True, extra_body={"steering": "v0"}, **GREEDY
     )
@@ -181,7 +170,7 @@ WRONG = {
     '{"prompt": 5}': "prompt must be a text or a list, not 5.",
     '{"prompt": ["a", 5]}': "prompt.1 must be a text, not 5.",
     '{"prompt": "a", "temperature": 3}': "temperature must be at most 2, not 3.",
-    '{"prompt": "a", "max_tokens": 0}': "max_tokens must be at least 1, not 0.",
+    '{"prompt": "a", "max_tokens": -1}': "max_tokens must be at least 0, not -1.",
     '{"prompt": "a", "max_tokens": 1.5}': "max_tokens must be an integer, not 1.5.",
     '{"prompt": "a", "stream": "yes"}': "stream must be true or false, not 'yes'.",
     '{"prompt": "a", "steering": {"vector": "v0", "scope": "x"}}': "steering.scope must be 'everywhere', 'generated'",
@@ -227,11 +216,11 @@ MILLIONS = {
 
 @pytest.mark.parametrize("kind", MILLIONS)
 def test_a_refused_megabyte_is_refused_before_anything_is_tokenized(kind, address, monkeypatch):
-    monkeypatch.setattr(_asked, "encode", lambda *_: pytest.fail("it was tokenized"))
+    monkeypatch.setattr(_jobs, "encode", lambda *_: pytest.fail("it was tokenized"))
     started = time.process_time()
     found = post(address, "/v1/completions", MILLIONS[kind])
     assert found.status_code == 400 and len(found.content) < 2000
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 20  # seconds of work; 200,000 of anything, looked at twice, take hours
 
 
 def test_waiting_for_the_tokenizer_is_inside_the_time_of_a_request(model, folder):

@@ -12,13 +12,12 @@ from served import post, served
 from words import words
 
 from steerfn import serving
+from steerfn.run import BatchJob, RowSampling, like_lengths
 from steerfn.serving import _worker
-from steerfn.serving._batch import like_lengths
-from steerfn.serving._job import Job
 
 
 def job(length):
-    return Job([3] * length, None, 1, 0.0, 1.0, 0, (), lambda _: None)
+    return BatchJob([3] * length, None, 1, RowSampling(), (), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,8 @@ def test_pitfall_65_a_long_prompt_beside_short_ones_pads_none_of_them(monkeypatc
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     prompts = ["a " * 600, *("a " * i for i in range(1, 8))]
-    with served(serving.app(model, words(), limits=serving.Limits(gather=1.0))) as address:
+    limits = serving.Limits(gather=60.0, max_rows=8)  # it begins when all have come
+    with served(serving.app(model, words(), limits=limits)) as address:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             asked = [{"prompt": prompt, "max_tokens": 1, "temperature": 0} for prompt in prompts]
             found = list(pool.map(lambda body: post(address, "/v1/completions", body).status_code, asked))
@@ -62,7 +62,7 @@ def test_health_tells_of_a_thread_that_is_gone(monkeypatch):
         def die(*_):
             raise SystemExit
 
-        monkeypatch.setattr(worker, "_gathered", die)
+        monkeypatch.setattr(worker, "_gather_jobs", die)
         first = post(address, "/v1/completions", {"prompt": "a", "max_tokens": 1})
         worker._thread.join(20)
         for path in ("health", "ping"):

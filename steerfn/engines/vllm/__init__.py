@@ -8,14 +8,14 @@ Installed beside vLLM it is found by the entry point `vllm.general_plugins`, whi
 | file | |
 |---|---|
 | `_patches` | which functions of vLLM are wrapped, and that they are the ones that are known |
-| `_admission` | a request's steering is checked when it comes in, and only that request is refused |
-| `_spec` | what a request asks for, as the operators of three regions of its tokens |
-| `_shelf` | the vectors of the folder, read once |
-| `_support` | the models and settings that are steered; the others are refused |
+| `_requests` | what a request asks for, as the operators of three regions of its tokens |
+| | it is checked when it comes in, and only that request is refused |
+| | what steering adds to the key of a block of the prefix cache |
+| `_vectors` | the vectors of the folder, read once |
+| | the models and settings that are steered; the others are refused |
 | `_tables` | the directions on the device, and the arithmetic |
-| `_block` | the forward that stands in place of a decoder block's |
-| `_steps` | which token of a step belongs to which request and region |
-| `_keys` | what steering adds to the key of a block of the prefix cache |
+| | the forward that stands in place of a decoder block's |
+| | which token of a step belongs to which request and region |
 """
 
 

@@ -3,6 +3,7 @@
 | function | around it |
 |---|---|
 | `InputProcessor.process_inputs` | a request's steering is checked and resolved |
+| `init_entrypoints_middleware` of the server, `handle_endpoint_request` of `vllm run-batch` | the field `steering` |
 | `to_beam_search_params` of the server's requests | beam search, which drops what is beside the prompt, is refused |
 | `EngineCore._initialize_kv_caches`, `preprocess_add_request` | the workers have the vectors that requests name |
 | `generate_block_hash_extra_keys` | steering is part of the prefix cache's keys |
@@ -17,20 +18,22 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from steerfn._errors import ModelError, SteerError
-from steerfn._io_document import brief
-from steerfn.engines.vllm import _admission, _block, _steps
-from steerfn.engines.vllm._keys import key_of
-from steerfn.engines.vllm._shelf import FOLDER, folder, shelf_of
-from steerfn.engines.vllm._spec import NAME, place, resolved_of, validate_resolved
-from steerfn.engines.vllm._support import unsupported
+from steerfn.engines.vllm import _requests, _tables
+from steerfn.engines.vllm._requests import NAME, key_of, place, resolved_of, validate_resolved
+from steerfn.engines.vllm._steering_field import HOLDERS, SteeringField, place_steering
 from steerfn.engines.vllm._tables import Tables
+from steerfn.engines.vllm._vectors import FOLDER, folder, obstacle, shelf_of
+from steerfn.values import ModelError, SteerError
+from steerfn.values.files import brief
 
 OPENAI = "vllm.entrypoints.openai"
 KNOWN = [
     ("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "request_id prompt params"),
+    ("vllm.entrypoints.launchers.app", "init_entrypoints_middleware", "args app supported_tasks"),
+    ("vllm.entrypoints.launchers.run_batch", "handle_endpoint_request", "request"),
     (f"{OPENAI}.completion.protocol", "CompletionRequest.to_beam_search_params", ""),
     (f"{OPENAI}.chat_completion.protocol", "ChatCompletionRequest.to_beam_search_params", ""),
     ("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", "vllm_config"),
@@ -43,25 +46,25 @@ KNOWN = [
     ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.prepare_inputs", "scheduler_output batch_req_state"),
 ]
 """Module, name, and the parameters that it begins with."""
-ADMITTING = 3
+ADMITTING = 5
 """So many of them, the first, are wrapped without a folder too: to refuse."""
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def differences(known: list[tuple[str, str, str]]) -> list[str]:
-    """What of vLLM is not as it is known."""
-    found = []
+    """How this vLLM differs from the functions that are known, a clause for each."""
+    clauses = []
     for module, name, parameters in known:
         try:
             function: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         except (ImportError, AttributeError):
-            found.append(f"{module}.{name} is missing")
+            clauses.append(f"{module}.{name} is missing")
             continue
         has = [each for each in inspect.signature(function).parameters if each != "self"]
         if has[: len(parameters.split())] != parameters.split():
-            found.append(f"{module}.{name} takes ({', '.join(has)})")
-    return found
+            clauses.append(f"{module}.{name} takes ({', '.join(has)})")
+    return clauses
 
 
 def patch() -> None:
@@ -81,10 +84,12 @@ def patch() -> None:
         )
         if steered:
             raise SteerError(f"{text}, or start it without {FOLDER}.")
-        _admission.log.warning("%s. Until then steering that requests ask for does nothing.", text)
+        _requests.log.warning("%s. Until then steering that requests ask for does nothing.", text)
         return
     wrappers: list[Wrapper] = [
         _admitting,
+        _with_steering_field,
+        _with_steering_field_in_batches,
         _refusing_beams,
         _refusing_beams,
         _with_workers_asked,
@@ -115,7 +120,7 @@ def _admitting(inner: Any) -> Any:
         from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
         try:
-            regions = _admission.admit(self.vllm_config, params, resumable=bool(kwargs.get("resumable")))
+            regions = _requests.admit(self.vllm_config, params, resumable=bool(kwargs.get("resumable")))
         except SteerError as error:
             raise VLLMValidationError(str(error), parameter=NAME) from None
         made = inner(self, request_id, prompt, params, *args, **kwargs)
@@ -123,10 +128,44 @@ def _admitting(inner: Any) -> Any:
             if made.prompt_embeds is not None:
                 raise VLLMValidationError("Prompts that are embeddings cannot be steered.", parameter=NAME)
             made.sampling_params.extra_args = {**made.sampling_params.extra_args, NAME: regions}
-            _admission.told(request_id, params, self.vllm_config)
+            _requests.log_request(request_id, params, self.vllm_config)
         return made
 
     return process_inputs
+
+
+def _with_steering_field(inner: Any) -> Any:
+    def init_entrypoints_middleware(args: Any, app: Any, supported_tasks: Any) -> None:
+        def check(steering: Any) -> None:
+            engine = getattr(app.state, "engine_client", None)  # a server that only renders has none
+            if engine is not None:
+                _requests.admit(engine.vllm_config, SimpleNamespace(extra_args={NAME: steering}))
+
+        generates = {"generate", "render"} & set(supported_tasks)
+        # The first that is added is the innermost.
+        app.add_middleware(SteeringField, holders=HOLDERS if generates else {}, check=check)
+        inner(args, app, supported_tasks)
+
+    return init_entrypoints_middleware
+
+
+def _with_steering_field_in_batches(inner: Any) -> Any:
+    def handle_endpoint_request(request: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.entrypoints.launchers.run_batch import (  # pyright: ignore[reportMissingImports]
+            make_async_error_request_output,
+        )
+
+        body, xargs = request.body, "vllm_xargs"
+        fields = {**(request.model_extra or {}), **(body.model_extra or {}), xargs: getattr(body, xargs, None)}
+        try:
+            placed = place_steering(fields, request.url)
+        except SteerError as error:
+            return make_async_error_request_output(request, error_msg=str(error))
+        if placed is not fields:
+            setattr(body, xargs, placed[xargs])
+        return inner(request, *args, **kwargs)
+
+    return handle_endpoint_request
 
 
 def _refusing_beams(inner: Any) -> Any:
@@ -158,8 +197,8 @@ def _with_vectors_checked(inner: Any) -> Any:
         if regions is not None:
             validate_resolved(regions)
             parts = [part for region in regions.values() for part in region["parts"]]
-            asked = {place(part["sha256"], block) for part in parts for block in part["blocks"]}
-            missing = asked - getattr(self, "steerfn_places", set())
+            places = {place(part["sha256"], block) for part in parts for block in part["blocks"]}
+            missing = places - getattr(self, "steerfn_places", set())
             if missing:
                 raise SteerError(
                     f"The engine's workers have no vector with SHA-256 {brief(min(missing))}: the folder changed while "
@@ -184,7 +223,7 @@ def _with_keys(inner: Any) -> Any:
 def _with_salt(inner: Any) -> Any:
     def compute_hash(self: Any, *args: Any, **kwargs: Any) -> str:
         plain = inner(self, *args, **kwargs)
-        if self.model_config is None or unsupported(self) is not None:
+        if self.model_config is None or obstacle(self) is not None:
             return plain
         shelf = shelf_of(self)
         assert shelf is not None
@@ -198,18 +237,18 @@ def _with_blocks_placed(inner: Any) -> Any:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         inner(self, *args, **kwargs)
         config, runner = self.vllm_config, self.model_runner
-        shelf, reason = shelf_of(config), unsupported(config)
+        shelf, reason = shelf_of(config), obstacle(config)
         if reason is not None or shelf is None:
-            _admission.log.warning("steerfn: this engine cannot be steered: %s.", reason)
+            _requests.log.warning("steerfn: this engine cannot be steered: %s.", reason)
             return
         if _known_runner(runner) is None:
             raise ModelError(
                 f"steerfn does not know the model runner {type(runner).__qualname__}; start vLLM without {FOLDER}."
             )
         tables = Tables(shelf.directions(), runner.max_num_tokens, runner.max_num_reqs, runner.device)
-        _block.place(runner.get_model(), config.model_config.architecture, shelf.n_layers, tables)
+        _tables.place_forwards(runner.get_model(), config.model_config.architecture, shelf.n_layers, tables)
         runner.steerfn, runner.steerfn_asked = tables, {}
-        _admission.log.info("steerfn: vectors: %s", shelf.told())
+        _requests.log.info("steerfn: vectors: %s", shelf.summary())
 
     return load_model
 
@@ -226,8 +265,8 @@ def _with_first_runner_staged(inner: Any) -> Any:
     def _prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
         made = inner(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
         if getattr(self, NAME, None) is not None:
-            _block.run(self.steerfn)
-            _steps.of_first_runner(self, num_scheduled_tokens)
+            _tables.run(self.steerfn)
+            _tables.of_first_runner(self, num_scheduled_tokens)
         return made
 
     return _prepare_inputs
@@ -237,8 +276,8 @@ def _with_second_runner_staged(inner: Any) -> Any:
     def prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         batch = inner(self, scheduler_output, *args, **kwargs)
         if getattr(self, NAME, None) is not None:
-            _block.run(self.steerfn)
-            _steps.of_second_runner(self, scheduler_output, batch)
+            _tables.run(self.steerfn)
+            _tables.of_second_runner(self, scheduler_output, batch)
         return batch
 
     return prepare_inputs

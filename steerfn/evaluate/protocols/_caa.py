@@ -1,17 +1,17 @@
 """CAA's multiple choice: does the vector move the choice between two answers, whatever their letters?"""
 
-from typing import Any
-
 import numpy as np
 from typing_extensions import Unpack
 
 from steerfn.evaluate._outcome import STEERED, Outcome
 from steerfn.evaluate._pairs import UNSTEERED
-from steerfn.evaluate._tally import outcome, records_of
-from steerfn.evaluate.protocols._choices import Choices, choices
-from steerfn.evaluate.protocols._question import questions_of
-from steerfn.evaluate.protocols._run import Grouped, Run
+from steerfn.evaluate._tally import records_of
+from steerfn.evaluate.protocols._choices import Choices, choices, questions_of
+from steerfn.evaluate.protocols._data import Items
+from steerfn.evaluate.protocols._run import ProtocolRun, SteeringOptions
+from steerfn.model import Model, Tokenizer
 from steerfn.operators import generated
+from steerfn.values import SteeringVector, public
 
 SOURCE = "Rimsky et al. 2024, Steering Llama 2 via Contrastive Activation Addition"
 LITTLE = 0.1
@@ -20,15 +20,16 @@ BIAS = 0.1
 """A distance of the first letter's share from 0.5 that is worth a note."""
 
 
+@public
 def caa(
-    model: Any,
-    tokenizer: Any,
-    vec: Any,
-    data: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    vector: SteeringVector,
+    data: Items,
     *,
     alpha: float = 1.0,
     both_orders: bool = True,
-    **options: Unpack[Grouped],
+    **options: Unpack[SteeringOptions],
 ) -> Outcome:
     """CAA multiple choice: `p_match = p(match) / (p(match) + p(other))`, the mean over questions.
 
@@ -47,12 +48,12 @@ def caa(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        vec: the vector.
+        vector: the vector.
         data: questions, or the path of a file: dicts with `question`, `answer_matching_behavior` and
             `answer_not_matching_behavior` (CAA, Anthropic's evals) or `prompt`, `correct` and `incorrect`.
         alpha: the strength.
         both_orders: False asks each question in the order of the file only.
-        options: what every protocol takes, see `Grouped`.
+        options: what every protocol takes, see `SteeringOptions`.
 
     Raises:
         DataError: data without questions, or a question without an option that its answer names.
@@ -66,36 +67,32 @@ def caa(
         >>> import steerfn as sf
         >>> print(sf.protocols.caa(model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
     """
-    run = Run.of("caa", options, scope=generated, groups=None)
-    questions, units = run.grouped(questions_of(data))
-    ops = run.conditions(model, vec, alpha)
-    found = choices(run, model, tokenizer, questions, list(ops.values()), both_orders)
-    values = figures(found, list(ops), both_orders)
+    run = ProtocolRun.of("caa", options, scope=generated)
+    questions, units = run.select_items(questions_of(data))
+    ops = run.conditions(model, vector, alpha)
+    answers = choices(run, model, tokenizer, questions, list(ops.values()), both_orders)
+    values = figures(answers, list(ops), both_orders)
     items = [{"question": q.text, "positive": q.positive, "negative": q.negative} for q in questions]
-    return outcome(
-        run.protocol,
+    return run.outcome(
         SOURCE,
         values,
         compared=("p_match", "p_first_letter"),
         records=records_of(items, values),
         notes=notes(values),
         about=run.about(model, list(ops.values()), items, alpha=alpha, both_orders=both_orders),
-        draws=run.draws,
         units=units,
-        level=run.level,
-        seed=run.seed,
     )
 
 
-def figures(found: Choices, conditions: list[str], both_orders: bool) -> dict[str, dict[str, np.ndarray]]:
+def figures(answers: Choices, conditions: list[str], both_orders: bool) -> dict[str, dict[str, np.ndarray]]:
     """The figures of each question under each condition."""
-    share, first, mass = (found.by_item(each) for each in (found.p_match, found.p_first, found.mass))
-    given = found.p_match[:, ~found.is_swapped]  # one version of each question, in their order
+    share, first, mass = (answers.by_item(each) for each in (answers.p_match, answers.p_first, answers.mass))
+    in_order = answers.p_match[:, ~answers.is_swapped]  # one version of each question, in their order
     values: dict[str, dict[str, np.ndarray]] = {}
     for c, condition in enumerate(conditions):
         values[condition] = {"p_match": share[c]}
         if both_orders:
-            values[condition]["p_match_given_order"] = given[c]
+            values[condition]["p_match_given_order"] = in_order[c]
         if not np.isnan(first).all():
             values[condition]["p_first_letter"] = first[c]
         values[condition]["mass"] = mass[c]
@@ -103,21 +100,21 @@ def figures(found: Choices, conditions: list[str], both_orders: bool) -> dict[st
 
 
 def notes(values: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    """What a reader must know of the letters, and of how much the shares speak for."""
-    found = []
+    """Caveats on answer letters: letter bias, and the probability mass that the shares cover."""
+    lines = []
     if "p_first_letter" in values[STEERED]:
         plain, steered = (float(np.nanmean(values[c]["p_first_letter"])) for c in (UNSTEERED, STEERED))
         if max(abs(plain - 0.5), abs(steered - 0.5)) > BIAS:
             both = "p_match_given_order" in values[STEERED]
-            found.append(
+            lines.append(
                 f"Letter bias: the earlier letter has a share of {plain:.2f} unsteered and {steered:.2f} steered, "
                 f"whatever it stands for. {'Asking in both orders' if both else 'Only both_orders=True'} takes that "
                 "out of p_match."
             )
     mass = float(values[UNSTEERED]["mass"].mean())
     if mass < LITTLE:
-        found.append(
+        lines.append(
             f"The two answers together have a probability of {mass:.2g} unsteered: p_match speaks for little of what "
             "the model would say."
         )
-    return found
+    return lines

@@ -5,20 +5,106 @@ any question are read from where they begin to differ.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from steerfn._chat_template import Chat
-from steerfn._errors import DataError
-from steerfn.evaluate.protocols._question import Question
-from steerfn.evaluate.protocols._run import Run
+from steerfn.evaluate.protocols._data import entries
+from steerfn.evaluate.protocols._run import ProtocolRun
 from steerfn.operators import Operator
-from steerfn.reading._positions import common_prefix
-from steerfn.scoring import Item, items_of
+from steerfn.run import Chat, Item, common_prefix, items_of
+from steerfn.values import DataError, public
+
+FORMATS = (
+    ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
+    ("prompt", "correct", "incorrect"),
+)
+"""The keys of a question, its positive and its negative answer, in CAA's and Anthropic's files, and in CAA's MMLU."""
+LETTER = re.compile(r"\s*\(([A-Z])\)\s*")
+OPTION = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*", re.MULTILINE)
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question and two answers to it.
+
+    Attributes:
+        text: the question; where its answers are letters, with the options in lines such as "(A) Yes".
+        positive: the answer that shows the behaviour, or is correct.
+        negative: the other.
+    """
+
+    text: str
+    positive: str
+    negative: str
+
+    @property
+    def letters(self) -> tuple[str, str] | None:
+        """The letters of the positive and the negative answer, where they are "(A)" and "(B)"."""
+        one, other = LETTER.fullmatch(self.positive), LETTER.fullmatch(self.negative)
+        return (one[1], other[1]) if one and other else None
+
+    def swap_options(self) -> "Question":
+        """The same question with the options of its two letters in each other's place, and its answers' letters too.
+
+        Raises:
+            DataError: an option that the question does not have.
+        """
+        letters = self.letters
+        if letters is None:
+            return self
+        places = _options(self.text)
+        if missing := [letter for letter in letters if letter not in places]:
+            raise DataError(
+                f"The question {self.text[:60]!r} has no line that begins with ({missing[0]}), though an answer of it "
+                "is; write every option in a line of its own, or pass both_orders=False."
+            )
+        (a, b), (c, d) = sorted(places[letter] for letter in letters)
+        text = self.text[:a] + self.text[c:d] + self.text[b:c] + self.text[a:b] + self.text[d:]
+        return Question(text, self.negative, self.positive)
+
+
+def _options(text: str) -> dict[str, tuple[int, int]]:
+    """Where the words of each option are: from behind its letter to the next option, a blank line, or the end."""
+    marks = list(OPTION.finditer(text))
+    spans = {}
+    for mark, after in zip(marks, [*marks, None][1:], strict=True):
+        end = len(text) if after is None else after.start()
+        words = text[mark.end() : end].split("\n\n")[0].rstrip()
+        spans[mark[1]] = (mark.end(), mark.end() + len(words))
+    return spans
+
+
+def questions_of(data: Any, what: str = "data") -> list[Question]:
+    """Questions from a list of dicts, a contrast set with items, or a file of CAA's, Anthropic's or MMLU's format.
+
+    Raises:
+        FileError: a file that cannot be read.
+        DataError: an item without its keys or without text, or with the same answer twice.
+    """
+    return [_question(entry.where, entry.value) for entry in entries(data, what)]
+
+
+def _question(where: str, value: Any) -> Question:
+    if isinstance(value, Question):
+        return value
+    for keys in FORMATS:
+        if isinstance(value, Mapping) and keys[0] in value and (keys[1] in value or keys[2] in value):
+            break
+    else:
+        shapes = " or ".join(", ".join(keys) for keys in FORMATS)
+        raise DataError(f"{where} is {value!r:.60}; a question is a dict with {shapes}.")
+    texts: list[Any] = [value.get(key) for key in keys]
+    if lacking := [key for key, each in zip(keys, texts, strict=True) if not isinstance(each, str) or not each.strip()]:
+        raise DataError(f"{where} has no text for {', '.join(lacking)}; give it words, or remove it.")
+    if texts[1].strip() == texts[2].strip():
+        raise DataError(f"{where} has the same answer twice, {texts[1]!r:.60}; give it two that differ, or remove it.")
+    return Question(*texts)
+
+
+@public
 def p_match(log_match: Any, log_other: Any) -> np.ndarray:
     """The share of the matching answer in the two: `p(match) / (p(match) + p(other))`, from log-probabilities.
 
@@ -34,7 +120,7 @@ def p_match(log_match: Any, log_other: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choices:
-    """What operators make of questions; a *version* is a question in one order of its options.
+    """Answers to questions under each operator; a *version* is a question in one order of its options.
 
     Attributes:
         log_probs: of the positive and the negative answer, `[operators, versions, 2]`.
@@ -76,7 +162,12 @@ class Choices:
 
 
 def choices(
-    run: Run, model: Any, tokenizer: Any, questions: Sequence[Question], ops: Sequence[Operator | None], both: bool
+    run: ProtocolRun,
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    ops: Sequence[Operator | None],
+    both: bool,
 ) -> Choices:
     """Score every question under every operator, its options in both orders where `both` says so.
 
@@ -85,14 +176,14 @@ def choices(
     """
     versions = [(i, question, False) for i, question in enumerate(questions)]
     if both:
-        versions += [(i, question.swapped(), True) for i, question in enumerate(questions) if question.letters]
-    chat = bool(getattr(tokenizer, "chat_template", None)) if run.chat is None else run.chat
+        versions += [(i, question.swap_options(), True) for i, question in enumerate(questions) if question.letters]
+    chat = run.chat_with(tokenizer)
     items = _items(tokenizer, [question for _, question, _ in versions], chat)
     log_probs = run.log_probs(model, items, ops)
-    found = np.stack([rows[:, :2] - rows[:, 2:].sum(1, keepdims=True) for rows in log_probs], axis=1)
+    values = np.stack([rows[:, :2] - rows[:, 2:].sum(1, keepdims=True) for rows in log_probs], axis=1)
     letters = [question.letters for _, question, _ in versions]
     return Choices(
-        log_probs=found,
+        log_probs=values,
         item=np.array([i for i, _, _ in versions]),
         first=np.array([np.nan if each is None else float(each[0] < each[1]) for each in letters]),
         is_swapped=np.array([swapped for _, _, swapped in versions]),
@@ -102,7 +193,7 @@ def choices(
 def _items(tokenizer: Any, questions: Sequence[Question], chat: Chat) -> list[Item]:
     """Items of the two answers and, as a third continuation, of what both begin with, where that is anything."""
     texts = [question.text if chat else question.text.rstrip() for question in questions]
-    found = []
+    items = []
     for question, item in zip(
         questions, items_of(tokenizer, texts, [_answers(q, chat) for q in questions], chat), strict=True
     ):
@@ -113,8 +204,8 @@ def _items(tokenizer: Any, questions: Sequence[Question], chat: Chat) -> list[It
                 "tokens: one begins like the other and ends there; give answers that differ before that."
             )
         begin = item.continuations[0][:common]
-        found.append(Item(item.prompt, (*item.continuations, begin)) if begin else item)
-    return found
+        items.append(Item(item.prompt, (*item.continuations, begin)) if begin else item)
+    return items
 
 
 def _answers(question: Question, chat: Chat) -> list[str]:

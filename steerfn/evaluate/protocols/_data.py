@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steerfn._errors import DataError, FileError
-from steerfn._io_document import Refused, brief
-from steerfn._text import Text
-from steerfn.datasets._content import content, read_text
+from steerfn.datasets import content, read_text
+from steerfn.run import Text
+from steerfn.values import DataError, FileError
+from steerfn.values.files import Refused, brief
 
+Items = str | os.PathLike[str] | Sequence[Any]
+"""The items of a protocol, or the path of a file of them."""
 PROMPT_KEYS = ("prompt", "instruction", "goal", "question", "turns", "text")
 """Where published files keep the prompt; the first that an entry has counts."""
 
 
-class Entry(NamedTuple):
+class DataEntry(NamedTuple):
     """An item as it was given, and where, as errors call it."""
 
     where: str
     value: Any
 
 
-def entries(data: Any, what: str) -> list[Entry]:
+def entries(data: Any, what: str) -> list[DataEntry]:
     """The entries of a list, of a contrast set's items, or of a file: JSON, JSON lines, CSV or one text a line.
 
     Args:
@@ -41,27 +43,27 @@ def entries(data: Any, what: str) -> list[Entry]:
         return _from_file(Path(data))
     if isinstance(data, Mapping) or not isinstance(data, Sequence):
         raise DataError(
-            f"{what} is a list of items or the path of a file, not {data!r:.80} of type {type(data).__name__}."
+            f"{what} must be a list of items or the path of a file, not {data!r:.80} of type {type(data).__name__}."
         )
     if not data:
         raise DataError(f"{what} is empty; pass at least one item.")
-    return [Entry(f"{what}[{i}]", value) for i, value in enumerate(data)]
+    return [DataEntry(f"{what}[{i}]", value) for i, value in enumerate(data)]
 
 
-def _from_file(path: Path) -> list[Entry]:
+def _from_file(path: Path) -> list[DataEntry]:
     try:
         if path.suffix.lower() == ".csv":
-            return [Entry(f"{path.name}, {where}", row) for where, row in _csv(path)]
-        found = content(path)
-        if isinstance(found, dict):
+            return [DataEntry(f"{path.name}, {where}", row) for where, row in _csv(path)]
+        rows = content(path)
+        if isinstance(rows, dict):
             raise Refused(
-                f"it holds one JSON object with the keys {brief(', '.join(found))}", "a list of items is needed"
+                f"it holds one JSON object with the keys {brief(', '.join(rows))}", "a list of items is needed"
             )
-        if not found:
+        if not rows:
             raise Refused("its list is empty", "write at least one item")
     except Refused as refused:
         raise FileError(f"Cannot read '{path}': {refused.what}; {refused.fix}.") from None
-    return [Entry(f"{path.name}, {row.where}", row.value) for row in found]
+    return [DataEntry(f"{path.name}, {row.where}", row.value) for row in rows]
 
 
 def _csv(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -95,11 +97,11 @@ def texts_of(data: Any, what: str) -> list[Text]:
     if _is_conversation(data):
         data = [data]
     is_lines = isinstance(data, (str, os.PathLike)) and Path(data).suffix.lower() == ".txt"
-    found = [_text_of(entry) for entry in entries(data, what)]
-    return [text.replace("\\n", "\n") if is_lines and isinstance(text, str) else text for text in found]
+    texts = [_text_of(entry) for entry in entries(data, what)]
+    return [text.replace("\\n", "\n") if is_lines and isinstance(text, str) else text for text in texts]
 
 
-def _text_of(entry: Entry) -> Text:
+def _text_of(entry: DataEntry) -> Text:
     value: Any = entry.value
     if isinstance(value, Mapping):
         key = next((key for key in PROMPT_KEYS if key in value), None)
@@ -124,8 +126,8 @@ def _input(item: Mapping[str, Any]) -> str:
     """The input of a Self-Instruct task."""
     instances = item.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else item
-    found = first.get("input") if isinstance(first, Mapping) else None
-    return found.strip() if isinstance(found, str) else ""
+    text = first.get("input") if isinstance(first, Mapping) else None
+    return text.strip() if isinstance(text, str) else ""
 
 
 def _is_conversation(value: Any) -> bool:
@@ -145,7 +147,7 @@ def sides_of(data: Any, names: Sequence[str], what: str = "data") -> dict[str, l
         DataError: no mapping, other names, or an entry without text.
     """
     if not isinstance(data, Mapping) or set(data) != set(names):
-        given = f"the keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else f"{data!r:.80}"
+        received = f"the keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else f"{data!r:.80}"
         shape = ", ".join(f'"{name}": prompts or a path' for name in names)
-        raise DataError(f"{what} is a mapping {{{shape}}}, not {given}.")
+        raise DataError(f"{what} must be a mapping {{{shape}}}, not {received}.")
     return {name: texts_of(data[name], f"{what}[{name!r}]") for name in names}

@@ -5,32 +5,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from typing_extensions import Unpack
 
-from steerfn._errors import DataError
+from steerfn.evaluate._configs import alphas_of
 from steerfn.evaluate._outcome import STEERED, Outcome
 from steerfn.evaluate._pairs import UNSTEERED
 from steerfn.evaluate._statistics import Estimate
-from steerfn.evaluate._tally import outcome, records_of, resampled
-from steerfn.evaluate.protocols._choices import Choices, choices
-from steerfn.evaluate.protocols._question import questions_of
-from steerfn.evaluate.protocols._run import Grouped, Run
+from steerfn.evaluate._tally import bootstrap_statistic, records_of
+from steerfn.evaluate.protocols._choices import Choices, choices, questions_of
+from steerfn.evaluate.protocols._data import Items
+from steerfn.evaluate.protocols._run import ProtocolRun, SteeringOptions
+from steerfn.model import Model, Tokenizer
 from steerfn.operators import generated
-from steerfn.sweeping._configs import alphas_of
+from steerfn.values import DataError, SteeringVector, public
 
 SOURCE = "Tan et al. 2024, Analyzing the Generalization and Reliability of Steering Vectors"
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
 
+@public
 def steerability(
-    model: Any,
-    tokenizer: Any,
-    vec: Any,
-    data: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    vector: SteeringVector,
+    data: Items,
     *,
     alphas: Sequence[float] = ALPHAS,
     both_orders: bool = True,
-    **options: Unpack[Grouped],
+    **options: Unpack[SteeringOptions],
 ) -> Outcome:
     """Steerability by item: the least-squares slope of `log p(positive) - log p(negative)` on the strength.
 
@@ -51,11 +54,11 @@ def steerability(
     Args:
         model: any transformers causal LM. Unchanged.
         tokenizer: its tokenizer. Unchanged.
-        vec: the vector.
+        vector: the vector.
         data: questions, or the path of a file, as in `caa`; Anthropic's Yes and No questions too.
         alphas: the strengths, at least two.
         both_orders: False asks each question in the order of the file only.
-        options: what every protocol takes, see `Grouped`; `scope=sf.generated` is the default.
+        options: what every protocol takes, see `SteeringOptions`; `scope=sf.generated` is the default.
 
     Raises:
         DataError: as `caa`, or fewer than two strengths.
@@ -65,19 +68,21 @@ def steerability(
 
     Example:
         >>> import steerfn as sf
-        >>> found = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
-        >>> print(found.figures["anti_steerable"])  # doctest: +SKIP
+        >>> outcome = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
+        >>> print(outcome.figures["anti_steerable"])  # doctest: +SKIP
     """
-    run = Run.of("steerability", options, scope=generated, groups=None)
+    run = ProtocolRun.of("steerability", options, scope=generated)
     strengths = alphas_of(alphas)
     if len(strengths) < 2:
         raise DataError(f"A slope needs at least two strengths, not {strengths}; pass more alphas.")
-    questions, units = run.grouped(questions_of(data))
-    by_name = run.strengths(model, vec, strengths)
+    questions, units = run.select_items(questions_of(data))
+    by_name = run.strengths(model, vector, strengths)
     ops = [op for each in by_name.values() for op in each]
-    found = choices(run, model, tokenizer, questions, ops, both_orders)
-    propensity = found.by_item(found.log_odds).reshape(len(by_name), len(strengths), len(questions))
-    bias = _letter_bias(found, strengths, len(by_name))
+    answers = choices(run, model, tokenizer, questions, ops, both_orders)
+    propensity = rearrange(
+        answers.by_item(answers.log_odds), "(vector strength) item -> vector strength item", vector=len(by_name)
+    )
+    bias = _letter_bias(answers, strengths, len(by_name))
     values: dict[str, dict[str, np.ndarray]] = {}
     also: dict[str, dict[str, Estimate]] = {}
     for name, numbers in zip(by_name, propensity, strict=True):
@@ -85,15 +90,14 @@ def steerability(
         values[name] = {"slope": slopes, "anti_steerable": (slopes <= 0).astype(np.float64)}
         if bias is not None:
             values[name]["letter_bias"] = bias[len(also)]
-        also[name] = {"spread": resampled(_deviation, slopes, level=run.level, seed=run.seed)}
+        also[name] = {"spread": bootstrap_statistic(_deviation, slopes, units, level=run.level, seed=run.seed)}
     items = [{"question": q.text, "positive": q.positive, "negative": q.negative} for q in questions]
     curves = {
         name: {**values[name], "propensity": numbers.T} for name, numbers in zip(by_name, propensity, strict=True)
     }
     plain = {UNSTEERED: {"slope": np.zeros(len(questions))}}
     steered = {STEERED: values.pop(STEERED)}
-    whole = outcome(
-        run.protocol,
+    whole = run.outcome(
         SOURCE,
         {**steered, **plain, **values},
         rates=("anti_steerable",),
@@ -101,14 +105,12 @@ def steerability(
         also=also,
         records=records_of(items, curves),
         about=run.about(model, ops, items, alphas=strengths, both_orders=both_orders),
-        draws=run.draws,
         units=units,
-        level=run.level,
-        seed=run.seed,
     )
     return dataclasses.replace(whole, baseline={})  # its slope is no finding
 
 
+@public
 def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
     """The least-squares slope of each item, `sum_a (a - mean a) y_a / sum_a (a - mean a)^2`.
 
@@ -124,13 +126,14 @@ def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
     return off @ np.asarray(propensities, np.float64) / (off @ off)
 
 
-def _letter_bias(found: Choices, alphas: Sequence[float], vectors: int) -> np.ndarray | None:
+def _letter_bias(answers: Choices, alphas: Sequence[float], vectors: int) -> np.ndarray | None:
     """The slope of the earlier letter minus that of the later one, `[vectors, items]`; None without both orders."""
-    if not found.is_swapped.any() or np.isnan(found.first).any():
+    if not answers.is_swapped.any() or np.isnan(answers.first).any():
         return None
-    slopes = np.stack([slope(alphas, each) for each in found.log_odds.reshape(vectors, len(alphas), -1)])
-    sign = np.where(found.first == 1, 1.0, -1.0)
-    return 2 * found.by_item(slopes * sign)  # the mean over an item's two versions, doubled, is their difference
+    by_vector = rearrange(answers.log_odds, "(vector strength) version -> vector strength version", vector=vectors)
+    slopes = np.stack([slope(alphas, each) for each in by_vector])
+    sign = np.where(answers.first == 1, 1.0, -1.0)
+    return 2 * answers.by_item(slopes * sign)  # the mean over an item's two versions, doubled, is their difference
 
 
 def _deviation(slopes: np.ndarray) -> np.ndarray:

@@ -1,0 +1,449 @@
+"""One forward pass as the steered blocks see it: which operators act, and which token sits where.
+
+Nothing here touches a module. What steers the calling thread or task lives in context variables:
+`active` holds the open steerings, `generation` the prompt of a running `generate`, `frame` the forward
+pass that is under way. Inside a graph that `torch.compile` traces, where context variables cannot be
+read, a plain slot on the `Host` takes their place.
+"""
+
+import contextlib
+import contextvars
+import itertools
+import logging
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from steerfn.model import _stack
+from steerfn.model._backward import backward_task, checkpoints
+from steerfn.model._generation import Generation, Sequence
+from steerfn.model._padding import unless_all
+from steerfn.model._pass_rows import PassRows
+from steerfn.model._selections import Selections
+from steerfn.operators import (
+    Asking,
+    Info,
+    Operator,
+    Overflow,
+    Tokens,
+    apply_step,
+    as_prompt_length,
+    asks_prompts,
+    row_count,
+    token_scopes,
+)
+from steerfn.values import ModelError, ShapeError, Site, SteerError, new, replace
+
+log = logging.getLogger("steerfn")
+
+Bounds = dict[str, Any]
+"""The bound operators of one steering, by site name."""
+
+
+class Host:
+    """The object that the substituted modules of one model share: its identity, and slots for compiled regions.
+
+    Attributes:
+        parts: the bound operators of every open steering of every thread, in opening order; compiled
+            regions are steered by all of them, since they cannot tell threads apart.
+        reads: the names of the sites that each of them reads besides.
+        lengths: the prompt lengths that each of them was given, or None.
+        met: in a compiled pure view the names of the sites met so far, else None. Where its graph breaks, the slots are
+            real for a while, and hold for its parts that run eagerly too.
+        frame: the forward pass under way, for compiled regions.
+        prompt: the `generate` under way, for compiled regions.
+        in_generators: the open steerings that were opened inside generators.
+    """
+
+    def __init__(self) -> None:
+        self.parts: tuple[Bounds, ...] = ()
+        self.reads: tuple[tuple[str, ...], ...] = ()
+        self.lengths: tuple[Any, ...] = ()
+        self.met: list[str] | None = None
+        self.frame: Any = None
+        self.prompt: Any = None
+        self.in_generators: tuple[Entry, ...] = ()
+
+
+class Entry:
+    """One open steering of one model: an operator with resolved sites, bound once.
+
+    Args:
+        host: the model's host.
+        operator: with resolved sites.
+        devices: device of each site's block.
+        prompt_length: real tokens of each row's prompt in plain forward passes; None: all of them.
+        on_error: "raise", or "baseline" to leave a failing site as it is, loudly.
+
+    Attributes:
+        placed: puts its forwards in place once more, for what runs again in backward; None for a private copy.
+        generators: the generators inside which it was opened.
+        used, passed_by: whether a forward pass was steered by it, and whether one ran elsewhere, unsteered.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        operator: Operator,
+        devices: Callable[[Site], torch.device],
+        prompt_length: Any = None,
+        on_error: str = "raise",
+    ) -> None:
+        self.host, self.operator, self.on_error = host, operator, on_error
+        self.prompt_length = None if prompt_length is None else as_prompt_length(prompt_length)
+        self.closed = False
+        self.serial = next(_serials)
+        self.placed: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
+        self.generators: tuple[FrameType, ...] = ()
+        self.used = self.passed_by = False
+        self.opened_in = backward_task(), checkpoints()
+        self.fallbacks = 0
+        self.selections = Selections()
+        self.overflow = Overflow()
+        self.asks_prompts, self.token_scopes = asks_prompts(operator), token_scopes(operator)
+        self.sites, self.read_sites = operator.sites, operator.reads
+        self.reads = tuple(site.name for site in self.read_sites)
+        # A direction that is being trained changes between forward passes, and its graph is freed by backward.
+        self.live = any(leaf.requires_grad for leaf in pytree.tree_leaves(operator) if isinstance(leaf, Tensor))
+        self.devices = {site.name: devices(site) for site in self.sites}
+        self.part = self._bind()
+        self._moved: dict[tuple[str, torch.device], Any] = {}
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether it holds a value for each row of the batch that it was made for."""
+        lengths = self.prompt_length
+        return row_count(self.operator) is not None or (lengths is not None and lengths.numel() > 1)
+
+    def _bind(self) -> Bounds:
+        bound = {site.name: self.operator.bind_at(site, self.devices[site.name]) for site in self.sites}
+        return {name: b for name, b in bound.items() if b is not None}
+
+    def bounds(self) -> Bounds:
+        """The bound operators by site name."""
+        return self._bind() if self.live else self.part
+
+    def bind_on(self, site: Site, device: torch.device) -> Any:
+        """The bound operator for a device other than its block's (offloaded or moved blocks)."""
+        key = (str(site), device)
+        if key not in self._moved or self.live:
+            self._moved[key] = self.operator.bind_at(site, device)
+        return self._moved[key]
+
+
+class Observation(Entry):
+    """A forward pass that is run to look at it, with what it may leave out for that.
+
+    Args:
+        given: the host, operator, devices and prompt length of an entry.
+        matter: the flat places of the tokens that are read, the only ones that the last block needs; None: all.
+        trunk: what stands around the forwards of the first blocks, to note or repeat what they give; None: nothing.
+        through: sites of blocks that take part besides (those of `trunk`, the last one for `matter`).
+        selections: where it is recorded what scopes selected; None: nowhere else.
+    """
+
+    def __init__(
+        self,
+        *given: Any,
+        matter: Tensor | None = None,
+        trunk: Any = None,
+        through: tuple[Site, ...] = (),
+        selections: Selections | None = None,
+    ) -> None:
+        super().__init__(*given)
+        self.matter, self.trunk, self.through = matter, trunk, through
+        self.selections = selections or self.selections
+
+
+_serials = itertools.count()
+active: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("steerfn_active", default=())
+generation: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("steerfn_generation", default=None)
+frame: contextvars.ContextVar["Frame | None"] = contextvars.ContextVar("steerfn_frame", default=None)
+
+
+def entries_of(host: Host) -> tuple[Entry, ...]:
+    """The steerings that the calling thread or task has open on a model, in opening order.
+
+    A web framework may run each `next` of a generator in another copy of the context, which knows nothing of what was
+    opened in the last one: whatever runs inside a generator is steered by what is open inside it.
+    """
+    known = tuple(e for e in active.get() if e.host is host and not e.closed)
+    others = [e for e in host.in_generators if e not in known]
+    if not others:
+        return known
+    running = set(_stack.generators())
+    inside = [e for e in others if not running.isdisjoint(e.generators)]
+    if not (known or inside):
+        for entry in others:
+            entry.passed_by = True
+    return tuple(sorted((*known, *inside), key=lambda e: e.serial)) if inside else known
+
+
+class Frame:
+    """One forward pass of one model under some steerings.
+
+    Args:
+        host: the model's host.
+        parts: the bound operators of each steering, in opening order.
+        entries: the steerings they come from (none in compiled regions).
+        mask: the 2-D attention mask, if there is one: of the cached tokens and the new ones, as long as a static
+            cache, or of the last ones alone.
+        past: tokens in the cache, an int or a 0-d tensor; None where it does not say.
+        prompt: what the pass goes on inside a running `generate`, if it runs inside one.
+        rows: the token ids of the pass, and of what comes before it in its rows.
+        unnoted: where a `generate` runs that did not come by a context: its model, and the module that the pass is of.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        parts: tuple[Bounds, ...],
+        entries: tuple[Entry, ...] = (),
+        mask: Tensor | None = None,
+        past: Any = 0,
+        prompt: Sequence | None = None,
+        rows: PassRows | None = None,
+        unnoted: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.host, self.parts, self.entries = host, parts, entries
+        self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
+        self.rows = PassRows() if rows is None else rows
+        if any(entry.token_scopes for entry in entries):
+            self.rows.look_back()
+        reads = [e.reads for e in entries] if entries else host.reads
+        self.lengths = [e.prompt_length for e in entries] if entries else host.lengths
+        self.wanted = tuple(name for names in reads for name in names)
+        only = entries[0] if len(entries) == 1 else None
+        self.matter, self.trunk = (only.matter, only.trunk) if isinstance(only, Observation) else (None, None)
+        self.reads: dict[Site, Tensor] = {}
+        self.block_input: Tensor | None = None
+        self.compiled = False
+        self.checkpoints: int | None = None  # how many it may be inside of; None: no gradient is asked for
+        self._tokens: Any = None
+        self._tokens_for: Any = None
+
+    @classmethod
+    def of(cls, host: Host, entries: tuple[Entry, ...], **known: Any) -> "Frame":
+        """A frame in which all `entries` act, one after the other at each site."""
+        for entry in entries:
+            entry.used = True
+        frame = cls(host, tuple(e.bounds() for e in entries), entries, **known)
+        frame.checkpoints = checkpoints() if torch.is_grad_enabled() else None
+        return frame
+
+    def again(self, reads: dict[Site, Tensor], block_input: Tensor | None) -> "Frame":
+        """The same pass once more, for a block that is checkpointed; `reads` were met at earlier sites."""
+        frame = Frame(self.host, self.parts, self.entries, self.mask, self.past, self.prompt, self.rows)
+        frame.reads, frame.block_input = dict(reads), block_input
+        return frame
+
+    def tokens(self, hidden: Tensor) -> Tokens:
+        """Which token each position of `hidden` holds; computed once for each device."""
+        if torch.compiler.is_compiling():
+            return self.locate(hidden.shape[0], hidden.shape[1], hidden.device)
+        key = (hidden.shape[0], hidden.shape[1], hidden.device)
+        if self._tokens_for != key:
+            self._tokens, self._tokens_for = _Deferred(self, key), key
+        return self._tokens
+
+    def without_padding(self) -> bool:
+        """Whether no position can be padding, as far as that is known without looking at a tensor."""
+        if self.prompt is None:
+            return self.mask is None
+        return isinstance(self.past, int) and self.past >= self.prompt.length
+
+    def locate(self, batch: int, seq: int, device: torch.device) -> Tokens:
+        """Which token each position of a `[batch, seq, width]` state on a device holds."""
+        where, rows = self._locate(batch, seq, device), self.rows
+        return replace(where, ids=rows.ids_of(batch, seq), row=rows.row_ids(seq, device, lambda: where.real))
+
+    def _locate(self, batch: int, seq: int, device: torch.device) -> Tokens:
+        mask = None if self.mask is None else self.mask.to(device=device, dtype=torch.long)
+        where = torch.arange(seq, device=device) + self.past
+        if self.prompt is None:
+            return self._in_plain_forward(mask, where, batch, seq)
+        prompt, copies = self.prompt, self.copies(batch)
+        if prompt.mask is None and mask is not None and mask.shape[-1] >= prompt.length:
+            prompt.mask = mask[:, : prompt.length]
+        if prompt.mask is None:
+            index = where.expand(batch, seq)
+            return Tokens(index, torch.full((batch, 1), prompt.length, device=device), None, copies)
+        prompt_mask = prompt.mask.to(device=device, dtype=torch.long)
+        if prompt_mask.shape[0] != batch and batch % prompt_mask.shape[0] == 0:
+            prompt_mask = prompt_mask.repeat_interleave(batch // prompt_mask.shape[0], 0)
+        if prompt_mask.shape[0] != batch:
+            prompt_mask = torch.ones(batch, prompt.length, dtype=torch.long, device=device)
+        counted = prompt_mask.cumsum(-1)
+        inside = where.clamp_max(prompt.length - 1).expand(batch, seq)
+        index = counted.gather(1, inside) + (where - (prompt.length - 1)).clamp_min(0) - 1
+        real = prompt_mask.gather(1, inside).bool() | (where >= prompt.length)
+        return Tokens(index, counted[:, -1:], unless_all(real), copies)
+
+    def copies(self, batch: int) -> int:
+        """Consecutive rows that hold one prompt: beams, `num_return_sequences`."""
+        rows = batch if self.prompt is None else self.prompt.rows
+        return batch // rows if batch % rows == 0 else 1
+
+    def _in_plain_forward(self, mask: Tensor | None, where: Tensor, batch: int, seq: int) -> Tokens:
+        if mask is not None and mask.shape[0] == batch and mask.shape[-1] >= seq:
+            # A mask may end with the tokens of this pass, the cached ones that it does not cover being real, or go
+            # on to the end of a static cache.
+            before = self.past + seq - mask.shape[-1]
+            before = before.clamp_min(0) if isinstance(before, Tensor) else max(before, 0)
+            columns = (where - before).expand(batch, seq)
+            index = mask.cumsum(-1).gather(1, columns) + before - 1
+            length = index[:, -1:] + 1
+            real = unless_all(mask.gather(1, columns).bool())
+        else:
+            index, real = where.expand(batch, seq), None
+            length = index[:, -1:] + 1
+        prompt_length = next((length for length in reversed(self.lengths) if length is not None), None)
+        if prompt_length is not None:
+            # In a compiled view it is an int.
+            prompt_length = torch.as_tensor(prompt_length, device=index.device).reshape(-1, 1)
+            if prompt_length.shape[0] not in (1, batch):
+                raise ShapeError(
+                    f"prompt_length has {prompt_length.shape[0]} values, but the batch has {batch} rows; "
+                    "pass one int, or one for each row."
+                )
+            length = prompt_length.expand(batch, 1)
+        return Tokens(index, length, real)
+
+    def check_prompt(self) -> None:
+        """Refuse to say where the prompt ends inside a `generate` that did not come by the context.
+
+        Raises:
+            SteerError: it is the `generate` of a model around the steered one, or was called on the class.
+        """
+        generating, within = self.unnoted
+        if generating is None or any(length is not None for length in self.lengths):
+            return
+        if any(module is within for module in generating.modules()):
+            name = type(generating).__name__
+            raise SteerError(
+                f"An operator asks where the prompt ends, but {name}.generate was not called on a model that the "
+                f"context knows: it was called past the context, as type(model).generate(model), or the context was "
+                f"opened on a part of {name}. Open the context on the model that generates, with sf.steer(model, ...), "
+                "and call model.generate(...)."
+            )
+
+    def complete(self, out: Any) -> None:
+        """The pass has come to its end: what was not met until now is missed, and its tokens are in the cache."""
+        self.rows.remember(out)
+        if self.compiled:
+            return  # compiled code does not say what it meets
+        for entry in self.entries:
+            for name in entry.part:
+                entry.selections.sites.setdefault(name, False)
+
+    def close(self) -> None:
+        """Let go of the hidden states: tokens and their frame refer to each other, and such a cycle stays a while."""
+        self.block_input, self.reads = None, {}
+        self._tokens = self._tokens_for = None
+        self.rows.close()
+
+    def touches(self, name: str) -> bool:
+        """Whether anything acts on or reads a site."""
+        return name in self.wanted or any(name in part for part in self.parts)
+
+    def apply(self, name: str, site: Site, hidden: Tensor) -> Tensor:
+        """The hidden state after every operator at a site; the same tensor where none changes it."""
+        for i, part in enumerate(self.parts):
+            step = part.get(name)
+            if step is not None:
+                if hidden.ndim != 3:
+                    raise ModelError(
+                        f"The hidden state at {name} has shape {list(hidden.shape)}, not [batch, seq, d_model]: this "
+                        "architecture keeps several residual streams, which cannot be steered at this site."
+                    )
+                tokens = self.tokens(hidden)
+                if self.entries and not torch.compiler.is_compiling():
+                    hidden = self._step(self.entries[i], step, name, site, hidden, tokens)
+                else:
+                    self.compiled = True
+                    if self.host.met is not None:
+                        self.host.met.append(name)
+                    info = _info(site, tokens, self.reads, None, self._asking(i))
+                    hidden = _keep_padding(apply_step(step, hidden, info), hidden, tokens)
+        if name in self.wanted:
+            self.reads[site] = hidden
+        return hidden
+
+    def _asking(self, steering: Entry | int) -> Asking:
+        """The evidence about prompts for the conditions of a steering; compiled code knows a steering by its place."""
+        if self.prompt is None:
+            self.check_prompt()
+            return Asking(self.past, any(length is not None for length in self.lengths))
+        if isinstance(steering, Entry):
+            memory = self.prompt.memory(steering)
+        else:  # contexts of other threads steer compiled code too, and have decided nothing here
+            alone = len(self.parts) == len(self.prompt.memories)
+            memory = self.prompt.memories[steering] if alone else None
+        return Asking(self.past, True, self.prompt.length, memory)
+
+    def _step(self, entry: Entry, step: Any, name: str, site: Site, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """The operator of one steering at one site, checked."""
+        entry.selections.sites[name] = True
+        try:
+            if hidden.device != entry.devices[name]:
+                step = entry.bind_on(site, hidden.device)
+            asking = self._asking(entry) if entry.asks_prompts else None
+            out = apply_step(step, hidden, _info(site, tokens, self.reads, entry.selections, asking))
+            if out is hidden:
+                return hidden
+            _check_result(out, hidden, name)
+            if asking is not None and asking.doubted:
+                asking.check(out, hidden, tokens, name)
+            out = _keep_padding(out, hidden, tokens)
+            entry.overflow.note(name, hidden, out)
+            return out
+        except Exception as error:
+            if entry.on_error != "baseline" or type(error).__module__ == "torch.utils.checkpoint":
+                raise  # by an error of its own a checkpoint stops a block that has run far enough for backward
+            entry.fallbacks += 1
+            log.error("steering failed at %s and was left out there (fallback %d): %s", name, entry.fallbacks, error)
+            return hidden
+
+
+class _Deferred(Tokens):
+    """The tokens of a frame, located when something asks: a plain addition to a decoded token never does."""
+
+    def __init__(self, frame: Frame, key: tuple[int, int, torch.device]) -> None:
+        fields = {"_frame": frame, "_key": key, "copies": frame.copies(key[0]), "ids": frame.rows.ids_of(*key[:2])}
+        fields["row"] = frame.rows.row_ids(*key[1:], lambda: frame.locate(*key).real)
+        if frame.without_padding():
+            fields["real"] = None
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("index", "prompt_length", "real"):
+            raise AttributeError(name)
+        if name == "prompt_length":
+            self._frame.check_prompt()
+        located = self._frame.locate(*self._key)
+        for each in ("index", "real") if name != "prompt_length" else ("index", "prompt_length", "real"):
+            object.__setattr__(self, each, getattr(located, each))
+        return getattr(located, name)
+
+
+def _info(site: Site, tokens: Tokens, reads: Any, selections: Any, decisions: Any) -> Info:
+    return new(Info, site=site, tokens=tokens, reads=reads, selections=selections, decisions=decisions)
+
+
+def _keep_padding(out: Tensor, hidden: Tensor, tokens: Tokens) -> Tensor:
+    """Whatever an operator did, padding keeps its state."""
+    return out if tokens.real is None else torch.where(tokens.real.unsqueeze(-1), out, hidden)
+
+
+def _check_result(out: Any, hidden: Tensor, name: str) -> None:
+    if not isinstance(out, Tensor) or out.shape != hidden.shape or out.dtype != hidden.dtype:
+        got = f"{list(out.shape)} and {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ShapeError(
+            f"An operator at {name} returned {got}; given a hidden state of {list(hidden.shape)} and {hidden.dtype} "
+            "it must return one of the same shape and dtype."
+        )

@@ -1,0 +1,36 @@
+"""Results as people and programs read them: text, Markdown, HTML, JSON, pandas."""
+
+from steerfn.output._diff import runs as runs
+from steerfn.output._export import finite as finite
+from steerfn.output._export import write_text as write_text
+from steerfn.output._numbers import BAR as BAR
+from steerfn.output._numbers import bar as bar
+from steerfn.output._numbers import enumeration as enumeration
+from steerfn.output._numbers import format_number as format_number
+from steerfn.output._numbers import format_or_dash as format_or_dash
+from steerfn.output._numbers import format_p as format_p
+from steerfn.output._numbers import format_signed as format_signed
+from steerfn.output._numbers import percent as percent
+from steerfn.output._numbers import quantity as quantity
+from steerfn.output._page import page as page
+from steerfn.output._page import render as render
+from steerfn.output._progress import no_advice as no_advice
+from steerfn.output._progress import no_banners as no_banners
+from steerfn.output._progress import no_bars as no_bars
+from steerfn.output._progress import progress_bar as progress_bar
+from steerfn.output._progress import set_progress as set_progress
+from steerfn.output._progress import silence as silence
+from steerfn.output._progress import stage as stage
+from steerfn.output._result import Record as Record
+from steerfn.output._result import Result as Result
+from steerfn.output._result import check_result_file as check_result_file
+from steerfn.output._sections import Bullets as Bullets
+from steerfn.output._sections import Paragraph as Paragraph
+from steerfn.output._sections import Section as Section
+from steerfn.output._sections import escape_markdown as escape_markdown
+from steerfn.output._side_by_side import side_by_side as side_by_side
+from steerfn.output._table import Table as Table
+from steerfn.output._terminal import Screen as Screen
+from steerfn.output._terminal import columns as columns
+from steerfn.output._terminal import in_colour as in_colour
+from steerfn.output._terminal import printable as printable
