@@ -18,6 +18,7 @@ LIMITS = {
     "max_alpha": "the largest strength, of all that a request does with one vector together",
     "max_rows": "texts that run at once",
     "max_queue": "texts that may wait",
+    "cache_tokens": "tokens of all texts together that --continuous keeps",
     "max_body": "bytes of a request",
     "max_upload": "bytes of a vector that is uploaded",
     "timeout": "seconds for one request",
@@ -58,6 +59,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--default-steering",
         metavar="STEERING",
         help="what steers every request, whatever it asks for: a name, or JSON as in a request's steering field",
+    )
+    command.add_argument(
+        "--continuous",
+        action="store_true",
+        help="let texts join and leave a running batch, so that none waits for the others' last token",
     )
     for option, what in LISTS.items():
         command.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help=f"{what}; repeatable")
@@ -107,6 +113,7 @@ def run(options: argparse.Namespace) -> None:
         api_keys=keys,
         admin_keys=admins,
         default_steering=steering,
+        continuous=options.continuous,
         allowed_hosts=[*_several(options.allowed_host), *([] if options.host in ANY else [options.host])],
         cors_origins=_several(options.cors_origin),
         audit=options.audit,

@@ -20,6 +20,8 @@ from steerfn.model._observe import StopForward as StopForward
 from steerfn.model._observe import infer as infer
 from steerfn.model._observe import observation as observation
 from steerfn.model._observe import observe as observe
+from steerfn.model._packing import Packing as Packing
+from steerfn.model._packing import packed as packed
 from steerfn.model._padding import reads_pads as reads_pads
 from steerfn.model._provenance import describe_vector as describe_vector
 from steerfn.model._provenance import digest as digest

@@ -22,6 +22,7 @@ from steerfn.model._block_output import hidden_of, with_hidden
 from steerfn.model._checkpoint import check_block, check_pass
 from steerfn.model._frame import Frame, Host, entries_of
 from steerfn.model._generation import cache_in, cached_length, ids_in, padding_mask, tokens_in
+from steerfn.model._packing import packing as packed_rows
 from steerfn.model._pass_rows import PassRows
 from steerfn.operators import shift
 from steerfn.values import ModelError, Site
@@ -105,6 +106,8 @@ class Gate(Interposed):
 
     def _read_arguments(self, prompt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The facts about its tokens in a forward pass's arguments; `prompt` is the running `generate`, or None."""
+        if not torch.compiler.is_compiling() and (packing := packed_rows.get()) is not None:
+            return {"packing": packing}
         arguments = dict(zip(self.parameters, args, strict=False))
         arguments.update(kwargs)
         mask, past, fed = padding_mask(arguments.get("attention_mask")), cached_length(arguments), tokens_in(arguments)

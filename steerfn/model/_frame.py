@@ -21,6 +21,7 @@ from torch import Tensor
 from steerfn.model import _stack
 from steerfn.model._backward import backward_task, checkpoints
 from steerfn.model._generation import Generation, Sequence
+from steerfn.model._packing import Packing
 from steerfn.model._padding import unless_all
 from steerfn.model._pass_rows import PassRows
 from steerfn.model._selections import Selections
@@ -196,6 +197,7 @@ class Frame:
         prompt: what the pass goes on inside a running `generate`, if it runs inside one.
         rows: the token ids of the pass, and of what comes before it in its rows.
         unnoted: where a `generate` runs that did not come by a context: its model, and the module that the pass is of.
+        packing: where the tokens stand in a pass whose rows are laid end to end; None in any other.
     """
 
     def __init__(
@@ -208,8 +210,9 @@ class Frame:
         prompt: Sequence | None = None,
         rows: PassRows | None = None,
         unnoted: tuple[Any, Any] = (None, None),
+        packing: Packing | None = None,
     ) -> None:
-        self.host, self.parts, self.entries = host, parts, entries
+        self.host, self.parts, self.entries, self.packing = host, parts, entries, packing
         self.mask, self.past, self.prompt, self.unnoted = mask, past, prompt, unnoted
         self.rows = PassRows() if rows is None else rows
         if any(entry.token_scopes for entry in entries):
@@ -243,6 +246,8 @@ class Frame:
 
     def tokens(self, hidden: Tensor) -> Tokens:
         """Which token each position of `hidden` holds; computed once for each device."""
+        if self.packing is not None:
+            return self.packing.tokens
         if torch.compiler.is_compiling():
             return self.locate(hidden.shape[0], hidden.shape[1], hidden.device)
         key = (hidden.shape[0], hidden.shape[1], hidden.device)
@@ -352,6 +357,13 @@ class Frame:
 
     def apply(self, name: str, site: Site, hidden: Tensor) -> Tensor:
         """The hidden state after every operator at a site; the same tensor where none changes it."""
+        if self.packing is None or hidden.ndim != 3 or not self.touches(name):
+            return self._apply(name, site, hidden)
+        rows = self.packing.unpack(hidden)
+        out = self._apply(name, site, rows)
+        return hidden if out is rows else self.packing.pack(out)
+
+    def _apply(self, name: str, site: Site, hidden: Tensor) -> Tensor:
         for i, part in enumerate(self.parts):
             step = part.get(name)
             if step is not None:
@@ -375,6 +387,11 @@ class Frame:
 
     def _asking(self, steering: Entry | int) -> Asking:
         """The evidence about prompts for the conditions of a steering; compiled code knows a steering by its place."""
+        if self.packing is not None:
+            raise SteerError(
+                "A condition on the prompt decides for whole prompts, which continuous batching runs in parts; steer "
+                "without it, or run batches."
+            )
         if self.prompt is None:
             self.check_prompt()
             return Asking(self.past, any(length is not None for length in self.lengths))

@@ -51,6 +51,7 @@ from steerfn.operators._operator import as_operator as as_operator
 from steerfn.operators._operator import as_prompt_length as as_prompt_length
 from steerfn.operators._operator import as_vector as as_vector
 from steerfn.operators._overflow import Overflow as Overflow
+from steerfn.operators._row_ids import PAD as PAD
 from steerfn.operators._row_ids import RowIds as RowIds
 from steerfn.operators._row_ids import without_padding as without_padding
 from steerfn.operators._rows import of_row as of_row

@@ -14,6 +14,7 @@ from steerfn.run._chat_template import variables_of as variables_of
 from steerfn.run._checkpoint import Partial as Partial
 from steerfn.run._checkpoint import ProgressFile as ProgressFile
 from steerfn.run._checkpoint import is_text as is_text
+from steerfn.run._continuous import ContinuousBatch as ContinuousBatch
 from steerfn.run._decoding import Decoding as Decoding
 from steerfn.run._decoding import decoding_of as decoding_of
 from steerfn.run._generate import Generations as Generations

@@ -34,6 +34,14 @@ def like_lengths(jobs: Sequence[BatchJob]) -> list[list[BatchJob]]:
     return batches[::-1]
 
 
+def read_prompt(model: Any, job: BatchJob) -> None:
+    """Find out the log-probabilities of a job's prompt, if it asks for them; a job that asks for no more has ended."""
+    if job.of_prompt and not job.prompt_logprobs:
+        job.prompt_logprobs = prompt_logprobs(model, job.prompt, job.op, job.top_logprobs or 0)
+    if not job.max_tokens:
+        job.end("length")
+
+
 def run_batch(model: Any, tokenizer: Any, jobs: Sequence[BatchJob], decoding: Decoding) -> None:
     """Generate until every job has ended, emitting text as it comes.
 
@@ -45,10 +53,7 @@ def run_batch(model: Any, tokenizer: Any, jobs: Sequence[BatchJob], decoding: De
         Exception: whatever the model raises; jobs that have not ended may be run again, and go on where they were.
     """
     for job in jobs:
-        if job.of_prompt and not job.prompt_logprobs:
-            job.prompt_logprobs = prompt_logprobs(model, job.prompt, job.op, job.top_logprobs or 0)
-        if not job.max_tokens:
-            job.end("length")
+        read_prompt(model, job)
     jobs = [job for job in jobs if not job.ended]
     if not jobs:
         return

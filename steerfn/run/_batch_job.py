@@ -34,6 +34,7 @@ class BatchJob:
         reason: why it ended: "stop", "length", "cancelled" or "error".
         error: what went wrong.
         queued: when it was made, by `time.monotonic`.
+        began: when the first batch or pass that has it began.
     """
 
     prompt: list[int]
@@ -52,6 +53,7 @@ class BatchJob:
     reason: str | None = None
     error: BaseException | None = None
     queued: float = dataclasses.field(default_factory=time.monotonic)
+    began: float | None = None
     _emitted: str = ""
     _cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 

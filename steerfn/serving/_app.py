@@ -62,6 +62,7 @@ def app(
     api_keys: ApiKeys | None = None,
     admin_keys: Iterable[str] | None = None,
     default_steering: Any = None,
+    continuous: bool = False,
     allowed_hosts: Iterable[str] = (),
     cors_origins: Iterable[str] = (),
     audit: Any = None,
@@ -85,6 +86,8 @@ def app(
         admin_keys: keys that may do all that others may, and upload, replace and remove vectors. None lets nobody.
         default_steering: what every request is steered by, whatever else it asks for, as in its `steering` field: a
             name, or a mapping such as `{"vector": "safe", "alpha": 2.0}`, or a list of them.
+        continuous: let texts join and leave a running batch, by transformers' continuous batching, so that none waits
+            for the others' last token.
         allowed_hosts: host names at which the server is known, besides localhost and the address of the connection;
             "*" takes any, which lets web pages reach a server without keys (DNS rebinding).
         cors_origins: web pages (`https://host`) whose scripts may ask.
@@ -93,6 +96,7 @@ def app(
 
     Raises:
         FileError: no such folder, or a log that cannot be written.
+        ModelError: `continuous`, where the model or transformers cannot.
         DataError: keys, hosts or origins that would leave the server open, or a default steering that cannot be
             applied.
 
@@ -109,7 +113,7 @@ def app(
             "visited ask this server, so it goes with api_keys only."
         )
     shelf, hosts = Shelf(vectors, model), known_hosts(allowed_hosts)
-    server = Server(model, tokenizer, shelf, limits, Audit(audit, audit_prompts), default_steering)
+    server = Server(model, tokenizer, shelf, limits, Audit(audit, audit_prompts), default_steering, continuous)
     for file, reason in shelf.listing()[1].items():
         log.warning("not offered: %r: %s", file, reason)
 

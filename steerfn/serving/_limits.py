@@ -14,6 +14,7 @@ class Limits:
         max_tokens: tokens of one text; a request that asks for more gets as many.
         max_rows: rows of one batch.
         max_queue: rows that may wait; further requests get 429.
+        cache_tokens: tokens of all rows together that are kept where rows join and leave a running batch.
         max_body: bytes of a request.
         max_upload: bytes of a vector that is uploaded.
         max_choices: texts of one request (`n` times prompts).
@@ -30,6 +31,7 @@ class Limits:
     max_tokens: int = 512
     max_rows: int = 16
     max_queue: int = 256
+    cache_tokens: int = 16384
     max_body: int = 1 << 20
     max_upload: int = 1 << 25
     max_choices: int = 16

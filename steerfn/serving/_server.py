@@ -13,7 +13,7 @@ import anyio.to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from steerfn.run import BatchJob, decoding_of
+from steerfn.run import ContinuousBatch, decoding_of
 from steerfn.serving._answer import Answer, Choice
 from steerfn.serving._audit import Audit
 from steerfn.serving._guard import Meters
@@ -46,10 +46,18 @@ class Server:
         limits: what requests may take.
         audit: the log of requests.
         default_steering: what every request is steered by.
+        continuous: whether rows join and leave a running batch.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, shelf: Shelf, limits: Limits, audit: Audit, default_steering: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        shelf: Shelf,
+        limits: Limits,
+        audit: Audit,
+        default_steering: Any,
+        continuous: bool,
     ) -> None:
         from steerfn import __version__
 
@@ -60,7 +68,11 @@ class Server:
         decoding = decoding_of("serving", model, tokenizer, {})
         self.reader = Reader(model, tokenizer, shelf, limits, decoding, default_steering)
         self.meters = Meters(lambda: self.worker.waiting)
-        self.worker = Worker(model, tokenizer, limits, decoding, self._observe_batch)
+        batch = None
+        if continuous:
+            batch = ContinuousBatch(model, tokenizer, decoding, limits.max_rows, limits.cache_tokens)
+            self.reader.longest = min(self.reader.longest or limits.cache_tokens, limits.cache_tokens)
+        self.worker = Worker(model, tokenizer, limits, decoding, self._observe_batch, batch)
         self.created = int(time.time())
 
     def count(self, path: str, status: int) -> None:
@@ -111,11 +123,9 @@ class Server:
         bounds = None if allowed is None else allowed.range_of(name)
         return entry if bounds is None else entry | {"alpha_range": list(bounds)}
 
-    def _observe_batch(self, jobs: Sequence[BatchJob], started: float, seconds: float) -> None:
-        self.meters.rows.observe(len(jobs))
+    def _observe_batch(self, rows: int, seconds: float) -> None:
+        self.meters.rows.observe(rows)
         self.meters.batch.observe(seconds)
-        for job in jobs:
-            self.meters.queued.observe(max(0.0, started - job.queued))
 
     async def log_refusal(self, scope: Any, status: int) -> None:
         """A line in the audit log for a request that was refused before it began."""
@@ -249,5 +259,8 @@ class Server:
         self.meters.seconds.observe(running.seconds)
         if running.first is not None:
             self.meters.first.observe(running.first)
+        for job in running.jobs:
+            if job.began is not None:
+                self.meters.queued.observe(job.began - job.queued)
         made, seconds = usage["completion_tokens"], round(running.seconds, 3)
         await self._log("end", identifier, outcome=reasons, completion_tokens=made, seconds=seconds)

@@ -5,6 +5,7 @@ A running request has its jobs, what the worker says of them, and the ways in wh
 
 import asyncio
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -16,7 +17,7 @@ import anyio
 import anyio.to_thread
 import torch
 
-from steerfn.run import BatchJob, Decoding, NotFinite, input_device, like_lengths, run_batch
+from steerfn.run import BatchJob, ContinuousBatch, Decoding, NotFinite, input_device, like_lengths, run_batch
 from steerfn.serving._limits import Limits
 from steerfn.serving._request_error import RequestError
 
@@ -38,7 +39,8 @@ class Worker:
         tokenizer: its tokenizer.
         limits: how many rows wait and run.
         decoding: how the model decodes; see `run_batch`.
-        ran: called after each batch with its jobs, the time when it began, and its seconds.
+        ran: called after each batch, or pass, with its rows and seconds.
+        continuous: rows join and leave it while it runs; None for batches that run to their end.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class Worker:
         tokenizer: Any,
         limits: Limits,
         decoding: Decoding,
-        ran: Callable[[Sequence[BatchJob], float, float], Any] = lambda *_: None,
+        ran: Callable[[int, float], Any] = lambda *_: None,
+        continuous: ContinuousBatch | None = None,
     ) -> None:
         self.model, self.tokenizer, self.limits, self.decoding, self.ran = model, tokenizer, limits, decoding, ran
+        self.continuous = continuous
         self._waiting: queue.Queue[BatchJob | None] = queue.Queue()
         self._lock = threading.Lock()
         self._count, self._closed = 0, False
@@ -102,7 +106,10 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self._serve()
+            if self.continuous is None:
+                self._serve()
+            else:
+                self._serve_continuously(self.continuous)
         finally:  # whatever ended it: nobody waits for a thread that is gone
             with self._lock:
                 self._closed = True
@@ -141,8 +148,58 @@ class Worker:
             jobs.append(job)
         return jobs, False
 
+    def _serve_continuously(self, batch: ContinuousBatch) -> None:
+        """Before each pass take all that waits."""
+        closed = False
+        while not closed or batch.jobs:
+            try:
+                job = self._waiting.get(block=not batch.jobs, timeout=RETRY if self._failing else IDLE)
+            except queue.Empty:
+                if batch.jobs:
+                    self._pass(batch)
+                else:
+                    self._try_model()
+                continue
+            if job is None:
+                closed = True
+                continue
+            self._taken.append(job)
+            self._guarded(batch, functools.partial(batch.add, job))
+
+    def _pass(self, batch: ContinuousBatch) -> None:
+        started = time.monotonic()
+        ran = self._guarded(batch, batch.step) or []
+        for job in ran:
+            job.began = started if job.began is None else job.began
+        if ran:
+            self.ran(len(ran), time.monotonic() - started)
+
+    def _guarded(self, batch: ContinuousBatch, act: Callable[[], Any]) -> Any:
+        """Do something with a batch; where it fails all that were taken run to their end, one by one."""
+        self._since = time.monotonic()
+        try:
+            done = act()
+            self._failing = False
+            return done
+        except Exception as error:
+            log.warning("a pass of a batch failed (%s); its rows run one by one", type(error).__name__)
+            batch.clear()
+            for job in list(self._taken):
+                if not job.ended:
+                    self._since = time.monotonic()
+                    self._attempt([job])
+            return None
+        finally:
+            self._since = None
+            left = [job for job in self._taken if not job.ended]
+            with self._lock:
+                self._count -= len(self._taken) - len(left)
+            self._taken = left
+
     def _batch(self, jobs: list[BatchJob]) -> None:
         self._since = started = time.monotonic()
+        for job in jobs:
+            job.began = started
         try:
             live = [job for job in jobs if not job.cancelled]
             for job in jobs:
@@ -154,7 +211,7 @@ class Worker:
             self._since = None
             with self._lock:
                 self._count -= len(jobs)
-        self.ran(jobs, started, time.monotonic() - started)
+        self.ran(len(jobs), time.monotonic() - started)
 
     def _attempt(self, jobs: list[BatchJob]) -> None:
         """Run jobs together; where that fails, one by one, so that only what fails alone fails."""
