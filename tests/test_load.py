@@ -16,7 +16,7 @@ from steering import token_ids
 from words import words
 
 import steerfn as sf
-from steerfn.model import _frame
+from steerfn.model import _entry
 
 CALLERS = 64
 # Who streams unsteered while another thread has a context open is warned as if it had forgotten to steer.
@@ -87,7 +87,7 @@ class Shared:
 
 def test_cross_talk_is_found(tiny, monkeypatch):
     crowd = Crowd(jobs(tiny, words(), PROMPTS, 4), CALLERS)
-    shared, ours = Shared(), _frame.active
+    shared, ours = Shared(), _entry.active
     for name, module in list(sys.modules.items()):
         if name.startswith("steerfn.") and getattr(module, "active", None) is ours:
             monkeypatch.setattr(module, "active", shared)

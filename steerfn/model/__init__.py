@@ -4,11 +4,11 @@ from steerfn.model._block_output import hidden_of as hidden_of
 from steerfn.model._blocks import UNMET as UNMET
 from steerfn.model._blocks import Layout as Layout
 from steerfn.model._blocks import unwrap_model as unwrap_model
+from steerfn.model._entry import Entry as Entry
+from steerfn.model._entry import Host as Host
+from steerfn.model._entry import active as active
+from steerfn.model._entry import entries_of as entries_of
 from steerfn.model._forwards import Interposed as Interposed
-from steerfn.model._frame import Entry as Entry
-from steerfn.model._frame import Host as Host
-from steerfn.model._frame import active as active
-from steerfn.model._frame import entries_of as entries_of
 from steerfn.model._frame import generation as generation
 from steerfn.model._from_pretrained import from_pretrained as from_pretrained
 from steerfn.model._generation import CACHES as CACHES
@@ -21,7 +21,7 @@ from steerfn.model._observe import infer as infer
 from steerfn.model._observe import observation as observation
 from steerfn.model._observe import observe as observe
 from steerfn.model._packing import Packing as Packing
-from steerfn.model._packing import packed as packed
+from steerfn.model._packing import lay_end_to_end as lay_end_to_end
 from steerfn.model._padding import reads_pads as reads_pads
 from steerfn.model._provenance import describe_vector as describe_vector
 from steerfn.model._provenance import digest as digest

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steerfn.model._blocks import Layout
-from steerfn.model._frame import Observation
+from steerfn.model._entry import Observation
 from steerfn.model._observe import Look, observe
 from steerfn.model._spine import HOOKS, INSTALLED, Spine
 from steerfn.model._substitute import plan

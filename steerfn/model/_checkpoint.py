@@ -13,7 +13,8 @@ import torch
 
 from steerfn.model import _frame
 from steerfn.model._backward import backward_task, checkpoints
-from steerfn.model._frame import Entry, Frame, Host, entries_of
+from steerfn.model._entry import Entry, Host, entries_of
+from steerfn.model._frame import Frame
 from steerfn.values import SteerError
 
 CHECKPOINT = "_gradient_checkpointing_func"

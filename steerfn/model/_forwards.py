@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from steerfn.model import _frame, _stack
 from steerfn.model._block_output import hidden_of, with_hidden
 from steerfn.model._checkpoint import check_block, check_pass
-from steerfn.model._frame import Frame, Host, entries_of
+from steerfn.model._entry import Host, entries_of
+from steerfn.model._frame import Frame
 from steerfn.model._generation import cache_in, cached_length, ids_in, padding_mask, tokens_in
 from steerfn.model._packing import packing as packed_rows
 from steerfn.model._pass_rows import PassRows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfn.model._blocks import Layout
-from steerfn.model._frame import Entry, Observation, active, entries_of
+from steerfn.model._entry import Entry, Observation, active, entries_of
 from steerfn.model._spine import Spine
 from steerfn.model._substitute import device_of, plan_of, substitutions_of
 from steerfn.operators import Info, Operator

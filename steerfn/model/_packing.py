@@ -51,13 +51,13 @@ class Packing:
         return flat.index_copy(0, self.places.to(packed.device), packed[0]).unflatten(0, self.shape)
 
     def pack(self, rows: Tensor) -> Tensor:
-        """What `unpack` has laid out, laid end to end again."""
+        """Lay rows end to end again, `[1, tokens, width]`."""
         flat = rows.flatten(0, 1)
         return (flat if self.places is None else flat.index_select(0, self.places.to(rows.device))).unsqueeze(0)
 
 
 @contextlib.contextmanager
-def packed(value: Packing) -> Iterator[None]:
+def lay_end_to_end(value: Packing) -> Iterator[None]:
     """Forward passes inside hold rows that are laid end to end, as `value` says."""
     token = packing.set(value)
     try:

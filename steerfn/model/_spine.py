@@ -12,7 +12,7 @@ from torch import nn
 
 from steerfn.model._blocks import Layout, unwrap_model
 from steerfn.model._checkpoint import CHECKPOINT, Checkpoint
-from steerfn.model._frame import Host
+from steerfn.model._entry import Host
 from steerfn.model._substitute import Make, Plan, around, in_place_of, own_forward, without_shadows
 
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from steerfn.model._blocks import Block, Layout, unwrap_model
 from steerfn.model._checkpoint import CHECKPOINT, Checkpoint
+from steerfn.model._entry import Entry, Host, Observation, entries_of
 from steerfn.model._forwards import AddendForward, BlockForward, Gate, HeadsForward, Interposed, TokenwiseForward
-from steerfn.model._frame import Entry, Host, Observation, entries_of
 from steerfn.values import ModelError, Site, warn
 
 Make = Callable[[Host, nn.Module], Interposed]

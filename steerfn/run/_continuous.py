@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfn.model import Packing, layout, packed, unwrap_model
+from steerfn.model import Packing, lay_end_to_end, layout, unwrap_model
 from steerfn.operators import add, rows
 from steerfn.run._batch import read_prompt, run_batch
 from steerfn.run._batch_job import BatchJob
@@ -31,6 +31,10 @@ PAGE = 16
 """Tokens of a page of the cache."""
 CLOSE = 0.1
 """How far apart probabilities of the trial may be: half precision moves them, wrong steering moves them more."""
+
+
+class Infected(Exception):
+    """A row's numbers are not finite, and attention, in which rows are only masked from each other, spreads them."""
 
 
 class ContinuousBatch:
@@ -120,15 +124,17 @@ class ContinuousBatch:
     def add(self, job: BatchJob) -> None:
         """Let a job join before the next pass."""
         read_prompt(self.model, job)
-        if job.ended:
-            return
+        if not job.ended:
+            self._join(job)
+
+    def _join(self, job: BatchJob) -> None:
         name, self._count = str(self._count), self._count + 1
         ids = torch.tensor([job.prompt], device=input_device(self.model))
         self.jobs[name] = job
         self._samplers[name] = self.model._get_logits_processor(
             self._config, input_ids_seq_length=ids.shape[1], logits_processor=[RowSampler([job], ids)]
         )
-        self._manager.add_request(job.prompt, name)
+        self._manager.add_request([*job.prompt, *job.tokens], name)
 
     def step(self) -> list[BatchJob]:
         """Run one forward pass, in which each row gets a token, or reads a part of its prompt; gives its rows.
@@ -141,6 +147,12 @@ class ContinuousBatch:
             if job.cancelled or job.ended:
                 job.end("cancelled")
                 self._leave(name)
+        try:
+            return self._pass()
+        except Infected:
+            return self._separate()
+
+    def _pass(self) -> list[BatchJob]:
         if not self._processor.prepare_next_batch():
             return []
         names = [each.state.request_id for each in self._scheduled]
@@ -152,6 +164,20 @@ class ContinuousBatch:
             if self.jobs[name].ended:
                 self._leave(name)
         return ran
+
+    def _separate(self) -> list[BatchJob]:
+        """Run each row alone to its next token, so that what is not finite ends by itself; the others join again."""
+        rows = self.clear()
+        for job in rows:
+            tokens = len(job.tokens)
+            self._join(job)
+            while not job.ended and len(job.tokens) == tokens:
+                self._pass()
+            self.clear()
+        for job in rows:
+            if not job.ended:
+                self._join(job)
+        return rows
 
     def clear(self) -> list[BatchJob]:
         """Let go of every row; gives the jobs that have not ended."""
@@ -182,7 +208,7 @@ class ContinuousBatch:
         steering = Steering(self.model, rows([job.op for job in jobs]))
         steering.__enter__()
         try:
-            with packed(packing):
+            with lay_end_to_end(packing):
                 yield
         finally:
             steering.close(quiet=True)  # one pass may well hold no token that a scope selects
@@ -204,8 +230,10 @@ class ContinuousBatch:
 
     def __call__(self, input_ids: Tensor, scores: Tensor, arguments: Tensor) -> Tensor:
         """The scores `[rows, vocabulary]`, of which each row that gets a token has only that one left."""
-        chosen = scores.clone()
         names = [each.state.request_id for each in self._scheduled if each.has_new_token]
+        if len(self._scheduled) > 1 and bool(scores[: len(names)].isnan().any()):
+            raise Infected
+        chosen = scores.clone()
         for row, name in enumerate(names):
             job = self.jobs[name]
             ids = torch.tensor([[*job.prompt, *job.tokens]], device=scores.device)

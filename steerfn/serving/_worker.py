@@ -164,17 +164,17 @@ class Worker:
                 closed = True
                 continue
             self._taken.append(job)
-            self._guarded(batch, functools.partial(batch.add, job))
+            self._act_on(batch, functools.partial(batch.add, job))
 
     def _pass(self, batch: ContinuousBatch) -> None:
         started = time.monotonic()
-        ran = self._guarded(batch, batch.step) or []
+        ran = self._act_on(batch, batch.step) or []
         for job in ran:
             job.began = started if job.began is None else job.began
         if ran:
             self.ran(len(ran), time.monotonic() - started)
 
-    def _guarded(self, batch: ContinuousBatch, act: Callable[[], Any]) -> Any:
+    def _act_on(self, batch: ContinuousBatch, act: Callable[[], Any]) -> Any:
         """Do something with a batch; where it fails all that were taken run to their end, one by one."""
         self._since = time.monotonic()
         try:

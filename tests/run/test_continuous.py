@@ -172,11 +172,13 @@ def test_who_leaves_is_gone_at_the_next_pass_and_the_others_go_on(llama):
 def test_a_row_whose_numbers_are_not_finite_fails_alone():
     model = build("llama").half()
     v = sf.SteeringVector({sf.resid_post[1]: torch.ones(model.config.hidden_size)})
-    own = jobs_of(model, [(3, 4, 0, 0), (3, 4, 0, 0)])
+    shapes = [(3, 4, 0, 0), (5, 4, 2, 0)]
+    alone, own = jobs_of(model, shapes), jobs_of(model, shapes)
+    run_batch(model, tokenizer(), alone[1:], decoding(model))
     own[0].op = sf.chain(sf.add(v, 6e4), sf.add(v, 6e4))
     run_joining(ContinuousBatch(model, tokenizer(), decoding(model), 4, 256), own, [])
     assert own[0].reason == "error" and "smaller alpha" in str(own[0].error)
-    assert own[1].reason == "length" and len(own[1].tokens) == 4
+    assert (own[1].reason, own[1].tokens) == ("length", alone[1].tokens)
 
 
 @pytest.mark.parametrize("spoil", ["eager", "compiled", "recurrent"])
