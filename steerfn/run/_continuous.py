@@ -57,7 +57,8 @@ class ContinuousBatch:
     """
 
     def __init__(self, model: Any, tokenizer: Any, decoding: Decoding, most_rows: int, cache_tokens: int) -> None:
-        self.model, self.tokenizer, self.decoding = unwrap_model(model), tokenizer, decoding
+        self.model: Any = unwrap_model(model)
+        self.tokenizer, self.decoding = tokenizer, decoding
         self.jobs: dict[str, BatchJob] = {}
         self._samplers: dict[str, Any] = {}
         self._most_rows, self._blocks, self._count = most_rows, -(-cache_tokens // PAGE), 0
