@@ -1,6 +1,6 @@
 """Transfer: the same direction in another model, through a linear map between the states of both on shared texts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from steerfn.discover._engine import (
     MatchedText,
     PairSums,
     Reader,
+    best_penalty,
     check_finite,
-    held_out_fits,
     match_texts,
     matched_states,
     shuffle_texts,
@@ -34,8 +34,8 @@ from steerfn.values import (
     as_sites,
     check_match,
     check_tokenizer,
-    finite_number,
     fingerprint,
+    finite_number,
     integer,
     json_sha256,
     positive_int,
@@ -138,25 +138,31 @@ def transfer(
         raise DataError(f"The vector is zero at {site}, so there is no direction to transfer; pass another vector.")
     own = _contrast(vector, target, positive, negative, position)
     distinct = _distinct(texts)
-    found = [(text, pair) for text, pair in zip(distinct, match_texts(source, target, distinct)) if pair[0].where]
-    matched, parts = [pair for _, pair in found], _divide([text for text, _ in found], held_out, seed)
-    tokens = [sum(len(pair[0].where) for pair, use in zip(matched, parts) if use == part) for part in PARTS]
-    notes = _check_tokens(tokens, directions.shape[1], method, len(distinct) - len(found))
+    matched = match_texts(source, target, distinct)
+    used = [i for i, (read, _) in enumerate(matched) if read.where]
+    matched, parts = [matched[i] for i in used], _divide([distinct[i] for i in used], held_out, seed)
+    tokens = torch.bincount(parts, torch.tensor([len(read.where) for read, _ in matched]), len(PARTS)).int().tolist()
+    notes = _check_tokens(tokens, directions.shape[1], method, len(distinct) - len(used))
     width = layout(target[0]).d_model
 
-    def read(pairs: Sequence[MatchedText], at: Sequence[Site]) -> list[PairSums]:
-        chunks = matched_states(source, target, pairs, (site, at), batch_size, progress)
-        return _sums(chunks, torch.tensor(parts), (site, at), (directions.shape[1], width))
+    def states(pairs: Sequence[MatchedText], at: Sequence[Site]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return matched_states(source, target, pairs, (site, at), batch_size, progress)
 
-    fit, choose, report = read(matched, candidates)
-    penalties, fits = held_out_fits(fit, choose, width, method)
-    best, place = divmod(int(fits.argmax()), len(candidates))
-    penalty, chosen, columns = penalties[best], candidates[place], slice(place * width, (place + 1) * width)
-    between = LinearMap.fit(fit.merge(choose).columns(columns), method, penalty)
-    r2, r2_of_variance = between.r2(report.columns(columns))
-    fit, choose, report = read(shuffle_texts(matched, seed), [chosen])
-    shuffled = LinearMap.fit(fit.merge(choose), method, penalty)
-    r2_shuffled, _ = shuffled.r2(report)
+    back = [[PairSums.zero(width, 1) for _ in PARTS] for _ in candidates]
+    for numbers, x, y in states(matched, candidates):
+        for here, sums, each in zip(candidates, back, y.split(width, 1), strict=True):
+            check_finite(here, each)
+            _add(sums, parts[numbers], each, (x @ directions[0]).unsqueeze(1))
+    fits = [best_penalty(sums[FIT], sums[CHOOSE], "ridge")[1] for sums in back]
+    place = fits.index(max(fits))
+    _, _, (r2_read, _) = _fit(back[place], "ridge")
+
+    chosen, both = candidates[place], [PairSums.zero(len(directions[0]), width) for _ in (*PARTS, *PARTS)]
+    for numbers, x, y in states([*matched, *shuffle_texts(matched, seed)], [chosen]):
+        check_finite(site, x)
+        _add(both, torch.cat([parts, parts + len(PARTS)])[numbers], x, y)
+    between, penalty, (r2, r2_of_variance) = _fit(both[: len(PARTS)], method)
+    shuffled, _, (r2_shuffled, _) = _fit(both[len(PARTS) :], method)
     moved, *random = directions @ between.weight
     about = {
         "model": fingerprint(target[0], weights=True),
@@ -173,7 +179,8 @@ def transfer(
     return Transferred(
         vector=SteeringVector({chosen: moved.float()}, about),
         source=site,
-        fits=tuple(zip(candidates, fits[best].tolist(), strict=True)),
+        fits=tuple(zip(candidates, fits, strict=True)),
+        r2_read=r2_read,
         r2=r2,
         r2_of_variance=r2_of_variance,
         r2_shuffled=r2_shuffled,
@@ -241,13 +248,13 @@ def _distinct(texts: Any) -> list[str]:
     return list({same_text(text): str(text) for text in listed}.values())
 
 
-def _divide(texts: Sequence[str], part: float, seed: int) -> list[int]:
+def _divide(texts: Sequence[str], part: float, seed: int) -> Tensor:
     """What each text is for."""
     parts = [REPORT if out else FIT for out in hold_out(texts, part, seed)]
     rest = [i for i, each in enumerate(parts) if each == FIT]
     for i, out in zip(rest, hold_out([texts[i] for i in rest], part, seed), strict=True):
         parts[i] = CHOOSE if out else FIT
-    return parts
+    return torch.tensor(parts, dtype=torch.int64)
 
 
 def _check_tokens(tokens: Sequence[int], width: int, method: str, without: int) -> tuple[str, ...]:
@@ -275,23 +282,15 @@ def _check_tokens(tokens: Sequence[int], width: int, method: str, without: int) 
     return tuple(notes)
 
 
-def _sums(
-    chunks: Iterable[tuple[Tensor, Tensor, Tensor]],
-    parts: Tensor,
-    sites: tuple[Site, Sequence[Site]],
-    widths: tuple[int, int],
-) -> list[PairSums]:
-    """The sums over the texts of each part.
+def _add(sums: list[PairSums], parts: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add states to the sums of their part."""
+    for part in range(len(sums)):
+        inside = parts == part
+        sums[part] = sums[part].plus(x[inside], y[inside])
 
-    Raises:
-        DataError: states that are not all numbers.
-    """
-    sums = [PairSums.zero(widths[0], widths[1] * len(sites[1])) for _ in PARTS]
-    for texts, x, y in chunks:
-        check_finite(sites[0], x)
-        for site, each in zip(sites[1], y.split(widths[1], 1), strict=True):
-            check_finite(site, each)
-        for part in PARTS:
-            inside = parts[texts] == part
-            sums[part] = sums[part].plus(x[inside], y[inside])
-    return sums
+
+def _fit(sums: Sequence[PairSums], method: str) -> tuple[LinearMap, float, tuple[float, float]]:
+    """The map of all texts but those that judge it, its penalty, and its two R^2 on these."""
+    penalty, _ = best_penalty(sums[FIT], sums[CHOOSE], method)
+    between = LinearMap.fit(sums[FIT].merge(sums[CHOOSE]), method, penalty)
+    return between, penalty, between.r2(sums[REPORT])

@@ -23,10 +23,11 @@ class Transferred(Result):
     Attributes:
         vector: for the target model; its metadata name the target, the map, and the vector that it was made from.
         source: where that was read in the source.
-        fits: the target's sites with the fit by which one of them was chosen: R^2 as in `r2`, on texts that the map
-            was not made of.
+        fits: the target's sites, each with the number by which one was chosen: the share of the variance of what the
+            vector reads in the source, `<x, v>`, that the target's states there predict, on texts that choose.
+        r2_read: the same share at the chosen site, on texts that neither made a map nor chose anything.
         r2: the share of the variance of a dimension of the target that the map predicts, mean over the dimensions, on
-            texts that neither made the map nor chose anything.
+            the same texts.
         r2_of_variance: the same of the variance of all dimensions together, of which a few have most.
         r2_shuffled: as `r2`, of a map made and judged with each text of the source beside another text of the target.
         own: the target's own vector and how near the transferred one is to it; None without contrast texts.
@@ -36,6 +37,7 @@ class Transferred(Result):
     vector: SteeringVector
     source: Site
     fits: tuple[tuple[Site, float], ...]
+    r2_read: float
     r2: float
     r2_of_variance: float
     r2_shuffled: float
@@ -80,11 +82,12 @@ class Transferred(Result):
     def to_records(self) -> list[dict[str, Any]]:
         """One record for each site of the target that was tried."""
         return [
-            {"site": site.name, "layer": site.block, "r2": fit, "chosen": site == self.site} for site, fit in self.fits
+            {"site": site.name, "layer": site.block, "r2_read": fit, "chosen": site == self.site}
+            for site, fit in self.fits
         ]
 
     def _facts(self) -> dict[str, Any]:
-        names = "level verdict r2 r2_of_variance r2_shuffled notes".split()
+        names = "level verdict r2_read r2 r2_of_variance r2_shuffled notes".split()
         return {
             **{name: getattr(self, name) for name in names},
             "source": self.source.name,
@@ -95,10 +98,11 @@ class Transferred(Result):
 
     def _sections(self) -> Sequence[Section]:
         about = self.vector.metadata
-        penalty = "" if about["penalty"] is None else f", penalty {about['penalty']:g}"
-        title = f"{self.source} to {self.site}, {about['map'].replace('_', ' ')} of {about['texts']['tokens']} tokens{penalty}"
+        penalty = "" if about["penalty"] is None else f" with penalty {about['penalty']:g}"
+        made = f"{about['map'].replace('_', ' ')}{penalty} on {about['texts']['tokens']} tokens"
         headers = ["", "transferred", "target's own", "random", "shuffled"]
         rows = [
+            ["R^2 of what it reads", f"{self.r2_read:.3f}", "", "", ""],
             ["R^2, mean of dimensions", f"{self.r2:.3f}", "", "", f"{self.r2_shuffled:.3f}"],
             ["R^2 of all variance", f"{self.r2_of_variance:.3f}", "", "", ""],
             ["length", format_number(self.vector.magnitude[self.site]), "", "", ""],
@@ -112,10 +116,10 @@ class Transferred(Result):
             [site.name, f"{fit:.3f}", bar((1 + fit) / 2), "<- chosen" if site == self.site else ""]
             for site, fit in self.fits
         ]
-        chosen_by = "R^2 on the texts by which the site was chosen"
+        chosen_by = "what the vector reads in the source, read off the target's states (texts to choose by)"
         return [
             Bullets([self.verdict, *self.notes]),
-            Table(headers, rows, title, numeric=(1, 2, 3, 4)),
+            Table(headers, rows, f"{self.source} to {self.site}, {made}", numeric=(1, 2, 3, 4)),
             Table(["site", "R^2", f"{'0':<{BAR - 2}} 1", ""], tried, chosen_by, numeric=(1,)),
         ]
 

@@ -11,7 +11,7 @@ def token_ends(tokenizer: Any, texts: Sequence[str]) -> list[tuple[tuple[int, ..
     """Token ids of each text, as `encode` gives them, and the index of the token that ends at a character.
 
     A model that has read a token has read the text up to its end, whatever the tokens before it were. Where several end
-    at one character, of which they are bytes, it is the last. Special tokens end nowhere.
+    at one character, of which they are bytes, it is the last. Special tokens that are added end nowhere.
 
     Raises:
         DataError: a tokenizer that does not say where its tokens stand.

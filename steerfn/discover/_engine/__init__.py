@@ -9,7 +9,7 @@ from steerfn.discover._engine._discover import DiscoveryOptions as DiscoveryOpti
 from steerfn.discover._engine._discover import discover as discover
 from steerfn.discover._engine._linear_map import LinearMap as LinearMap
 from steerfn.discover._engine._linear_map import PairSums as PairSums
-from steerfn.discover._engine._linear_map import held_out_fits as held_out_fits
+from steerfn.discover._engine._linear_map import best_penalty as best_penalty
 from steerfn.discover._engine._logistic import logistic as logistic
 from steerfn.discover._engine._matched_texts import MatchedText as MatchedText
 from steerfn.discover._engine._matched_texts import Reader as Reader

@@ -1,4 +1,4 @@
-"""Linear maps from one model's states to another's, made of sums: least squares, ridge and orthogonal; and their fit."""
+"""Linear maps from one model's states to another's, made of sums (least squares, ridge, orthogonal), and their fit."""
 
 import torch
 import torch.utils._pytree as pytree
@@ -20,8 +20,8 @@ class PairSums:
     """Sums over matched states of two models, float64.
 
     Attributes:
-        source: of the source's states, with second moments.
-        target: of the target's states, those of several sites beside each other.
+        source: of the source's states `x`, with second moments.
+        target: of the target's states `y`.
         cross: of `x y^T`.
         squares: of `y^2` by dimension.
     """
@@ -32,13 +32,13 @@ class PairSums:
     squares: Tensor
 
     @classmethod
-    def zero(cls, width: int, columns: int) -> "PairSums":
-        """The sums of nothing."""
-        target = Sums.zero(columns)
-        return cls(Sums.zero(width, second=True), target, target.total.new_zeros(width, columns), target.total)
+    def zero(cls, source: int, target: int) -> "PairSums":
+        """The sums of nothing, for the widths of both."""
+        sums = Sums.zero(target)
+        return cls(Sums.zero(source, second=True), sums, sums.total.new_zeros(source, target), sums.total)
 
     def plus(self, x: Tensor, y: Tensor) -> "PairSums":
-        """With more states, `[n, width]` and `[n, columns]`."""
+        """With more states, `[n, source]` and `[n, target]`."""
         return PairSums(
             self.source.plus(x), self.target.plus(y), self.cross + x.T @ y, self.squares + y.square().sum(0)
         )
@@ -46,11 +46,6 @@ class PairSums:
     def merge(self, other: "PairSums") -> "PairSums":
         """The sums over the states of both."""
         return pytree.tree_map(torch.add, self, other)
-
-    def columns(self, chosen: slice) -> "PairSums":
-        """The sums of some of the target's columns."""
-        target = Sums(self.target.count, self.target.total[chosen], ())
-        return PairSums(self.source, target, self.cross[:, chosen], self.squares[chosen])
 
     @property
     def cross_covariance(self) -> Tensor:
@@ -79,7 +74,7 @@ class LinearMap:
 
     @classmethod
     def fit(cls, sums: PairSums, method: str, penalty: float) -> "LinearMap":
-        """The map of a method, "least_squares", "ridge" or "orthogonal" (see `transfer`), which has one penalty or 0."""
+        """The map of a method, see `transfer`; the penalty is 0 but for "ridge"."""
         covariance, cross = sums.source.covariance, sums.cross_covariance
         if method == "orthogonal":
             left, _, right = torch.linalg.svd(cross, full_matrices=False)
@@ -104,36 +99,26 @@ class LinearMap:
         return float(1 - left @ weights), float(1 - left.sum() / sums.variance.sum())
 
 
-def held_out_fits(fit: PairSums, judge: PairSums, widths: int, method: str) -> tuple[tuple[float, ...], Tensor]:
-    """The fit of maps made of some sums, judged by others: the mean of R^2 over the target's dimensions.
+def best_penalty(fit: PairSums, judge: PairSums, method: str) -> tuple[float, float]:
+    """The penalty whose map predicts some states best that it was not made of, and its R^2, mean over dimensions.
 
     Args:
-        fit: what the maps are made of.
+        fit: what maps are made of.
         judge: of other texts.
-        widths: how many columns a site has.
-        method: as in `LinearMap.fit`.
-
-    Returns:
-        The penalties that were tried (0 alone, where the method has none), and the fits `[penalties, sites]`.
+        method: as in `LinearMap.fit`; but for ridge there is one penalty, 0.
     """
-    penalties = PENALTIES if method == "ridge" else (0.0,)
-    sites = [slice(start, start + widths) for start in range(0, len(fit.squares), widths)]
-    if method == "orthogonal":
-        maps = [LinearMap.fit(fit.columns(each), method, 0.0).r2(judge.columns(each))[0] for each in sites]
-        return penalties, torch.tensor([maps], dtype=torch.float64)
-    # In the source's principal axes a ridge map is diagonal, so one product a site judges every penalty.
+    if method != "ridge":
+        return 0.0, LinearMap.fit(fit, method, 0.0).r2(judge)[0]
+    # In the source's principal axes a ridge map is diagonal, so two products judge every penalty.
     variances, axes = torch.linalg.eigh(fit.source.covariance)
     xx, xy, yy = _around(judge, fit.source.mean, fit.target.mean)
-    made, seen, square = axes.T @ fit.cross_covariance, axes.T @ xy, axes.T @ xx @ axes
-    inverse = torch.stack([_inverse(variances, penalty) for penalty in penalties])
-    fits = []
-    for each in sites:
-        weights = _weights(judge.columns(each))
-        weighed = made[:, each] * weights
-        explained = inverse @ (weighed * seen[:, each]).sum(1)
-        size = ((inverse @ (square * (weighed @ made[:, each].T))) * inverse).sum(1)
-        fits.append(1 - yy[each] @ weights + 2 * explained - size)
-    return penalties, torch.stack(fits, 1)
+    weights, made = _weights(judge), axes.T @ fit.cross_covariance
+    seen = (made * weights * (axes.T @ xy)).sum(1)
+    square = (axes.T @ xx @ axes) * ((made * weights) @ made.T)
+    inverse = torch.stack([_inverse(variances, penalty) for penalty in PENALTIES])
+    fits = 1 - yy @ weights + 2 * inverse @ seen - ((inverse @ square) * inverse).sum(1)
+    best = int(fits.argmax())
+    return PENALTIES[best], float(fits[best])
 
 
 def _inverse(variances: Tensor, penalty: float) -> Tensor:
@@ -154,6 +139,6 @@ def _around(sums: PairSums, source: Tensor, target: Tensor) -> tuple[Tensor, Ten
 
 
 def _weights(sums: PairSums) -> Tensor:
-    """What each dimension counts in the mean of R^2: one over its variance, and over how many vary; NaN where none do."""
+    """What each dimension counts in the mean of R^2: one over its variance and over how many vary, NaN for none."""
     varies = sums.variance > ROUNDING * sums.squares / sums.target.count
     return torch.where(varies, 1 / torch.where(varies, sums.variance, 1.0), 0.0) / varies.sum()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,18 @@ def match_texts(source: Reader, target: Reader, texts: Sequence[str]) -> list[Ma
     for model, tokenizer in (source, target):
         rows = token_ends(tokenizer, texts)
         sinks = sinks_of(model, [Read(ids, (len(ids) - 1,)) for ids, _ in rows], ()).known
-        kept = [set(sinks.others(ids)) for ids, _ in rows]
-        sides.append([(ids, {c: i for c, i in ends.items() if i in own}) for (ids, ends), own in zip(rows, kept)])
+        sides.append([(ids, _by_end(ends, set(sinks.others(ids)))) for ids, ends in rows])
     matched = []
-    for (ids, ends), (other_ids, other_ends) in zip(*sides, strict=True):
-        common = sorted(ends.keys() & other_ends.keys())
-        where, other_where = (tuple(each[character] for character in common) for each in (ends, other_ends))
-        matched.append((Read(ids, where, apart=True), Read(other_ids, other_where, apart=True)))
+    for both in zip(*sides, strict=True):
+        common = sorted(both[0][1].keys() & both[1][1].keys())
+        first, second = (Read(ids, tuple(ends[end] for end in common), apart=True) for ids, ends in both)
+        matched.append((first, second))
     return matched
+
+
+def _by_end(ends: Mapping[int, int], kept: Collection[int]) -> dict[int, int]:
+    """The tokens by their ends, of those that are kept."""
+    return {end: i for end, i in ends.items() if i in kept}
 
 
 def shuffle_texts(matched: Sequence[MatchedText], seed: int) -> list[MatchedText]:
