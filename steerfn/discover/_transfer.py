@@ -1,5 +1,6 @@
 """Transfer: the same direction in another model, through a linear map between the states of both on shared texts."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -77,16 +78,18 @@ def transfer(
       with zeros, so of a wider source what has no room is lost.
 
     Positions are matched by characters: tokens that end at the same one, whatever the tokenizers. Attention sinks of
-    either model are left out. Texts are divided in three: most make the map, some choose the target's site and the
-    ridge's penalty, by the mean of R^2 over the target's dimensions, and some, which chose nothing, give the `r2` that
-    is reported; the map is made again of all but these. Only sums are kept, `24 d_source d_target` bytes a site.
+    either model are left out. Texts are divided in three: most make the map, some choose, and some judge what was made
+    and chosen. The site is that whose states `y` tell best, by a ridge regression on the texts that choose, what the
+    vector reads in the source, `<x, v>`; these choose the penalty of the map, too, by the mean of R^2 over the target's
+    dimensions. The map is then made of all texts but those that judge. Every text is read twice by both models, and
+    only sums are kept, `24 d_target^2` bytes a site.
 
     What shows whether it worked: the same fit with texts shuffled; and, where contrast texts are given, the cosine with
-    the mean difference that the target itself makes of them, against random vectors through the same map. Use texts
-    that the vector was not made of to find out whether it still tells apart what it should.
+    the mean difference that the target itself makes of them, beside those of random vectors through the same map.
+    Contrast texts that the vector was not made of say more.
 
     Args:
-        vector: a vector with one site in the residual stream, or what is added to it.
+        vector: a vector with one site, in the residual stream or what is added to it.
         source: `(model, tokenizer)` that the vector was made from. Unchanged.
         target: `(model, tokenizer)` that it is for. Unchanged. Both tokenizers are fast ones.
         texts: plain texts of the kind on which the vector will act, many: some thousand tokens.
@@ -96,19 +99,19 @@ def transfer(
         positive: texts that show the behaviour; or a contrast set or `(positive, negative)` pairs in place of both.
         negative: texts that show its opposite.
         position: where the contrast texts are read. Default: as the vector's metadata says, or else "last".
-        held_out: about which part of the texts is held out of the map, and which of the rest chooses.
+        held_out: the part of the texts that judges, and the part of the rest that chooses.
         draws: how many random vectors are sent through the map.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         progress: show progress bars on stderr.
         seed: another seed, another division of the texts and other random vectors.
 
     Returns:
-        The vector for the target and the evidence; `.vector`, `.verdict`, `.r2`, `.cosine`.
+        The vector for the target with the evidence: `.vector`, `.verdict`, `.r2`, `.own`; print it.
 
     Raises:
-        DataError: what is no `(model, tokenizer)`, a slow tokenizer, fewer than three different texts with common
-            positions, texts that are no plain text, fewer tokens than dimensions for "least_squares", a zero vector.
-        SiteError: several sites or a head's, or a site that a model lacks.
+        DataError: what is not a pair of model and tokenizer, a slow tokenizer, a text that is not plain, too few tokens
+            in common (for "least_squares", not more than the source has dimensions), a zero vector.
+        SiteError: a vector with several sites, a site inside a head, or one that a model lacks.
         ModelError: a vector that cannot be the source's.
 
     Warns:
@@ -146,7 +149,7 @@ def transfer(
     width = layout(target[0]).d_model
 
     def states(pairs: Sequence[MatchedText], at: Sequence[Site]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return matched_states(source, target, pairs, (site, at), batch_size, progress)
+        return matched_states(source, target, pairs, (site, at), width, batch_size, progress)
 
     back = [[PairSums.zero(width, 1) for _ in PARTS] for _ in candidates]
     for numbers, x, y in states(matched, candidates):
@@ -249,7 +252,7 @@ def _distinct(texts: Any) -> list[str]:
 
 
 def _divide(texts: Sequence[str], part: float, seed: int) -> Tensor:
-    """What each text is for."""
+    """The part of each text: what it is for."""
     parts = [REPORT if out else FIT for out in hold_out(texts, part, seed)]
     rest = [i for i, each in enumerate(parts) if each == FIT]
     for i, out in zip(rest, hold_out([texts[i] for i in rest], part, seed), strict=True):
@@ -293,4 +296,7 @@ def _fit(sums: Sequence[PairSums], method: str) -> tuple[LinearMap, float, tuple
     """The map of all texts but those that judge it, its penalty, and its two R^2 on these."""
     penalty, _ = best_penalty(sums[FIT], sums[CHOOSE], method)
     between = LinearMap.fit(sums[FIT].merge(sums[CHOOSE]), method, penalty)
-    return between, penalty, between.r2(sums[REPORT])
+    fits = between.r2(sums[REPORT])
+    if any(map(math.isnan, fits)):
+        raise DataError("The states of the texts that judge the map do not vary; pass more texts, or longer ones.")
+    return between, penalty, fits

@@ -10,7 +10,7 @@ from steerfn.values import struct
 PENALTIES = tuple(10.0**power for power in range(-8, 3))
 """Ridge penalties to choose from, in units of the mean variance of a source dimension."""
 RANK = 1e-10
-"""A variance below this share of the largest is none, which no map divides by."""
+"""A variance below this share of the largest counts as zero: no map divides by it."""
 ROUNDING = 1e-12
 """A variance below this share of the mean square is rounding of float32."""
 
@@ -139,6 +139,6 @@ def _around(sums: PairSums, source: Tensor, target: Tensor) -> tuple[Tensor, Ten
 
 
 def _weights(sums: PairSums) -> Tensor:
-    """What each dimension counts in the mean of R^2: one over its variance and over how many vary, NaN for none."""
+    """Weights of dimensions in the mean of R^2: one over variance and over how many vary, NaN where nothing does."""
     varies = sums.variance > ROUNDING * sums.squares / sums.target.count
     return torch.where(varies, 1 / torch.where(varies, sums.variance, 1.0), 0.0) / varies.sum()

@@ -59,6 +59,7 @@ def matched_states(
     target: Reader,
     matched: Sequence[MatchedText],
     sites: tuple[Site, Sequence[Site]],
+    width: int,
     batch_size: int | str,
     progress: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -66,24 +67,25 @@ def matched_states(
 
     Args:
         sites: where the source is read, and where the target is.
+        width: of the target.
 
     Returns:
         The number of the text of each token `[tokens]`, the source's states `[tokens, width]`, and the target's at its
         sites beside each other `[tokens, sites * width]`.
     """
     longest_first = sorted(range(len(matched)), key=lambda i: len(matched[i][0].ids), reverse=True)
-    chunk, tokens, width = [], 0, 0
+    chunk, tokens, most = [], 0, NUMBERS // (width * len(sites[1]))
     with progress_bar("Reading two models", "text", progress, total=len(matched)) as bar:
         for place, i in enumerate(longest_first, 1):
             chunk.append(i)
             tokens += len(matched[i][0].where)
-            if tokens * width < NUMBERS and width and place < len(matched):
+            if tokens < most and place < len(matched):
                 continue
             numbers, x = _read(source[0], [matched[i][0] for i in chunk], [sites[0]], batch_size)
             _, y = _read(target[0], [matched[i][1] for i in chunk], sites[1], batch_size)
             bar.update(len(chunk))
             yield torch.tensor(chunk)[numbers], x, y
-            chunk, tokens, width = [], 0, y.shape[1]
+            chunk, tokens = [], 0
 
 
 def _read(model: Any, reads: Sequence[Read], sites: Sequence[Site], batch_size: int | str) -> tuple[Tensor, Tensor]:
