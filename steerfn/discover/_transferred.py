@@ -11,7 +11,7 @@ from steerfn.output import BAR, Bullets, Result, Section, Table, bar, format_num
 from steerfn.values import Site, SteeringVector
 
 NO_FIT, POOR = 0.05, 0.5
-"""An R^2 that exceeds that of shuffled texts by less than the first is none; one below the second is poor."""
+"""An R^2 must exceed that of shuffled texts by the first to be a fit, and one below the second is poor."""
 LEVEL = 0.05
 """A cosine that random vectors reach more often than this is theirs."""
 
