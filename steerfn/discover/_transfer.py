@@ -25,7 +25,7 @@ from steerfn.discover._transferred import Transferred
 from steerfn.model import Layout, Model, Tokenizer, layout, unwrap_model, vector_identity
 from steerfn.operators import as_vector
 from steerfn.output import quantity
-from steerfn.run import as_texts, position_named, same_text
+from steerfn.run import as_texts, limit_of, position_named, same_text
 from steerfn.values import (
     DataError,
     Site,
@@ -133,6 +133,7 @@ def transfer(
         raise DataError(f"method must be one of {', '.join(METHODS)}, not {method!r:.80}.")
     held_out = finite_number("held_out", held_out, above=0, below=1)
     draws, seed = positive_int("draws", draws), integer("seed", seed)
+    limit_of(batch_size)
     source, target = _reader("source", source), _reader("target", target)
     check_match(vector, source[0])
     site, candidates = _sites(vector, layout(source[0]), layout(target[0]), sites)

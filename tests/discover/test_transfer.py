@@ -317,6 +317,7 @@ BAD = {
         "`held_out` must be a finite number > 0 and <",
     ),
     "draws": (lambda m: transfer((m, TOKENS), (m, TOKENS), draws=0), "`draws` must be a positive integer, got 0"),
+    "a batch size": (lambda m: transfer((m, TOKENS), (m, TOKENS), batch_size=0), "`batch_size` must be a positive int"),
     "one side": (lambda m: transfer((m, TOKENS), (m, TOKENS), negative=SAD), "positive is missing: pass texts that"),
     "the other side": (lambda m: transfer((m, TOKENS), (m, TOKENS), positive=HAPPY), "negative is missing"),
     "a conversation": (
