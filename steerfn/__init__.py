@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.discover import pca as pca
     from steerfn.discover import quality as quality
     from steerfn.discover import random_vector as random_vector
+    from steerfn.discover import transfer as transfer
     from steerfn.discover import workers as workers
     from steerfn.engines import bake as bake
     from steerfn.engines import to_lm_eval as to_lm_eval
@@ -98,7 +99,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
 __getattr__, __dir__ = _lazy(
     globals(),
     {
-        "steerfn.discover": "caa lda linear_probe mean_difference optimise pca quality random_vector",
+        "steerfn.discover": "caa lda linear_probe mean_difference optimise pca quality random_vector transfer",
         "steerfn.engines": "bake to_lm_eval",
         "steerfn.evaluate": "compare compare_vectors sweep",
         "steerfn.model": "from_pretrained layout",

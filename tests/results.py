@@ -10,6 +10,7 @@ from families import build
 import steerfn as sf
 from steerfn.discover import Chance, Finding, Hits
 from steerfn.discover._engine import Candidate
+from steerfn.discover._own_vector import OwnVector
 from steerfn.evaluate import Comparison, Config, Sweep, VectorComparison, estimate, paired
 from steerfn.evaluate._pairs import analyse, plan_pairs, random_like
 from steerfn.evaluate._tally import outcome
@@ -108,6 +109,16 @@ def condition():
     return sf.discover.FoundCondition(vector, 0.42, "last", hits, Hits(4, 1, 1, 4), table)
 
 
+def transferred():
+    about = {"map": "ridge", "penalty": 0.1, "texts": {"count": 90, "tokens": 900}}
+    vector = sf.SteeringVector({sf.resid_post[3]: torch.ones(4)}, about)
+    fits = ((sf.resid_post[1], -0.25), (sf.resid_post[3], 0.62))
+    own = OwnVector(vector, 0.71, 0.02, (-0.1, 0.2, 0.1), 0.93, None, (0.4, 0.5, 0.6))
+    return sf.discover.Transferred(
+        vector, sf.resid_post[2], fits, 0.58, 0.46, 0.63, 0.01, own, ("2 texts without a token in common left out.",)
+    )
+
+
 def lint():
     few = Finding("few", "2 positive and 2 negative texts are few; write at least 20 a side.")
     again = "1 text is there twice, first 'I am <glad>.' (positive[0]); decide where it belongs."
@@ -147,6 +158,7 @@ RESULTS = {
     "Scores": scores,
     "Sensitivity": sensitivity,
     "Sweep": swept,
+    "Transferred": transferred,
     "VectorComparison": vector_comparison,
 }
 """By class, what makes one."""

@@ -26,6 +26,8 @@ from steerfn.discover._pca import pca as pca
 from steerfn.discover._random_vector import random_vector as random_vector
 from steerfn.discover._refusal_direction import refusal_direction as refusal_direction
 from steerfn.discover._spread import spread as spread
+from steerfn.discover._transfer import transfer as transfer
+from steerfn.discover._transferred import Transferred as Transferred
 
 __dir__ = _contents(globals())
 

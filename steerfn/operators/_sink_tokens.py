@@ -49,12 +49,14 @@ class SinkTokens:
         sinks = [cls.of(each) for each in records]
         return cls(any(each.first for each in sinks), tuple(sorted({i for each in sinks for i in each.ids})))
 
+    def others(self, ids: Sequence[int]) -> list[int]:
+        """The places of the other tokens of a text."""
+        sinks = set(self.ids)
+        return [i for i, token in enumerate(ids) if not (i == 0 and self.first) and token not in sinks]
+
     def leave_out(self, ids: Sequence[int]) -> list[int]:
         """The places of the other tokens of a text; all of its places where there are no others."""
-        sinks = set(self.ids)
-        return [i for i, token in enumerate(ids) if not (i == 0 and self.first) and token not in sinks] or [
-            *range(len(ids))
-        ]
+        return self.others(ids) or [*range(len(ids))]
 
     def among(self, tokens: Tokens) -> Tensor:
         """Which positions of a forward pass hold one.

@@ -69,6 +69,7 @@ from steerfn.run._text import prompt_field as prompt_field
 from steerfn.run._text import same_text as same_text
 from steerfn.run._text import shown_prompt as shown_prompt
 from steerfn.run._text import whole_texts as whole_texts
+from steerfn.run._token_ends import token_ends as token_ends
 from steerfn.run._tool_calls import Reply as Reply
 from steerfn.run._tool_calls import ToolCall as ToolCall
 from steerfn.run._tool_reader import ReplyReader as ReplyReader

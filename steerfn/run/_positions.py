@@ -28,11 +28,13 @@ class Read:
         ids: the token ids of the text.
         where: the indices of the tokens that are read, ascending.
         mean: whether attention sinks among them are to be left out, once it is known which these are.
+        apart: whether the tokens are not averaged: each gives a state of its own, in their order.
     """
 
     ids: tuple[int, ...]
     where: tuple[int, ...]
     mean: bool = False
+    apart: bool = False
 
     @property
     def needed(self) -> tuple[int, ...]:

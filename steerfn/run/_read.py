@@ -65,7 +65,7 @@ class Batch:
     """The hidden states that one forward pass has read.
 
     Attributes:
-        texts: the numbers of the texts.
+        texts: the number of the text that each state is of.
         states: `[texts, width]` by site, in at least float32, on the CPU.
         done: how many rows of the plan are done with it.
     """
@@ -217,7 +217,7 @@ def run(model: Any, planned: Plan, *, start: int = 0, progress: bool = True) -> 
     with progress_bar("Reading activations", "text", progress, total=planned.texts, initial=before) as bar:
         for rows, (texts, states) in planned.budget.run(left, step, lambda row: len(row.ids), planned.together):
             start += len(rows)
-            bar.update(len(texts))
+            bar.update(sum(len(row.paths) for row in rows))
             yield Batch(texts, {site: state.cpu() for site, state in states.items()}, start)
 
 
@@ -251,11 +251,11 @@ def _places(rows: Sequence[PackedRow], reads: Sequence[Read], longest: int) -> t
     texts, index, segments, weights = [], [], [], []
     for i, row in enumerate(rows):
         for number, path in row.paths:
-            where = reads[number].where
-            index.extend(i * longest + path[list(where)])
-            segments.extend([len(texts)] * len(where))
-            weights.extend([1 / len(where)] * len(where))
-            texts.append(number)
+            index.extend(i * longest + path[list(reads[number].where)])
+            tokens, states = len(reads[number].where), len(reads[number].where) if reads[number].apart else 1
+            segments.extend(len(texts) + j * states // tokens for j in range(tokens))
+            weights.extend([states / tokens] * tokens)
+            texts.extend([number] * states)
     shape, places = (len(rows), longest), torch.tensor(index)
     if len(index) == len(texts):
         return texts, _Places(shape, places, None, None, len(texts))

@@ -227,3 +227,21 @@ def test_reading_leaves_no_trace(tiny, prompt):
     read(tiny)
     assert torch.equal(tiny(prompt).logits, before)
     assert not any("forward" in vars(module) for module in tiny.modules())
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+@pytest.mark.parametrize("batch_size", ["auto", 1])
+def test_tokens_apart_are_states_of_their_own(family, batch_size):
+    """In the order of a text, whether texts share rows or not."""
+    model, where = build(family), [(0, 2, 5), (1,), (3, 4), (0, 1, 2, 3, 4, 5), (2, 3)]
+    reads = [
+        dataclasses.replace(read, where=own, apart=True)
+        for read, own in zip(_positions.reads(ROWS, "last"), where, strict=True)
+    ]
+    batches = list(_read.run(model, _read.plan(model, reads, SITES, batch_size=batch_size), progress=False))
+    assert sorted(number for batch in batches for number in batch.texts) == [0, 0, 0, 1, 2, 2, *[3] * 6, 4, 4]
+    for site in sf.layout(model).resolve(tuple(SITES)):
+        for number, (ids, own) in enumerate(zip(ROWS, where, strict=True)):
+            found = torch.cat([batch.states[site][torch.tensor(batch.texts) == number] for batch in batches])
+            expected = alone(model, ids, site, list(own))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

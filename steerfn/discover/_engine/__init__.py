@@ -7,7 +7,15 @@ from steerfn.discover._engine._chance import Chance as Chance
 from steerfn.discover._engine._contrast import contrast as contrast
 from steerfn.discover._engine._discover import DiscoveryOptions as DiscoveryOptions
 from steerfn.discover._engine._discover import discover as discover
+from steerfn.discover._engine._linear_map import LinearMap as LinearMap
+from steerfn.discover._engine._linear_map import PairSums as PairSums
+from steerfn.discover._engine._linear_map import best_penalty as best_penalty
 from steerfn.discover._engine._logistic import logistic as logistic
+from steerfn.discover._engine._matched_texts import MatchedText as MatchedText
+from steerfn.discover._engine._matched_texts import Reader as Reader
+from steerfn.discover._engine._matched_texts import match_texts as match_texts
+from steerfn.discover._engine._matched_texts import matched_states as matched_states
+from steerfn.discover._engine._matched_texts import shuffle_texts as shuffle_texts
 from steerfn.discover._engine._method import Kept as Kept
 from steerfn.discover._engine._method import Method as Method
 from steerfn.discover._engine._method import RowPair as RowPair
