@@ -36,6 +36,59 @@ PROMPTS = (
     "What should I say to a new colleague?",
 )
 """For the sweep; the report has others."""
+OTHER_BEGINNINGS = (
+    "At the station I",
+    "My grandmother always",
+    "We had just arrived when",
+    "The first thing I saw",
+    "Last summer I",
+    "When the door opened,",
+    "Every evening he",
+    "The house where I grew up",
+)
+BEGINNINGS = (
+    "This morning I",
+    "When I came home,",
+    "My sister called and",
+    "The letter said that",
+    "On the bus I met",
+    "At the end of the day we",
+    "I looked out of the window and",
+    "My first week at work",
+    "The children came in and",
+    "After the long drive we",
+    "I opened the box and",
+    "When the lights came on,",
+    "My neighbour told me that",
+    "We sat down at the table and",
+    "The phone rang, and",
+    "I had not seen him for years, and",
+    "In the evening my mother",
+    "The results came today, and",
+    "I walked through the old town and",
+    "When she spoke, I",
+    "Our flat is on the third floor, and",
+    "The dog ran ahead and",
+    "I have been thinking about my year, and",
+    "As the train left,",
+    "He read the last page and",
+    "My room at the hotel",
+    "The garden behind the house",
+    "We waited for an hour, and then",
+    "I woke up at six and",
+    "The concert last night",
+    "My teacher looked at me and",
+    "When winter came, we",
+    "I kept the photograph because",
+    "The kitchen smelled of",
+    "On my birthday I",
+    "Nobody spoke until",
+    "The river was high, and we",
+    "I sat on the steps and",
+    "After dinner my father",
+    "The journey took two days, and",
+)
+"""For sentiment, in plain text: the pairs are of small scenes, and an assistant is cheerful whatever one does."""
 PLAIN = (
     "The train leaves the harbour at half past eight and reaches the border in the early afternoon. Passengers who travel "
     "further change there, and their luggage is carried across the platform.",
@@ -124,6 +177,10 @@ SETS = {"hedging": ("confidence", True)}
 """Where a behaviour has another name than its set, and whether it is the set's other side."""
 
 
+ASKED = {"sentiment": (BEGINNINGS, OTHER_BEGINNINGS, False)}
+"""Prompts of the report and of the sweep, and whether they go into the chat template, where they are not the usual ones."""
+
+
 def contrast(name: str) -> sf.datasets.ContrastSet:
     texts, other_side = SETS.get(name, (name, False))
     data = sf.datasets.load(texts)
@@ -146,9 +203,9 @@ def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Cal
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
     calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN)
     alpha = math.floor(TENTHS * calibration.alpha) / TENTHS
-    metrics = BEHAVIOURS[name]
-    sweep = sf.sweep(model, tokenizer, PROMPTS, vector, [step * alpha for step in STEPS], metrics=metrics)
-    report = sf.report(model, tokenizer, vector, held_out, metrics=metrics, alpha=alpha)
+    metrics, (prompts, others, chat) = BEHAVIOURS[name], ASKED.get(name, (None, PROMPTS, None))
+    sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], metrics=metrics, chat=chat)
+    report = sf.report(model, tokenizer, vector, held_out, prompts=prompts, metrics=metrics, alpha=alpha, chat=chat)
     return vector, report, calibration, sweep
 
 

@@ -15,13 +15,15 @@ class Hub:
     Attributes:
         commits: by repository, (id, files by path), the last one being the main branch.
         sizes: what is claimed of files by path, where it is not their size.
-        broken: answer everything with 503.
+        hang_up: end every connection without an answer.
+        gated: refuse to show the repositories' files.
         token: who may write, None for anyone.
         requests: every (method, path) that was asked.
     """
 
     def __init__(self):
-        self.commits, self.sizes, self.broken, self.token, self.requests = {}, {}, False, None, []
+        self.commits, self.sizes, self.token, self.requests = {}, {}, None, []
+        self.hang_up = self.gated = False
 
     def commit(self, repo, files):
         """Add files to a repository, and its id."""
@@ -59,8 +61,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.requests.append((self.command, path))
         parts = path.strip("/").split("/")
-        if hub.broken:
-            return self.say(503)
+        if hub.hang_up:
+            self.close_connection = True
+            return self.connection.close()
         if path.startswith("/api/validate-yaml"):
             return self.say(200, {"errors": [], "warnings": []})
         if self.command == "POST" and hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
@@ -76,6 +79,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
         repo = "/".join(parts[2:4] if api else parts[:2])
         if repo not in hub.commits:
             return self.say(404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+        if hub.gated:
+            return self.say(403, X_Error_Code="GatedRepo", X_Error_Message=f"Access to model {repo} is restricted.")
         rest = parts[4:] if api else parts[2:]
         revision = rest[1] if len(rest) > 1 else "main"
         found = hub.at(repo, revision)
@@ -132,3 +137,27 @@ def hub_server():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def stand_in(patch, cache):
+    """The hub client talks to a stand-in, with a cache and a login of its own.
+
+    Args:
+        patch: pytest's `monkeypatch`.
+        cache: a folder.
+    """
+    from huggingface_hub import constants, file_download
+
+    with hub_server() as (hub, url):
+        for name, value in {
+            "ENDPOINT": url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_OFFLINE": False,
+        }.items():  # what the client reads from the environment when it is imported
+            patch.setattr(constants, name, value)
+            if hasattr(file_download, name):
+                patch.setattr(file_download, name, value)
+        patch.setenv("HF_TOKEN", "hf_test")
+        yield hub

@@ -6,6 +6,7 @@ meant, refuses one that is too large before it is fetched, and makes one sentenc
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import os
 import re
@@ -24,7 +25,8 @@ FILE, CARD = "vector.safetensors", "README.md"
 MOST = 1000
 """Files of a repository that are fetched together."""
 HTTP = ("requests", "httpx", "httpx2")
-_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.%-]+))?(?:/(?P<file>.+))?")
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_ADDRESS = re.compile(rf"hf://(?P<repo>{_REPO.pattern})(?:@(?P<revision>[\w.%-]+))?(?:/(?P<file>.+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,7 @@ def fetch_folder(address: HubAddress, *suffixes: str) -> tuple[Path, HubAddress]
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    patterns = [f"*{suffix}" for suffix in suffixes]
+    names: list[str] = []
 
     def ask() -> None:
         about = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
@@ -133,9 +135,12 @@ def fetch_folder(address: HubAddress, *suffixes: str) -> tuple[Path, HubAddress]
         if len(files) > MOST:
             raise Refused(f"it has {len(files)} such files, more than {MOST}", "divide the repository")
         # A vector is small; what is larger is a model's weights, and nothing of ours.
-        patterns[:] = [each.rfilename for each in files if (each.size or 0) <= MAX_BYTES]
+        names.extend(each.rfilename for each in files if (each.size or 0) <= MAX_BYTES)
+        if not names:
+            raise Refused(f"it has no file {' or '.join(suffixes)}", "check the repository's name")
 
-    def take(cached: bool) -> str:
+    def take(cached: bool) -> str:  # of the cache nothing is demanded: it has what was fetched, which was not all
+        patterns = [glob.escape(name) for name in names]
         return snapshot_download(
             address.repo, revision=address.revision, allow_patterns=patterns, local_files_only=cached
         )
@@ -156,8 +161,8 @@ def push(repo: str, files: dict[str, bytes], *, revision: str | None, private: b
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    address = HubAddress.of(f"{SCHEME}{repo}")
-    if address is None or (address.repo, address.revision, address.file) != (repo, None, None):
+    address = HubAddress(repo)
+    if not (isinstance(repo, str) and _REPO.fullmatch(repo)):
         raise FileError(f"'{repo}' does not name a repository; write 'user/name'.")
     hub, operations = HfApi(), [CommitOperationAdd(path, data) for path, data in files.items()]
     with _told(f"Cannot push to '{repo}'"), _sentences(address):
