@@ -22,8 +22,10 @@ from steerfn.metrics import Metric
 from steerfn.reporting import Report
 
 FOLDER = Path(__file__).resolve().parents[1] / "steerfn" / "zoo" / "data"
-BLOCK, POSITION = 14, "mean"
+BLOCK = 14
+POSITION, ELSEWHERE = "mean", {"concision": "last"}  # of texts of unequal length a mean lies along the sink
 TENTHS = 10
+TOKENS, LONGER = 24, {"concision": 40}  # a concise answer must be able to end
 STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the strength, in the sweep
 PROMPTS = (
     "What did you do this morning?",
@@ -199,13 +201,15 @@ def contrast(name: str) -> sf.datasets.ContrastSet:
 def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
     """The vector of a behaviour, and everything that its card is written from."""
     made_from, held_out = contrast(name).split(held_out=0.25)
-    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position=POSITION)
+    position = ELSEWHERE.get(name, POSITION)
+    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position=position)
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
     calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN)
     alpha = math.floor(TENTHS * calibration.alpha) / TENTHS
     metrics, (prompts, others, chat) = BEHAVIOURS[name], ASKED.get(name, (None, PROMPTS, None))
-    sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], metrics=metrics, chat=chat)
-    report = sf.report(model, tokenizer, vector, held_out, prompts=prompts, metrics=metrics, alpha=alpha, chat=chat)
+    how = {"metrics": metrics, "chat": chat, "max_new_tokens": LONGER.get(name, TOKENS)}
+    sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], **how)
+    report = sf.report(model, tokenizer, vector, held_out, prompts=prompts, alpha=alpha, **how)
     return vector, report, calibration, sweep
 
 

@@ -8,6 +8,8 @@ import json
 import threading
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 class Hub:
     """Repositories as lists of commits; each is what the files were then.
@@ -19,6 +21,7 @@ class Hub:
         gated: refuse to show the repositories' files.
         token: who may write, None for anyone.
         requests: every (method, path) that was asked.
+        go_offline: have the client do as with HF_HUB_OFFLINE=1, where it talks to this one.
     """
 
     def __init__(self):
@@ -140,24 +143,34 @@ def hub_server():
 
 
 @contextlib.contextmanager
-def stand_in(patch, cache):
-    """The hub client talks to a stand-in, with a cache and a login of its own.
+def stand_in(cache):
+    """A stand-in that the hub's client talks to, with a cache and a login of its own.
 
     Args:
-        patch: pytest's `monkeypatch`.
         cache: a folder.
     """
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants, file_download, utils
 
+    reset = getattr(utils, "reset_sessions", lambda: None)  # an older client looks at these when it opens a session
     with hub_server() as (hub, url):
-        for name, value in {
-            "ENDPOINT": url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(cache),
-            "HF_HUB_OFFLINE": False,
-        }.items():  # what the client reads from the environment when it is imported
-            patch.setattr(constants, name, value)
-            if hasattr(file_download, name):
-                patch.setattr(file_download, name, value)
-        patch.setenv("HF_TOKEN", "hf_test")
-        yield hub
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                "ENDPOINT": url,
+                "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+                "HF_HUB_CACHE": str(cache),
+                "HF_HUB_OFFLINE": False,
+            }.items():  # what the client reads from the environment when it is imported
+                for module in (constants, file_download):
+                    if hasattr(module, name):
+                        patch.setattr(module, name, value)
+            patch.setenv("HF_TOKEN", "hf_test")
+            patch.setattr("time.sleep", lambda seconds: None)  # an older client asks five times, ever later
+            reset()
+
+            def go_offline():
+                patch.setattr(constants, "HF_HUB_OFFLINE", True)
+                reset()
+
+            hub.go_offline = go_offline
+            yield hub
+        reset()

@@ -26,6 +26,7 @@ from steerfn.values import DataError, SteerError, public, visible, visible_line
 TAGS = ("steerfn", "steering-vector")
 FITS = re.compile(r"[\w.-]+/[\w.-]+")
 """What the hub takes for a model or a data set."""
+LICENCE = re.compile(r"[\w.+-]+")
 SCOPES = {"every token": "", **{name: name for name in ("prompt", "generated", "last_prompt_token")}}
 """Scopes that the example can write, by what the report calls them."""
 QUESTION = "How was your day?"
@@ -63,7 +64,7 @@ def card(
 
     Raises:
         SteerError: something other than a report, a calibration or a sweep.
-        DataError: a data set that is no id of the hub.
+        DataError: a data set that is no id of the hub, or a licence that is none.
 
     Source: Mitchell et al. 2019, "Model Cards for Model Reporting".
 
@@ -82,6 +83,8 @@ def card(
     datasets = [datasets] if isinstance(datasets, str) else list(datasets)
     if strange := [each for each in datasets if not (isinstance(each, str) and FITS.fullmatch(each))]:
         raise DataError(f"datasets holds {strange[0]!r:.80}, which is no id on the hub such as 'user/name'.")
+    if licence is not None and not (isinstance(licence, str) and LICENCE.fullmatch(licence)):
+        raise DataError(f"`licence` must be as the hub writes it, such as 'apache-2.0', got {licence!r:.80}.")
     found = report.findings
     called = visible_line(name or found["vector"]["name"])
     base = found["model"]["name"]

@@ -23,7 +23,6 @@ class Zoo(Result):
 
     _title = "Zoo"
     _what = "The list"
-    _index = "name"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 from hub import stand_in
-from huggingface_hub import constants
 
 import steerfn as sf
 from steerfn.values.files import HubAddress, fetch_folder, is_hub
@@ -16,8 +15,8 @@ V = sf.SteeringVector({sf.resid_post[3]: torch.arange(1.0, 9.0)}, {"method": "ca
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with stand_in(monkeypatch, tmp_path / "cache") as hub:
+def hub(tmp_path):
+    with stand_in(tmp_path / "cache") as hub:
         yield hub
 
 
@@ -50,17 +49,17 @@ def test_a_revision_is_that_commit_and_a_second_file_is_of_the_same(hub):
     assert first != second and torch.equal(sf.load("hf://user/happy/happy.json")[3], 2 * V[3])
 
 
-def test_without_a_connection_it_is_read_from_the_cache(hub, monkeypatch):
+def test_without_a_connection_it_is_read_from_the_cache(hub):
     V.push_to_hub("user/happy")
     before = sf.load("hf://user/happy")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.go_offline()
     hub.requests.clear()
     assert sf.load("hf://user/happy").identical(before) and not hub.requests
     with pytest.raises(sf.FileError, match=r"hf://user/sad': the hub client is offline .* load it once"):
         sf.load("hf://user/sad")
 
 
-def test_a_hub_that_answers_nothing_is_no_connection(hub, monkeypatch, tmp_path):
+def test_a_hub_that_answers_nothing_is_no_connection(hub):
     V.push_to_hub("user/happy")
     before = sf.load("hf://user/happy")
     hub.hang_up = True
@@ -101,7 +100,7 @@ def test_a_gated_repository_says_where_to_ask(hub):
         sf.load("hf://user/happy")
 
 
-def test_pitfall_21_files_of_the_hub_meet_the_walls_of_load(hub, tmp_path, monkeypatch):
+def test_pitfall_21_files_of_the_hub_meet_the_walls_of_load(hub, tmp_path):
     class Attack:
         def __reduce__(self):
             return (tmp_path / "ran").write_text, ("x",)
