@@ -46,6 +46,7 @@ GUIDES = {
     "plots": ("drawn: next", "drawn: tokens", "drawn: separation"),
     "protocols": ("anti_steerable", "True", "p_first_letter", "Strengths chosen", "perplexity_ratio"),
     "report": ("Report on the steering vector “happy”", "Tested on 12 prompts"),
+    "zoo": ("what its report says", "base_model: HuggingFaceTB/SmolLM2-135M-Instruct", "happy again: True"),
     "sweeps": ("propensity", "15 configurations x 4 prompts", "exclamations"),
 }
 

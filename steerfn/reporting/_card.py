@@ -57,7 +57,7 @@ def card(
         sweep: as `sf.sweep` gives it, for what other strengths do.
         licence: of the vector, as the hub writes it: "apache-2.0".
         datasets: ids of data sets on the hub that the vector was made from.
-        load: the expression that gives the vector in the example; default `sf.load` of the report's file.
+        load: the expression that gives the vector in the example; default `sf.load` of the report's file or address.
 
     Returns:
         The card. `v.push_to_hub("user/name", card=...)` takes it.
