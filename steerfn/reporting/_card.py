@@ -60,11 +60,11 @@ def card(
         load: the expression that gives the vector in the example; default `sf.load` of the report's file or address.
 
     Returns:
-        The card. `v.push_to_hub("user/name", card=...)` takes it.
+        Markdown below its head, as `v.push_to_hub("user/name", card=...)` takes it.
 
     Raises:
         SteerError: something other than a report, a calibration or a sweep.
-        DataError: a data set that is no id of the hub, or a licence that is none.
+        DataError: a data set that is no id of the hub, or a licence with blanks in it.
 
     Source: Mitchell et al. 2019, "Model Cards for Model Reporting".
 

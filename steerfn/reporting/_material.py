@@ -33,8 +33,8 @@ def vector_of(v: Any) -> tuple[SteeringVector, dict[str, Any]]:
     """A vector, and what is known of the file that it came from, if it did.
 
     Returns:
-        The vector, and `file` (its name, without where it lies; on the hub its address), `file_sha256` and `versions` (that wrote it), each
-        None for a vector that did not come from a file.
+        The vector, and `file` (its name, without where it lies; on the hub its address), `file_sha256` and `versions`
+        (that wrote it), each None for a vector that did not come from a file.
 
     Raises:
         FileError: a file that `load` refuses.

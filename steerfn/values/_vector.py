@@ -283,17 +283,14 @@ class SteeringVector:
             The address that `sf.load` takes, with the commit: "hf://user/name@commit/vector.safetensors".
 
         Raises:
-            FileError: a name that is none, no login, no right to write there, or no way to the hub; also as `sf.save`.
+            FileError: not the name of a repository, no login, no right to write there, or no way to the hub; also as
+                `sf.save`.
 
         Example:
             >>> v.push_to_hub("user/happy", card=sf.card(report))  # doctest: +SKIP
             'hf://user/happy@1f0c.../vector.safetensors'
         """
-        from steerfn.values.files import push_to_hub  # files know vectors, and not the other way round
-
-        return push_to_hub(
-            self, repo, card=card, file=file, revision=revision, private=private, message=message
-        )  # fmt: skip
+        return _push(self, repo, card=card, file=file, revision=revision, private=private, message=message)
 
     def resolve(self, n_layers: int) -> "SteeringVector":
         """The vector with negative layers counted from 0; directions that meet on a site add up."""
@@ -308,6 +305,12 @@ class SteeringVector:
             if mine.name == site.name:
                 return direction
         return None
+
+
+def _push(vector: SteeringVector, repo: str, **options: Any) -> str:
+    from steerfn.values.files import push_to_hub  # files know vectors, and vectors no files
+
+    return push_to_hub(vector, repo, **options)
 
 
 def _sum_by_site(pairs: Sequence[tuple[Any, ...]]) -> dict[Site, Tensor]:

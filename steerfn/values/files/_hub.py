@@ -145,7 +145,7 @@ def fetch_folder(address: HubAddress, *suffixes: str) -> tuple[Path, HubAddress]
             address.repo, revision=address.revision, allow_patterns=patterns, local_files_only=cached
         )
 
-    with _told(f"Cannot load '{address}'"), _sentences(address):
+    with _as_file_error(f"Cannot load '{address}'"), _sentences(address):
         place = _download(ask, take)
     return place, HubAddress(address.repo, place.name)
 
@@ -157,7 +157,7 @@ def push(repo: str, files: dict[str, bytes], *, revision: str | None, private: b
         The address of the repository at that commit.
 
     Raises:
-        FileError: a name that is none, no login, no right to write there, or no way to the hub.
+        FileError: not the name of a repository, no login, no right to write there, or no way to the hub.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -165,14 +165,14 @@ def push(repo: str, files: dict[str, bytes], *, revision: str | None, private: b
     if not (isinstance(repo, str) and _REPO.fullmatch(repo)):
         raise FileError(f"'{repo}' does not name a repository; write 'user/name'.")
     hub, operations = HfApi(), [CommitOperationAdd(path, data) for path, data in files.items()]
-    with _told(f"Cannot push to '{repo}'"), _sentences(address):
+    with _as_file_error(f"Cannot push to '{repo}'"), _sentences(address):
         hub.create_repo(repo, private=private, exist_ok=True)
         commit = hub.create_commit(repo, operations, commit_message=message, revision=revision)
     return HubAddress(repo, commit.oid)
 
 
 def _download(ask: Callable[[], None], take: Callable[[bool], str]) -> Path:
-    """What `take` fetches once `ask` was answered; from the cache where the hub does not answer."""
+    """Fetch with `take` once `ask` was answered; where the hub does not answer, take it from the cache."""
     from huggingface_hub import errors
 
     silent = None
@@ -189,7 +189,7 @@ def _download(ask: Callable[[], None], take: Callable[[bool], str]) -> Path:
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """What the client lets through of the package beneath it, which is requests, httpx or httpx2 by its version."""
+    """The errors that the client lets through from beneath it: of requests, httpx or httpx2, by its version."""
     from huggingface_hub import errors
 
     # Its own error for a status is a subclass of theirs, whose bases are those of all their errors.
@@ -198,7 +198,7 @@ def _unreachable() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_file_error(what: str) -> Iterator[None]:
     """A refusal as the error that people see."""
     try:
         yield
