@@ -224,4 +224,13 @@ if __name__ == "__main__":
     for name in chosen.names or BEHAVIOURS:
         vector, report, calibration, sweep = measure(model, tokenizer, name)
         print(f"\n{name}\n{report}\n{calibration}\n{sweep}", flush=True)
-        sf.zoo.add(name, vector, report, chosen.folder, calibration=calibration, sweep=sweep, licence="apache-2.0")
+        sf.zoo.add(
+            name,
+            vector,
+            report,
+            chosen.folder,
+            calibration=calibration,
+            sweep=sweep,
+            licence="apache-2.0",
+            overwrite=True,
+        )

@@ -132,7 +132,7 @@ def hub_server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     server.daemon_threads = True
     server.hub, server.url = Hub(), f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server.hub, server.url

@@ -37,5 +37,6 @@ def run(options: argparse.Namespace) -> None:
         vector = sf.zoo.load(options.name, options.zoo)
         path = sf.save(vector, options.out or f"{options.name.rpartition('/')[2]}.safetensors")
         alpha = (vector.metadata.get("evidence") or {}).get("alpha", 1)
+        quoted = [shlex.quote(str(each)) for each in (path, alpha)]
         print(f"Wrote {path}. Next:")
-        print(f'     steerfn generate --vector {shlex.quote(str(path))} --alpha {alpha} "How was your day?"')
+        print(f'     steerfn generate --vector {quoted[0]} --alpha {quoted[1]} "How was your day?"')
