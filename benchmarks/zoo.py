@@ -175,6 +175,8 @@ BEHAVIOURS = {
     ],
 }
 """What each is measured by: whoever made the texts of the contrast sets made none of these."""
+SIGN = {"sentiment": -1}
+"""Where the way down is reported on. Up, sentiment was not told from random vectors: the model is cheerful anyway."""
 SETS = {"hedging": ("confidence", True)}
 """Where a behaviour has another name than its set, and whether it is the set's other side."""
 
@@ -204,8 +206,8 @@ def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Cal
     position = ELSEWHERE.get(name, POSITION)
     vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position=position)
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
-    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN)
-    alpha = math.floor(TENTHS * calibration.alpha) / TENTHS
+    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN, sign=SIGN.get(name, 1))
+    alpha = math.trunc(TENTHS * calibration.alpha) / TENTHS
     metrics, (prompts, others, chat) = BEHAVIOURS[name], ASKED.get(name, (None, PROMPTS, None))
     how = {"metrics": metrics, "chat": chat, "max_new_tokens": LONGER.get(name, TOKENS)}
     sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], **how)

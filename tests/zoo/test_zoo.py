@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -153,31 +152,30 @@ def test_what_is_not_there_says_what_is(zoo):
         sf.zoo.card("happy", zoo)
 
 
-def test_what_comes_with_the_package_is_small_and_has_its_evidence():
+def test_what_comes_with_the_package_is_small_and_says_what_its_report_found():
     ours = list(sf.zoo.list())
-    shown = {each.name for each in ours if each.evidence["verdict"] == "shown"}
-    assert {"sentiment", "formality", "concision"} <= shown and len(shown) >= 4
-    assert [each.name for each in ours if each.evidence["verdict"] in ("like random", "not shown")]
+    page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text()
     assert sum(path.stat().st_size for path in OURS.rglob("*")) < 200_000
+    assert {each.evidence["verdict"] for each in ours} > {"shown"}, "some that worked, and some that did not"
     for each in ours:
         card = sf.zoo.card(each.name)
         head = yaml.safe_load(card.split("---\n")[1])
         assert head["base_model"] == each.model["name"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
         assert head["license"] == "apache-2.0" and head["tags"] == ["steerfn", "steering-vector"]
-        assert re.sub(r"[\\]", "", card).count(each.evidence["headline"]) == 1 and each.behaviour
+        assert card.replace("\\", "").count(each.evidence["headline"]) == 1 and each.behaviour
         assert sf.files.describe(each.address)["sha256"] in card
         assert (
             f"sf.add(vector, {each.evidence['alpha']!r})" in card and f"sf.zoo.load({each.name!r}, model=model)" in card
         )
         assert "Apache-2.0" in card and "What could not be shown" in card
+        assert f"| {each.name} |" in page and each.evidence["headline"] in page.replace("\\", "")
 
 
-def test_ours_fit_the_demo_model_and_move_it(demo):
-    model, tokenizer = demo
-    name = "sentiment"
-    vector = sf.zoo.load(name, model=model)
-    alpha = vector.metadata["evidence"]["alpha"]
-    words_of = {"continuations": [" wonderful", " terrible"], "alphas": [-alpha, 0.0, alpha], "chat": False}
-    odds = sf.sweep(model, tokenizer, ["The day was", "My week has been"], vector, progress=False, **words_of)
-    low, middle, high = odds.mean().values()
-    assert low < middle < high
+def test_ours_fit_the_demo_model_and_warn_of_what_was_not_shown(demo):
+    model, _ = demo
+    for each in sf.zoo.list(model=model):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            vector = sf.zoo.load(each.name, model=model)
+        assert vector.d_model == model.config.hidden_size and vector.metadata["evidence"] == each.evidence
+        assert bool(said) == (each.evidence["verdict"] != "shown")
