@@ -147,7 +147,7 @@ def _effect(found: Mapping[str, Any]) -> Iterator[Section]:
         numeric=range(1, len(columns) + 1),
     )
     yield Paragraph(
-        f"Measured on {quantity(len(prompts), 'prompt')} {about['prompts_from']}, such as "
+        f"Measured on {quantity(len(prompts), 'prompt')} ({about['prompts_from']}), such as "
         f"{enumeration([json.dumps(each, ensure_ascii=False)[:120] for each in prompts[:3]])}, {decoding}, at most "
         f"{about['max_new_tokens']} tokens, beside {quantity(about['controls'], 'random vector')} of the same sites "
         f"and lengths. In brackets: {percent(effect['about']['level'])} intervals."

@@ -75,7 +75,7 @@ def test_every_number_of_the_effect_and_its_cost_is_the_reports():
         assert f"| {name.replace('_', chr(92) + '_')} | {format_number(figure['mean'])} (" in text
     for hash_ in (found["vector"]["sha256"], found["data"]["sha256"], found["about"]["prompts_sha256"]):
         assert hash_ in text
-    assert "10 prompts given for this report" in text and '"a b c d"' in text
+    assert "10 prompts (given for this report)" in text and '"a b c d"' in text
     for limit in found["limits"]:
         assert limit.split(".")[0].replace("_", "\\_") in text
     assert "From alpha 0.5 to 3.25 were tried" in text and "up to 1.5 its perplexity stays within 1.25" in text
