@@ -137,10 +137,6 @@ CASUAL = (
     r"[a-z]+'(?:s|re|ll|ve|d|m|t)|gonna|wanna|gotta|hey|yeah|stuff|guys?|kids?|cool|awesome|ok|okay|super|kinda|lots?|"
     "pretty|bunch|oh|wow"
 )
-HEDGES = (
-    "might|may|perhaps|maybe|possibly|probably|could|seems?|seemed|i think|i guess|i suppose|somewhat|not sure|likely|"
-    "tends?|appears?|sort of|kind of"
-)
 POLITE = (
     "please|thank you|thanks|would you|could you|may i|sorry|excuse me|kindly|grateful|appreciate|pardon|welcome|"
     "happy to|my pleasure"
@@ -159,14 +155,6 @@ BEHAVIOURS = {
             "sentence_length", sentence_length, unit="words", about="Words to a sentence, the last one cut off or not"
         ),
     ],
-    "hedging": [
-        Metric(
-            "hedges",
-            per_hundred(HEDGES),
-            unit="in 100 words",
-            about="Words that hedge a claim, such as may and perhaps",
-        )
-    ],
     "refusal": ["refusal", "refusal_log_odds"],
     "politeness": [
         Metric(
@@ -175,39 +163,18 @@ BEHAVIOURS = {
     ],
 }
 """What each is measured by: whoever made the texts of the contrast sets made none of these."""
-SIGN = {"sentiment": -1}
-"""Where the way down is reported on. Up, sentiment was not told from random vectors: the model is cheerful anyway."""
-SETS = {"hedging": ("confidence", True)}
-"""Where a behaviour has another name than its set, and whether it is the set's other side."""
-
-
 ASKED = {"sentiment": (BEGINNINGS, OTHER_BEGINNINGS, False)}
 """Prompts of the report and of the sweep, and whether they go into the chat template, where they are not the usual ones."""
 
 
-def contrast(name: str) -> sf.datasets.ContrastSet:
-    texts, other_side = SETS.get(name, (name, False))
-    data = sf.datasets.load(texts)
-    if not other_side:
-        return data
-    return sf.datasets.ContrastSet(
-        name,
-        data.negative,
-        data.positive,
-        True,
-        description=f"The other side of: {data.description}",
-        source=data.source,
-    )
-
-
 def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
     """The vector of a behaviour, and everything that its card is written from."""
-    made_from, held_out = contrast(name).split(held_out=0.25)
+    made_from, held_out = sf.datasets.load(name).split(held_out=0.25)
     position = ELSEWHERE.get(name, POSITION)
     vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position=position)
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
-    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN, sign=SIGN.get(name, 1))
-    alpha = math.trunc(TENTHS * calibration.alpha) / TENTHS
+    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN)
+    alpha = math.floor(TENTHS * calibration.alpha) / TENTHS
     metrics, (prompts, others, chat) = BEHAVIOURS[name], ASKED.get(name, (None, PROMPTS, None))
     how = {"metrics": metrics, "chat": chat, "max_new_tokens": LONGER.get(name, TOKENS)}
     sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], **how)

@@ -33,8 +33,8 @@ def load(
     Example:
         >>> import steerfn as sf
         >>> model, tokenizer = sf.demo_model()
-        >>> v = sf.zoo.load("sentiment", model=model)  # doctest: +SKIP
-        >>> v.sites  # doctest: +SKIP
+        >>> v = sf.zoo.load("refusal", model=model)
+        >>> v.sites
         (resid_post[14],)
     """
     chosen = find(name, zoo)

@@ -16,23 +16,23 @@ def test_list_show_and_get(capsys, tmp_path, monkeypatch):
     assert main(["zoo", "list", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["records"]
     assert [each["name"] for each in records] == [each.name for each in sf.zoo.list()]
-    assert main(["zoo", "show", "sentiment"]) == 0
-    assert capsys.readouterr().out.strip() == sf.zoo.card("sentiment").strip()
-    assert main(["zoo", "get", "sentiment"]) == 0
+    assert main(["zoo", "show", "refusal"]) == 0
+    assert capsys.readouterr().out.strip() == sf.zoo.card("refusal").strip()
+    assert main(["zoo", "get", "refusal"]) == 0
     said = capsys.readouterr().out
-    assert sf.load("sentiment.safetensors").identical(sf.zoo.load("sentiment"))
-    alpha = sf.zoo.load("sentiment").metadata["evidence"]["alpha"]
-    assert f"steerfn generate --vector sentiment.safetensors --alpha {alpha} " in said
-    assert main(["zoo", "get", "sentiment", "--out", "mine.gguf"]) == 0
+    assert sf.load("refusal.safetensors").identical(sf.zoo.load("refusal"))
+    alpha = sf.zoo.load("refusal").metadata["evidence"]["alpha"]
+    assert f"steerfn generate --vector refusal.safetensors --alpha {alpha} " in said
+    assert main(["zoo", "get", "refusal", "--out", "mine.gguf"]) == 0
     assert (tmp_path / "mine.gguf").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", "sentimnt"], "Did you mean 'sentiment'?"),
+        (["show", "refusl"], "Did you mean 'refusal'?"),
         (["list", "--zoo", "nowhere"], "There is no folder 'nowhere' to be a zoo"),
-        (["get", "sentiment", "--out", "none/x.safetensors"], "there is no folder 'none'"),
+        (["get", "refusal", "--out", "none/x.safetensors"], "there is no folder 'none'"),
         (["list", "--zoo", "hf://zoo"], "is not an address on the hub"),
     ],
 )
