@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn import discover as discover
     from steerfn import metrics as metrics
     from steerfn import plot as plot
+    from steerfn import zoo as zoo
     from steerfn.discover import caa as caa
     from steerfn.discover import lda as lda
     from steerfn.discover import linear_probe as linear_probe
@@ -82,6 +83,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn.operators import schedules as schedules
     from steerfn.operators import scopes as scopes
     from steerfn.output import set_progress as set_progress
+    from steerfn.reporting import card as card
     from steerfn.reporting import report as report
     from steerfn.run import activations as activations
     from steerfn.run import generate as generate
@@ -105,13 +107,13 @@ __getattr__, __dir__ = _lazy(
         "steerfn.model": "from_pretrained layout",
         "steerfn.model.demo": "demo_model",
         "steerfn.output": "set_progress",
-        "steerfn.reporting": "report",
+        "steerfn.reporting": "card report",
         "steerfn.run": "activations generate score sensitivity stream",
         "steerfn.values.files": "from_repeng from_steering_vectors",
         "steerfn.verbs": "capture functional steer",
     },
     "steerfn.datasets steerfn.discover steerfn.discover.workers steerfn.evaluate.protocols steerfn.metrics "
-    "steerfn.operators.schedules steerfn.operators.scopes steerfn.plot steerfn.values.files",
+    "steerfn.operators.schedules steerfn.operators.scopes steerfn.plot steerfn.values.files steerfn.zoo",
     {
         "discover": (
             "Calibration FoundCondition LintReport Profile Quality calibrate find_condition from_sae iti lat "

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from steerfn.evaluate._pairs import analyse, plan_pairs, random_like
 from steerfn.evaluate._tally import outcome
 from steerfn.metrics import Metric
 from steerfn.reporting import Report
+from steerfn.zoo import Zoo, ZooVector
 
 PROMPTS = ("How was your day?", "今日はどうでしたか？ 😀", "Tell me\nmore.", "a | b <c>", "=1+1", "*q*")
 RANDOM = np.random.default_rng(0)
@@ -138,6 +140,13 @@ def reported():
     )
 
 
+def zoo():
+    evidence = {"alpha": 1.5, "verdict": "shown", "headline": PROMPTS[3]}
+    made = {"name": "org/*model*", "fingerprint": "0" * 16}
+    path = Path("zoo", "happy.safetensors")
+    return Zoo((ZooVector("happy", "happy", str(path), path, ("resid_post[14]",), made, PROMPTS[1], evidence),))
+
+
 RESULTS = {
     "Best": lambda: swept().best(),
     "Calibration": lambda: sf.discover.Calibration(2.0, 1.05, ((1.0, 1.01), (2.0, 1.05), (4.0, math.inf)), 21.0, 1.1),
@@ -160,5 +169,6 @@ RESULTS = {
     "Sweep": swept,
     "Transferred": transferred,
     "VectorComparison": vector_comparison,
+    "Zoo": zoo,
 }
 """By class, what makes one."""

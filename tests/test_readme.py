@@ -47,6 +47,7 @@ GUIDES = {
     "protocols": ("anti_steerable", "True", "p_first_letter", "Strengths chosen", "perplexity_ratio"),
     "report": ("Report on the steering vector “happy”", "Tested on 12 prompts"),
     "transfer": ("Carried over: cosine", "<- chosen"),
+    "zoo": ("what its report says", "base_model: HuggingFaceTB/SmolLM2-135M-Instruct", "happy again: True"),
     "sweeps": ("propensity", "15 configurations x 4 prompts", "exclamations"),
 }
 

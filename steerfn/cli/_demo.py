@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nSaved {path}. Next:")
     print(f'     steerfn generate --vector {path} --alpha 2 "Tell me about the sea."')
     print(f"     steerfn inspect {path}")
+    print("     steerfn zoo list")
     print("     steerfn discover --positive pos.txt --negative neg.txt --out mine.safetensors")
     print(f"\n({time.perf_counter() - started:.0f} s)")
     if not same:

@@ -18,6 +18,7 @@ from steerfn.cli._options import (
     write_files,
 )
 from steerfn.values import DataError
+from steerfn.values.files import is_hub
 
 FILES = ("vector", "data", "negative", "prompts", "passages", "questions", "out", "json")
 """Options that name a file, of which the command in the report tells the name and not where it lies."""
@@ -30,7 +31,7 @@ HELP = "a page on a vector, to be reviewed and signed"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("vector", metavar="VECTOR", help="a vector file")
+    command.add_argument("vector", metavar="VECTOR", help="a vector file, or hf://user/name")
     command.add_argument(
         "--data",
         metavar="FILE",
@@ -123,7 +124,8 @@ def command_of(options: argparse.Namespace) -> str:
     parser = argparse.ArgumentParser()
     add_options(parser)
     usual = vars(parser.parse_args(["-"]))
-    words = ["steerfn", "report", os.path.basename(options.vector)]
+    vector = options.vector if is_hub(options.vector) else os.path.basename(options.vector)
+    words = ["steerfn", "report", vector]
     for name, value in vars(options).items():
         if name == "vector" or name in UNTOLD or value == usual[name]:
             continue

@@ -86,6 +86,6 @@ def prose(text: str, screen: Screen, mark: str = "") -> list[str]:
 
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    for sign in "\\`*_[]<>|":
+    for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from steerfn.values.files import is_hub
+
 HOW = ("progress", "batch_size", "call", "title")
 """Options that change how long it takes and how it looks, not what comes out."""
 LONGEST = 120
@@ -42,7 +44,7 @@ def _argument_source(name: str, value: Any) -> str:
     """An argument as code, or its name where the code would be long."""
     if isinstance(value, os.PathLike):
         value = Path(value).name
-    if isinstance(value, str) and name in ("vector", "data"):
+    if isinstance(value, str) and name in ("vector", "data") and not is_hub(value):
         value = Path(value).name  # where it lies on this machine is nobody's business
     plain = value is None or isinstance(value, (bool, int, float, str))
     listed = isinstance(value, (list, tuple)) and all(isinstance(each, (bool, int, float, str)) for each in value)

@@ -16,7 +16,7 @@ from steerfn.datasets import ContrastSet, describe_texts, from_file
 from steerfn.operators import as_vector
 from steerfn.run import Text, is_token_ids, same_text, shown_prompt
 from steerfn.values import DataError, FileError, SteeringVector, number_groups
-from steerfn.values.files import MAX_BYTES, Refused, describe, load, read_bytes
+from steerfn.values.files import MAX_BYTES, HubAddress, Refused, describe, is_hub, load, read_bytes
 
 MATCHES = {
     "same": "The vector says that it was made from these very weights: their hashes are the same.",
@@ -33,8 +33,8 @@ def vector_of(v: Any) -> tuple[SteeringVector, dict[str, Any]]:
     """A vector, and what is known of the file that it came from, if it did.
 
     Returns:
-        The vector, and `file` (its name, without where it lies), `file_sha256` and `versions` (that wrote it), each
-        None for a vector that did not come from a file.
+        The vector, and `file` (its name, without where it lies; on the hub its address), `file_sha256` and `versions`
+        (that wrote it), each None for a vector that did not come from a file.
 
     Raises:
         FileError: a file that `load` refuses.
@@ -42,7 +42,12 @@ def vector_of(v: Any) -> tuple[SteeringVector, dict[str, Any]]:
     """
     if not isinstance(v, (str, os.PathLike)):
         return as_vector(v, "report"), {"file": None, "file_sha256": None, "versions": None}
-    vector, path = load(v), Path(v)
+    vector = load(v)
+    if is_hub(v):
+        file = HubAddress(*(vector.metadata["hub"][key] for key in ("repo", "revision", "file")))
+        versions = describe(str(file))["versions"]
+        return vector, {"file": str(file), "file_sha256": vector.metadata["hub"]["sha256"], "versions": versions}
+    path = Path(v)
     try:
         digest = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
     except (OSError, Refused) as error:  # it was there a moment ago

@@ -255,6 +255,43 @@ class SteeringVector:
         checked_for = None if "model" in values else self.metadata.checked_for
         return replace(self, metadata=Metadata({**self.metadata, **values}, checked_for=checked_for))
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        card: str | None = None,
+        file: str = "vector.safetensors",
+        revision: str | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Put the vector, and a card beside it, into a repository of the Hugging Face hub, in one commit.
+
+        A repository that is not there is made. The login is the hub client's (`hf auth login`, or HF_TOKEN), and so is
+        the endpoint (HF_ENDPOINT). Nothing is pushed that `sf.load` would not read back.
+
+        Args:
+            repo: "user/name".
+            card: the text of a card, as `sf.card(report)` writes it: the repository's README.md, or for another `file`
+                the `.md` of its name.
+            file: the vector's path in the repository; its suffix picks the format, as in `sf.save`.
+            revision: a branch that is there; default the main one.
+            private: whether a new repository is private; default is the owner's setting.
+            message: of the commit.
+
+        Returns:
+            The address that `sf.load` takes, with the commit: "hf://user/name@commit/vector.safetensors".
+
+        Raises:
+            FileError: not the name of a repository, no login, no right to write there, or no way to the hub; also as
+                `sf.save`.
+
+        Example:
+            >>> v.push_to_hub("user/happy", card=sf.card(report))  # doctest: +SKIP
+            'hf://user/happy@1f0c.../vector.safetensors'
+        """
+        return _push(self, repo, card=card, file=file, revision=revision, private=private, message=message)
+
     def resolve(self, n_layers: int) -> "SteeringVector":
         """The vector with negative layers counted from 0; directions that meet on a site add up."""
         if all(isinstance(s.layer, int) and 0 <= s.layer < n_layers for s in self.sites):
@@ -268,6 +305,12 @@ class SteeringVector:
             if mine.name == site.name:
                 return direction
         return None
+
+
+def _push(vector: SteeringVector, repo: str, **options: Any) -> str:
+    from steerfn.values.files import push_to_hub  # files know vectors, and vectors no files
+
+    return push_to_hub(vector, repo, **options)
 
 
 def _sum_by_site(pairs: Sequence[tuple[Any, ...]]) -> dict[Site, Tensor]:

@@ -13,11 +13,16 @@ from steerfn.values.files._document import brief as brief
 from steerfn.values.files._document import parse_json as parse_json
 from steerfn.values.files._document import vector_sha256 as vector_sha256
 from steerfn.values.files._document import version_of as version_of
+from steerfn.values.files._hub import HubAddress as HubAddress
+from steerfn.values.files._hub import fetch_folder as fetch_folder
+from steerfn.values.files._hub import is_hub as is_hub
+from steerfn.values.files._push_to_hub import push_to_hub as push_to_hub
 from steerfn.values.files._read import check_size as check_size
 from steerfn.values.files._read import read_bytes as read_bytes
 from steerfn.values.files._save_load import FORMATS as FORMATS
 from steerfn.values.files._save_load import check_target as check_target
 from steerfn.values.files._save_load import describe as describe
+from steerfn.values.files._save_load import encode as encode
 from steerfn.values.files._save_load import load as load
 from steerfn.values.files._save_load import load_bytes as load_bytes
 from steerfn.values.files._save_load import remove as remove

@@ -18,6 +18,7 @@ from steerfn.values._vector import SteeringVector
 from steerfn.values.files import _gguf, _json_pt, _safetensors
 from steerfn.values.files._atomic import check_output, sync_folder, write_together
 from steerfn.values.files._document import SAVE_AGAIN, Read, Refused, brief
+from steerfn.values.files._hub import FILE, HubAddress, HubReader, is_hub
 from steerfn.values.files._read import check_size, read_bytes
 
 
@@ -76,6 +77,26 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float =
         ('happy-1.5.safetensors', True)
     """
     path, form = check_target(path, overwrite=overwrite)
+    files = encode(vector, path, alpha=alpha)
+    try:
+        write_together(files)
+        form.remove_former(path, files)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileError(
+            f"The vector cannot be written to '{path}': {reason}; what was there before is unchanged, choose another "
+            "place."
+        ) from None
+    return path
+
+
+def encode(vector: Any, path: Path, *, alpha: float = 1.0) -> dict[Path, bytes]:
+    """The files of a vector, which have been read back from memory, in the order of writing.
+
+    Raises:
+        FileError, ShapeError, SiteError: as `save`.
+    """
+    path, form = _format(path)
     if not isinstance(vector, SteeringVector):
         raise FileError(f"sf.save writes a SteeringVector, not a {type(vector).__name__}; pass sf.save(vector, path).")
     if finite_number("alpha", alpha) != 1:
@@ -97,16 +118,7 @@ def save(vector: SteeringVector, path: str | os.PathLike[str], *, alpha: float =
         raise FileError(
             f"Cannot save this vector as '{path}': {obstacle}; save finite CPU or GPU tensors and less metadata."
         )
-    try:
-        write_together(files)
-        form.remove_former(path, files)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileError(
-            f"The vector cannot be written to '{path}': {reason}; what was there before is unchanged, choose another "
-            "place."
-        ) from None
-    return path
+    return files
 
 
 def check_target(path: Any, *, overwrite: bool = True) -> tuple[Path, Format]:
@@ -115,6 +127,8 @@ def check_target(path: Any, *, overwrite: bool = True) -> tuple[Path, Format]:
     Raises:
         FileError: as `save`.
     """
+    if is_hub(path):
+        raise FileError(f"sf.save writes to this machine, and '{path}' is on the hub: call v.push_to_hub('user/name').")
     path, form = _format(path)
     check_output(path, "The vector")
     if path.exists() and not overwrite:
@@ -124,16 +138,20 @@ def check_target(path: Any, *, overwrite: bool = True) -> tuple[Path, Format]:
 
 @public
 def load(path: str | os.PathLike[str], *, model: Any = None, strict: bool | str = False) -> SteeringVector:
-    """Read a vector from a file, on the CPU; bit for bit what was saved.
+    """Read a vector from a file, or from the hub, on the CPU; bit for bit what was saved.
 
     Args:
-        path: a file that `save` wrote. It may come from anyone: nothing in it is executed.
+        path: a file that `save` wrote. It may come from anyone: nothing in it is executed. A text
+            "hf://user/name[@revision][/file]" is fetched by `huggingface_hub` (by default "vector.safetensors" of the
+            main branch), and without a connection read from its cache; `metadata["hub"]` then holds `repo`, `revision`
+            (the commit), `file` and its `sha256`.
         model: the model it is meant for, to be checked against the one it was made from.
         strict: with `model`, True refuses a vector unless it was made from these very weights, "architecture" unless
             from a model of this architecture; by default another architecture warns. See `check_match`.
 
     Raises:
-        FileError: a file that is missing, damaged, hostile, or of an unknown format.
+        FileError: a file that is missing, damaged, hostile, or of an unknown format; on the hub also no such
+            repository or revision, no right to it, or no connection to a file that is not in the cache.
         ModelError: a vector that does not fit `model`, or with `strict` one that is not known to be of it.
 
     Example:
@@ -143,7 +161,7 @@ def load(path: str | os.PathLike[str], *, model: Any = None, strict: bool | str 
         ...     sf.load(sf.save(v, f"{folder}/happy.json")).metadata["method"]
         'caa'
     """
-    vector, _ = _read(path, read_bytes)
+    vector, _ = _read_from(path)
     if model is not None:
         check_match(vector, model, strict=strict)
     return vector
@@ -193,12 +211,23 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         ...     sf.files.describe(sf.save(v, f"{folder}/happy.safetensors"))["sites"]
         ['resid_post[3]']
     """
-    _, document = _read(path, read_bytes)
+    address = HubAddress.of(path)
+    _, document = _read_from(path)
     kept = {key: document.get(key) for key in ("version", "sites", "metadata", "versions", "sha256")}
-    return {"format": Path(path).suffix.lower()[1:], **kept}
+    return {"format": Path(path if address is None else address.file or FILE).suffix.lower()[1:], **kept}
 
 
-def _read(path: str | os.PathLike[str], read: Read) -> tuple[SteeringVector, dict[str, Any]]:
+def _read_from(path: str | os.PathLike[str]) -> tuple[SteeringVector, dict[str, Any]]:
+    """The vector and the document of a file, on this machine or on the hub."""
+    address = HubAddress.of(path)
+    if address is None:
+        return _read(path, read_bytes)
+    reader = HubReader(address)
+    vector, document = _read(reader.file, reader, str(address))
+    return vector.with_metadata(hub=reader.provenance), document
+
+
+def _read(path: str | os.PathLike[str], read: Read, shown: str | None = None) -> tuple[SteeringVector, dict[str, Any]]:
     path, form = _format(path)
     try:
         return form.decode(path, read)
@@ -210,7 +239,7 @@ def _read(path: str | os.PathLike[str], read: Read) -> tuple[SteeringVector, dic
         what, fix = error.strerror or str(error), "check its permissions"
     except Exception as error:  # the promise of one clear error also covers what nobody foresaw
         what, fix = f"it is damaged ({type(error).__name__}: {brief(str(error))})", SAVE_AGAIN
-    raise FileError(f"Cannot load '{path}': {what}; {fix}.")
+    raise FileError(f"Cannot load '{shown or path}': {what}; {fix}.")
 
 
 def _within_limit(data: bytes, limit: int) -> bytes:
