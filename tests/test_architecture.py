@@ -17,7 +17,7 @@ FOLDERS = {f.name for f in PACKAGE.iterdir() if f.is_dir() and f.name != "__pyca
 # A folder imports what stands before it in this list, never after. The edges share the last place, and may know all.
 FLOORS = (
     "values output operators model verbs run datasets metrics discover evaluate "
-    "cli+engines+integrations+plot+reporting+serving"
+    "board+cli+engines+integrations+plot+reporting+serving"
 )
 
 

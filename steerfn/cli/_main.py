@@ -50,14 +50,38 @@ def _show_warning(otherwise: Any) -> Any:
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     from steerfn import __version__
-    from steerfn.cli import _bake, _compare, _demo, _discover, _export, _generate, _inspect, _report, _serve, _sweep
+    from steerfn.cli import (
+        _bake,
+        _compare,
+        _dashboard,
+        _demo,
+        _discover,
+        _export,
+        _generate,
+        _inspect,
+        _report,
+        _serve,
+        _sweep,
+    )
 
     top = argparse.ArgumentParser(
         prog="steerfn", description="Change how a language model behaves, without training, and undo it bit for bit."
     )
     top.add_argument("--version", action="version", version=f"steerfn {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _export, _bake, _serve):
+    for module in (
+        _demo,
+        _discover,
+        _generate,
+        _compare,
+        _sweep,
+        _report,
+        _inspect,
+        _export,
+        _bake,
+        _serve,
+        _dashboard,
+    ):
         # A command has the name of its file, and that file's first line as its description.
         name = module.__name__.rpartition("._")[2]
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
