@@ -17,7 +17,7 @@ from steerfn.board._state import SCOPES as SCOPES
 from steerfn.board._state import Push as Push
 from steerfn.board._state import State as State
 from steerfn.board._steering import operator_of as operator_of
-from steerfn.board._steering import steering_of as steering_of
+from steerfn.board._steering import read_steering as read_steering
 from steerfn.values import SteerError, missing
 
 if TYPE_CHECKING:  # what needs the extra

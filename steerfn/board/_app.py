@@ -1,8 +1,9 @@
 """The page: where the controls stand, and what their buttons do."""
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,7 +17,7 @@ from steerfn.board._make import lint, lint_html, make, profile, profile_html, ve
 from steerfn.board._presets import Presets
 from steerfn.board._python import to_python
 from steerfn.board._source import Source
-from steerfn.board._state import VIEWS, Push, State
+from steerfn.board._state import PROMPTS, VIEWS, Push, State
 from steerfn.board._strength import strengths, strengths_html
 from steerfn.model import layout, unwrap_model
 from steerfn.output import render
@@ -41,6 +42,24 @@ AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 def alert(error: Exception) -> Markup:
     """An error on the page, in its own words."""
     return render("board/alert.html.j2", message=str(error))
+
+
+def _note(text: str = "") -> Any:
+    """What stands above the tabs; no room is kept for it where there is nothing to say."""
+    return gr.update(value=text, visible=bool(text))
+
+
+def _lines_of(texts: Sequence[Any]) -> str:
+    """Texts, one a line.
+
+    Raises:
+        DataError: texts that are no lines.
+    """
+    if not all(isinstance(each, str) and len(each.splitlines()) == 1 for each in texts):
+        raise DataError(
+            "This file holds conversations, or texts of several lines; make its vector with steerfn discover --pairs."
+        )
+    return "\n".join(texts)
 
 
 class Page:
@@ -70,13 +89,14 @@ class Page:
         with gr.Blocks(title="steerfn", analytics_enabled=False, fill_width=True) as blocks:
             about = {"model": self._source.model, "layers": at.n_layers, "width": at.d_model}
             gr.HTML(render("board/header.html.j2", **about), elem_classes="board-header")
-            self.controls = controls = Controls(self.presets, at.n_layers)
+            self.controls = Controls(self.presets, at.n_layers)
             self.exchanges = gr.State(())
             with gr.Row(elem_id="board", equal_height=False):
                 with gr.Column(scale=2, min_width=300, elem_id="board-side"):
                     self._build_side()
                 with gr.Column(scale=5, min_width=320, elem_id="board-main"):
-                    self.note = gr.HTML("", elem_classes="board-note")
+                    self.note = gr.HTML("", visible=False, elem_classes="board-note")
+                    self.opened: list[tuple[Any, str]] = []
                     with gr.Tabs(selected=self.start.view) as self.tabs:
                         for view, build in zip(
                             VIEWS,
@@ -85,7 +105,7 @@ class Page:
                         ):
                             with gr.Tab(view.capitalize(), id=view) as tab:
                                 build()
-                            tab.select(lambda view=view: view, None, controls.view, **AT_ONCE)
+                            self.opened.append((tab, view))
                     self._build_code()
             self._connect(blocks)
         return blocks
@@ -126,18 +146,20 @@ class Page:
         with gr.Row():
             controls.prompts.render()
             controls.metrics.render()
-        self.sweep = gr.Button("Try the strengths", variant="primary", elem_id="sweep")
+        with gr.Row(elem_classes="board-buttons"):
+            self.sweep = gr.Button("Try the strengths", variant="primary", min_width=120, elem_id="sweep")
         self.swept = gr.HTML("", elem_classes="board-out", elem_id="swept")
 
     def _build_look(self) -> None:
         self.controls.text.render()
         self.controls.tokens.render()
-        self.look = gr.Button("Look", variant="primary", elem_id="look")
+        with gr.Row(elem_classes="board-buttons"):
+            self.look = gr.Button("Look", variant="primary", min_width=120, elem_id="look")
         self.looked = gr.HTML("", elem_classes="board-out", elem_id="looked")
 
     def _build_make(self) -> None:
         controls = self.controls
-        with gr.Row():
+        with gr.Row(elem_classes="board-buttons"):
             controls.dataset.render()
             self.upload = gr.UploadButton("Texts from a file", file_types=[".txt", ".json", ".jsonl", ".csv", ".tsv"])
         with gr.Row():
@@ -152,7 +174,7 @@ class Page:
             self.make = gr.Button("Make the vector", variant="primary", min_width=120, elem_id="make")
         self.made = gr.HTML("", elem_classes="board-out", elem_id="made")
         self.vector = gr.State(None)
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="board-buttons"):
             controls.name.render()
             self.save = gr.Button("Save", interactive=False, min_width=90, elem_id="save")
 
@@ -213,8 +235,10 @@ class Page:
             self._resume, whole, conversation, **MODEL
         )
         self.download.click(None, self.json, None, js=DOWNLOAD)
-        changes = [each.change for each in controls.inputs]
-        gr.on(changes, self._codes, every, codes, trigger_mode="always_last", **AT_ONCE)
+        code: dict[str, Any] = {"fn": self._codes, "inputs": {*every, self.prompt}, "outputs": codes, **AT_ONCE}
+        gr.on([each.change for each in (*controls.inputs, self.prompt)], **code, trigger_mode="always_last")
+        for tab, view in self.opened:
+            tab.select(lambda view=view: view, None, controls.view, **AT_ONCE).then(**code)
 
     # Compare
 
@@ -286,7 +310,7 @@ class Page:
         )
 
     def _look(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        most = {"maximum": max(1, len(token_texts(self.tokenizer, values[self.controls.text] or " ")))}
+        most: dict[str, Any] = {"maximum": max(1, len(token_texts(self.tokenizer, values[self.controls.text] or " ")))}
         most["value"] = min(values[self.controls.tokens] or 0, most["maximum"])
         shown = self._shown(
             {**values, self.controls.tokens: most["value"]}, "look",
@@ -327,14 +351,13 @@ class Page:
 
         try:
             texts = from_file(path)
-            if not all(isinstance(each, str) for side in (texts.positive, texts.negative) for each in side):
-                raise DataError("This file holds conversations; make its vector in Python or on the command line.")
+            positive, negative = (_lines_of(side) for side in (texts.positive, texts.negative))
         except SteerError as error:
             return {self.made: alert(error)}
         controls = self.controls
         return {
-            controls.dataset: "", controls.positive: "\n".join(texts.positive),
-            controls.negative: "\n".join(texts.negative), self.made: "",
+            controls.dataset: "", controls.positive: positive,
+            controls.negative: negative, self.made: "",
         }  # fmt: skip
 
     # States
@@ -347,14 +370,14 @@ class Page:
             kept = {push.vector: push for push in controls.pushes(values, values[controls.chosen])}
             updates = controls.slots([kept.get(name, Push(name)) for name in names])
         except SteerError as error:
-            return {self.note: alert(error)}
+            return {self.note: _note(alert(error))}
         shown = {slot: gr.update(visible=i < len(names)) for i, slot in enumerate(self.slots)}
-        return {**updates, **shown, controls.chosen: tuple(names), self.note: ""}
+        return {**updates, **shown, controls.chosen: tuple(names), self.note: _note()}
 
     def _show(self, state: State, note: Markup | str = "") -> dict[Any, Any]:
         shown = {slot: gr.update(visible=i < len(state.steering)) for i, slot in enumerate(self.slots)}
         return {
-            **self.controls.write(state), **shown, self.tabs: gr.update(selected=state.view), self.note: note,
+            **self.controls.write(state), **shown, self.tabs: gr.update(selected=state.view), self.note: _note(note),
         }  # fmt: skip
 
     def _open(self, request: gr.Request) -> dict[Any, Any]:
@@ -369,11 +392,13 @@ class Page:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return self._show(State.from_json(file.read(1_000_001)))
         except SteerError as error:
-            return {self.note: alert(error)}
+            return {self.note: _note(alert(error))}
 
     def _codes(self, values: dict[Any, Any], request: gr.Request) -> list[str]:
         try:
             state = self.controls.read(values)
+            if not state.turns:  # nothing is sent yet
+                state = dataclasses.replace(state, turns=((values[self.prompt] or "").strip() or PROMPTS[0],))
         except SteerError as error:
             return [str(error)] * 3 + [""]
         source, query = self.source, state.to_query()

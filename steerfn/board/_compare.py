@@ -1,6 +1,6 @@
 """A conversation with and without steering, both sides streaming together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -24,7 +24,9 @@ class Exchange(NamedTuple):
 Exchanges = tuple[Exchange, ...]
 
 
-def converse(model: Any, tokenizer: Any, presets: Presets, state: State, before: Exchanges = ()) -> Iterator[Exchanges]:
+def converse(
+    model: Any, tokenizer: Any, presets: Presets, state: State, before: Exchanges = ()
+) -> Generator[Exchanges, None, None]:
     """The conversation so far, after every token; both sides of a turn are rows of one batch, with the same seed.
 
     Args:

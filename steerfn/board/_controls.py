@@ -10,16 +10,15 @@ from steerfn import datasets, metrics
 from steerfn.board._make import METHODS, POSITIONS
 from steerfn.board._presets import Presets
 from steerfn.board._state import SCOPES, Push, State
-from steerfn.values import DataError, SiteError
+from steerfn.values import DataError, Site, SiteError
 
 SLOTS = 6
 """Vectors at once."""
 RANGE = 8.0
 """The largest strength of a slider, unless a state has a larger one."""
-WHOLE = "all its layers"
+WHOLE = "all"
 SCOPE_NAMES = {
-    "everywhere": "every token", "generated": "the answer", "prompt": "the prompt",
-    "last_prompt_token": "the prompt's last token",
+    "everywhere": "all tokens", "generated": "answer", "prompt": "prompt", "last_prompt_token": "end of prompt",
 }  # fmt: skip
 assert tuple(SCOPE_NAMES) == SCOPES
 
@@ -35,7 +34,7 @@ class Controls:
     def __init__(self, presets: Presets, n_layers: int) -> None:
         start = State()
         self.presets, names = presets, presets.names()
-        hidden = {"render": False}
+        hidden: dict[str, Any] = {"render": False}
         self.view, self.turns, self.chosen = gr.State(start.view), gr.State(()), gr.State(())
         self.vectors = gr.Dropdown(
             names, label="Vectors", multiselect=True, max_choices=SLOTS, info="They act together.", **hidden
@@ -44,7 +43,7 @@ class Controls:
         self.sites = [gr.Dropdown([WHOLE], value=WHOLE, label="Layer", min_width=120, **hidden) for _ in range(SLOTS)]
         scopes = [(name, scope) for scope, name in SCOPE_NAMES.items()]
         self.scopes = [
-            gr.Dropdown(scopes, value="everywhere", label="Steers", min_width=120, **hidden) for _ in range(SLOTS)
+            gr.Dropdown(scopes, value="everywhere", label="Scope", min_width=120, **hidden) for _ in range(SLOTS)
         ]
         self.chat = gr.Radio(
             [("Chat", True), ("Plain text", False)], value=True, label="Prompts are", elem_classes="board-row", **hidden
@@ -79,9 +78,9 @@ class Controls:
     def inputs(self) -> list[Any]:
         """Every component, in the order of `write`."""
         return [
-            self.view, self.turns, self.chosen, self.vectors, *self.alphas, *self.sites, *self.scopes, self.chat, self.new,
-            self.sample, self.seed, self.focus, self.strengths, self.prompts, self.metrics, self.text, self.tokens,
-            self.dataset, self.positive, self.negative, self.method, self.position, self.layer, self.name,
+            self.view, self.turns, self.chosen, self.vectors, *self.alphas, *self.sites, *self.scopes, self.chat,
+            self.new, self.sample, self.seed, self.focus, self.strengths, self.prompts, self.metrics, self.text,
+            self.tokens, self.dataset, self.positive, self.negative, self.method, self.position, self.layer, self.name,
         ]  # fmt: skip
 
     def read(self, values: Mapping[Any, Any]) -> State:
@@ -160,16 +159,27 @@ class Controls:
         """The controls of the vectors that are chosen."""
         updates: dict[Any, Any] = {}
         for push, alpha, site, scope in zip(steering, self.alphas, self.sites, self.scopes, strict=False):
-            sites, most = [each.name for each in self.presets.get(push.vector).sites], max(RANGE, abs(push.alpha))
+            sites = {each.name: layer_name(each) for each in self.presets.get(push.vector).sites}
             if push.site not in (None, *sites):
-                raise SiteError(f"The vector {push.vector!r} has no {push.site!r:.80}; it has {', '.join(sites[:20])}.")
+                have = ", ".join(list(sites)[:20])
+                raise SiteError(f"The vector {push.vector!r} has no {push.site!r:.80}; it has {have}.")
+            most = max(RANGE, abs(push.alpha))
             updates[alpha] = gr.update(
                 label=f"Strength of {push.vector}", value=push.alpha, minimum=-most, maximum=most
             )
-            choices = [WHOLE, *sites] if len(sites) > 1 else [(sites[0], WHOLE), *([push.site] if push.site else [])]
+            named = [(label, name) for name, label in sites.items()]
+            choices = [
+                (WHOLE if len(sites) > 1 else named[0][0], WHOLE),
+                *(named if len(sites) > 1 or push.site else ()),
+            ]
             updates[site] = gr.update(label=f"Layer of {push.vector}", choices=choices, value=push.site or WHOLE)
-            updates[scope] = gr.update(label=f"What {push.vector} steers", value=push.scope)
+            updates[scope] = gr.update(label=f"Scope of {push.vector}", value=push.scope)
         return updates
+
+
+def layer_name(site: Site) -> str:
+    """How a site is called where there is little room: a block's output by its number."""
+    return str(site.block) if site.kind == "resid_post" else site.name
 
 
 def _lines(text: str | None) -> tuple[str, ...]:

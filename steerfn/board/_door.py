@@ -58,8 +58,8 @@ class Door:
         hosts = {host_name(value.decode("latin-1")) for name, value in scope["headers"] if name.lower() == b"host"}
         if not (hosts and hosts <= known) and "*" not in self.hosts:
             raise RequestError(
-                f"This page does not answer as {', '.join(hosts) or 'no host'!r:.140}; ask for localhost, or start it with "
-                "--allowed-host NAME.",
+                f"This page does not answer as {', '.join(hosts) or 'no host'!r:.140}; ask for localhost, or start it "
+                "with --allowed-host NAME.",
                 400,
             )
         # A page of another site may send requests here, though it cannot read the answers.

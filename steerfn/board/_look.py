@@ -1,4 +1,4 @@
-"""Looking inside: the next token before and after, a text coloured by a vector's reading, the push beside the stream."""
+"""Looking inside: the next token, a text coloured by a vector's reading, the push beside the stream."""
 
 from typing import Any
 
@@ -16,6 +16,8 @@ from steerfn.run import encode, input_device
 from steerfn.values import DataError, SteeringVector
 from steerfn.verbs import capture
 
+WIDTH = 4.8
+"""Inches of a figure, which a telephone shows too."""
 MOST = 6
 """Sites of a vector that are drawn."""
 
@@ -44,16 +46,16 @@ def look_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> Mar
         )
     op = operator_of(state.steering, presets.get)
     before = list(ids)[: state.tokens or len(ids)]
-    chart = plot.token_probabilities(
-        model, tokenizer, before, op, title=f"Next token after {len(before)} of {len(ids)}"
-    )
+    tail = "".join(token_texts(tokenizer, state.text)[: len(before)])[-40:]
+    said = f"Next token after {len(before)} of {len(ids)} tokens, “{tail}”"
+    chart = plot.token_probabilities(model, tokenizer, before, op, title=said, width=WIDTH)
     push = focus_of(state)
     readings, table = [], None
     if push.vector:
         vector = part_of(push, presets.get(push.vector))
         readings = [
             picture(
-                plot.tokens(model, tokenizer, state.text, vector, site),
+                plot.tokens(model, tokenizer, state.text, vector, site, width=WIDTH),
                 f"The text, each token coloured by where its state lies along {push.vector} at {site}",
             )
             for site in vector.sites[:MOST]
@@ -61,7 +63,7 @@ def look_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> Mar
         table = pushes(model, tokenizer, state.text, vector, push.alpha).html()
     return render(
         "board/look.html.j2", chart=picture(chart, "The likeliest next tokens without and with steering"),
-        readings=readings, table=table, name=push.vector, alpha=push.alpha, tail=token_texts(tokenizer, state.text)[len(before) - 1],
+        readings=readings, table=table, name=push.vector, alpha=push.alpha,
     )  # fmt: skip
 
 

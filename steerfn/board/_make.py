@@ -63,10 +63,8 @@ def profile_html(made: Profile) -> Markup:
 
 def vector_html(vector: SteeringVector, remarks: LintReport) -> Markup:
     """What a vector is, how good it is, and what is wrong with its texts."""
-    return render(
-        "board/make.html.j2", vector=str(vector), qualities=[(str(site), each) for site, each in quality(vector).items()],
-        findings=list(remarks),
-    )  # fmt: skip
+    qualities = [(str(site), each) for site, each in quality(vector).items()]
+    return render("board/make.html.j2", vector=str(vector), qualities=qualities) + lint_html(remarks)
 
 
 def lint_html(remarks: LintReport) -> Markup:

@@ -91,7 +91,9 @@ def _make(state: State, source: Source) -> Iterator[str]:
     layer = "sf.layout(model).n_layers // 2" if state.layer is None else state.layer
     yield ""
     yield "print(sf.discover.lint_pairs(positive, negative))"
-    yield f"v = sf.{state.method}(model, tokenizer, positive, negative, {layer}, position={quote(state.position)}, quality=True)"
+    method = f"sf.{'discover.' * (state.method == 'lat')}{state.method}"
+    more = f"position={quote(state.position)}, quality=True"
+    yield f"v = {method}(model, tokenizer, positive, negative, {layer}, {more})"
     yield "print(sf.quality(v))"
     yield f"sf.save(v, {quote(target_of(state, source))})"
 
@@ -114,7 +116,9 @@ def _operator(steering: Sequence[Push], source: Source) -> str:
         op if push.scope == "everywhere" else f"sf.at(sf.{push.scope}, {op})"
         for op, push in zip(ops, steering, strict=True)
     ]
-    return scoped[0] if len(scoped) == 1 else f"sf.chain({', '.join(scoped)})"
+    if len(scoped) == 1:
+        return scoped[0]
+    return "sf.chain(\n" + "".join(f"    {op},\n" for op in scoped) + ")" if scoped else "sf.identity"
 
 
 def _part(push: Push, source: Source) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.themes
 from fastapi import FastAPI
 
 from steerfn.board._app import Page
@@ -28,10 +29,16 @@ MOST = "64mb"
 
 def theme() -> Any:
     """The look of the page: the system's own fonts, and one colour."""
-    made = gr.themes.Base(
+    made = gradio.themes.Base(
         primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO, radius_size="sm"
     )
-    return made.set(button_primary_background_fill="#0b5cad", button_primary_background_fill_dark="#1f6fc4")
+    return made.set(
+        button_primary_background_fill="#0b5cad", button_primary_background_fill_dark="#1f6fc4",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200", input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )  # fmt: skip
 
 
 def check_keys(host: str, api_keys: Any) -> Keys:
@@ -44,7 +51,7 @@ def check_keys(host: str, api_keys: Any) -> Keys:
     keys = Keys(api_keys)
     if host_name(host) not in HERE and keys.open:
         raise SteerError(
-            f"A page at {host}, where others can reach it, needs keys: pass --api-keys FILE, or api_keys=[...]; or keep "
+            f"A page at {host}, where others can reach it, needs keys: pass --api-keys FILE (api_keys=[...]), or keep "
             "it at 127.0.0.1."
         )
     if isinstance(api_keys, dict) and any(each is not None for each in api_keys.values()):

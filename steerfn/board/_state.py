@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import parse_qsl, urlencode
 
 from steerfn.values import DataError
@@ -97,8 +97,10 @@ class State:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values."""
-        values = dataclasses.asdict(self)
-        return json.loads(json.dumps({f.name: values[f.name] for f in FIELDS if getattr(self, f.name) != f.default}))
+        changed = _changed(self)
+        if self.steering:
+            changed["steering"] = [_changed(push) for push in self.steering]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     @classmethod
     def from_dict(cls, values: Any) -> "State":
@@ -151,6 +153,10 @@ FIELDS = dataclasses.fields(State)
 TEXTS = {field.name for field in FIELDS if field.type is str}
 
 
+def _changed(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default}
+
+
 def _number(text: str) -> Any:
     try:
         return json.loads(text)
@@ -173,18 +179,17 @@ def _value(field: Any, value: Any) -> Any:
     if field.name == "steering" and isinstance(value, (list, tuple)):
         return tuple(_read(Push, each, "An entry of steering") for each in value)
     some = str(field.type)
-    texts = "tuple[str" in some and isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
-    numbers = "tuple[float" in some and isinstance(value, (list, tuple)) and all(map(_is_finite, value))
-    if texts or numbers:
-        return tuple(value if texts else map(float, value))
+    if isinstance(value, (list, tuple)) and "tuple[str" in some and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    if isinstance(value, (list, tuple)) and "tuple[float" in some and all(map(_is_finite, value)):
+        return tuple(map(float, value))
     if field.type is float and _is_finite(value):
         return float(value)
-    if (field.type in (str, bool) and type(value) is field.type) or ("None" in some and value is None):
-        return value
-    if (field.type is int or "int |" in some) and type(value) is int:
+    plain = (str, bool, int)
+    if type(value) in plain and field.type in (type(value), type(value) | None) or (value is None and "None" in some):
         return value
     raise DataError(f"The field {field.name!r} of a state does not take {value!r:.80}.")
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -26,7 +26,7 @@ def operator_of(steering: Sequence[Push], get: Callable[[str], SteeringVector]) 
     return ops[0] if len(ops) == 1 else chain(*ops)
 
 
-def steering_of(text: str) -> tuple[Push, ...]:
+def read_steering(text: str) -> tuple[Push, ...]:
     """The entries that a JSON list says.
 
     Raises:

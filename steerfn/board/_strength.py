@@ -12,7 +12,7 @@ from steerfn.board._state import State
 from steerfn.board._steering import SCOPES
 from steerfn.evaluate import Sweep, sweep
 from steerfn.output import Table, render
-from steerfn.values import DataError
+from steerfn.values import DataError, Site
 
 NARROW = 4.2
 """Inches of a small figure."""
@@ -27,13 +27,21 @@ def strengths(model: Any, tokenizer: Any, presets: Presets, state: State) -> Swe
     push = focus_of(state)
     if not push.vector:
         raise DataError("There is no vector to try; choose one on the left, or make one in the tab Make.")
-    more: dict[str, Any] = {"seed": state.seed} if state.sample else {}
     return sweep(
-        model, tokenizer, list(state.prompts), {push.vector: presets.get(push.vector)}, state.alphas,
-        sites=push.site, scope=None if push.scope == "everywhere" else SCOPES[push.scope], metrics=list(state.metrics),
-        max_new_tokens=state.max_new_tokens, chat=None if state.chat else False, do_sample=state.sample, progress=False,
-        **more,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        list(state.prompts),
+        {push.vector: presets.get(push.vector)},
+        state.alphas,
+        sites=None if push.site is None else Site.parse(push.site),
+        scope=None if push.scope == "everywhere" else SCOPES[push.scope],
+        metrics=list(state.metrics),
+        max_new_tokens=state.max_new_tokens,
+        seed=state.seed,
+        chat=None if state.chat else False,
+        do_sample=state.sample,
+        progress=False,
+    )
 
 
 def strengths_html(table: Sweep) -> Markup:

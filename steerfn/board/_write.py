@@ -20,9 +20,7 @@ def result_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> M
         SteerError: as the view.
     """
     if state.view == "compare":
-        exchanges = ()
-        for exchanges in converse(model, tokenizer, presets, state):
-            continue
+        *_, exchanges = converse(model, tokenizer, presets, state)
         return exchanges_html(exchanges)
     if state.view == "strength":
         return strengths_html(strengths(model, tokenizer, presets, state))

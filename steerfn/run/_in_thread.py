@@ -3,7 +3,7 @@
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from steerfn.verbs import STREAM
 
 
-def pieces_of(work: Callable[[Callable[[Any], None], threading.Event], Any]) -> Iterator[Any]:
+def pieces_of(work: Callable[[Callable[[Any], None], threading.Event], Any]) -> Generator[Any, None, None]:
     """What some work emits, while it runs in a thread of its own.
 
     Contexts that are open in the calling thread hold there too. An error of the work is raised where the pieces are

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +45,7 @@ def stream_rows(
     chat: Chat = None,
     max_new_tokens: int | None = None,
     **hf: Any,
-) -> Iterator[tuple[str, ...]]:
+) -> Generator[tuple[str, ...], None, None]:
     """The texts of several prompts so far, after every token; the last are those of `generate`.
 
     Generation runs in a thread of its own, as in `stream`; closing the iterator stops it at the next token.
