@@ -1,5 +1,7 @@
 """The page: where the controls stand, and what their buttons do."""
 
+import asyncio
+import concurrent.futures
 import dataclasses
 import threading
 import time
@@ -44,6 +46,19 @@ def alert(error: Exception) -> Markup:
     return render("board/alert.html.j2", message=str(error))
 
 
+def in_loop(make: Callable[[], Any]) -> Any:
+    """What a function makes, called inside a running event loop in a thread of its own.
+
+    Elsewhere Gradio sets an event loop for the calling thread, and closes none.
+    """
+
+    async def run() -> Any:
+        return make()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, run()).result()
+
+
 def _note(text: str = "") -> Any:
     """What stands above the tabs; no room is kept for it where there is nothing to say."""
     return gr.update(value=text, visible=bool(text))
@@ -77,7 +92,7 @@ class Page:
         self.model, self.tokenizer, self.presets, self.start = model, tokenizer, presets, start
         self._source = source
         self._stops: dict[str, threading.Event] = {}
-        self.blocks = self._build()
+        self.blocks = in_loop(self._build)
 
     @property
     def source(self) -> Source:

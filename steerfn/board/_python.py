@@ -75,10 +75,9 @@ def _look(state: State, source: Source) -> Iterator[str]:
         yield f"vector = {_part(push, source)}"
         yield "for site in vector.sites:"
         yield '    sf.plot.tokens(model, tokenizer, text, vector, site).savefig(f"{site}.png")'
-        yield "with sf.steer(model, sf.identity):"
-        yield '    _, states = sf.capture(model, vector.sites)(**tokenizer(text, return_tensors="pt"))'
+        yield '_, states = sf.capture(model, vector.sites)(**tokenizer(text, return_tensors="pt"))'
         yield "for site, state in states.items():"
-        yield f"    print(site, {abs(push.alpha)} * vector.magnitude[site], state.norm(dim=-1).median())"
+        yield f"    print(site, {abs(push.alpha)} * vector.magnitude[site], float(state.norm(dim=-1).median()))"
 
 
 def _make(state: State, source: Source) -> Iterator[str]:

@@ -10,7 +10,7 @@ import gradio as gr
 import gradio.themes
 from fastapi import FastAPI
 
-from steerfn.board._app import Page
+from steerfn.board._app import Page, in_loop
 from steerfn.board._door import Door
 from steerfn.board._presets import Presets
 from steerfn.board._source import Source
@@ -64,12 +64,15 @@ def check_keys(host: str, api_keys: Any) -> Keys:
 
 def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
     """The ASGI application of a page."""
-    made = gr.mount_gradio_app(
-        FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False, pwa=False,
-        enable_monitoring=False, mcp_server=False, show_error=False, max_file_size=MOST, theme=theme(),
-        css=str(render("board/board.css")),
-    )  # fmt: skip
-    return Door(made, keys, known_hosts(allowed_hosts))
+
+    def mount() -> Any:
+        return gr.mount_gradio_app(
+            FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False, pwa=False,
+            enable_monitoring=False, mcp_server=False, show_error=False, max_file_size=MOST, theme=theme(),
+            css=str(render("board/board.css")),
+        )  # fmt: skip
+
+    return Door(in_loop(mount), keys, known_hosts(allowed_hosts))
 
 
 class Dashboard:

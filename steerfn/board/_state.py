@@ -133,7 +133,12 @@ class State:
     def to_query(self) -> str:
         """The state as the query of a link, which stands behind the "?" of the page's address."""
         values = self.to_dict().items()
-        return urlencode({name: value if isinstance(value, str) else json.dumps(value) for name, value in values})
+        return urlencode(
+            {
+                name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+                for name, value in values
+            }
+        )
 
     @classmethod
     def from_query(cls, query: str) -> "State":

@@ -22,7 +22,11 @@ def operator_of(steering: Sequence[Push], get: Callable[[str], SteeringVector]) 
         steering: the entries.
         get: a vector by its name.
     """
-    ops = [at(SCOPES[push.scope], add(part_of(push, get(push.vector)), push.alpha)) for push in steering]
+    adds = [add(part_of(push, get(push.vector)), push.alpha) for push in steering]
+    ops = [
+        op if push.scope == "everywhere" else at(SCOPES[push.scope], op)
+        for op, push in zip(adds, steering, strict=True)
+    ]
     return ops[0] if len(ops) == 1 else chain(*ops)
 
 

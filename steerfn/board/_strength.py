@@ -48,21 +48,22 @@ def strengths_html(table: Sweep) -> Markup:
     """A sweep as HTML: its figures beside each other, and the texts of each prompt by strength."""
     name = table.configs[0].vector
     figures = [
-        picture(
-            plot.sweep(table, metric, width=NARROW), f"The mean of {metric} by strength of {name}, with its interval"
-        )
-        for metric in table.metrics
+        _figure(table, metric, f"Mean {metric} by strength of {name}, with its interval") for metric in table.metrics
     ]
     assert table.texts is not None
+    by_prompt = zip(table.prompts, zip(*table.texts, strict=True), strict=True)
     texts = [
         (
             prompt,
-            Table(
-                ["alpha", "text"],
-                [[f"{c.alpha:+g}", row[p]] for c, row in zip(table.configs, table.texts, strict=True)],
-                long=True,
-            ),
+            Table(["alpha", "text"], [[f"{c.alpha:+g}", t] for c, t in zip(table.configs, row, strict=True)]).html(),
         )
-        for p, prompt in enumerate(table.prompts)
+        for prompt, row in by_prompt
     ]
-    return render("board/strength.html.j2", figures=figures, texts=[(prompt, each.html()) for prompt, each in texts])
+    return render("board/strength.html.j2", figures=figures, texts=texts)
+
+
+def _figure(table: Sweep, metric: str, alt: str) -> Markup:
+    try:
+        return picture(plot.sweep(table, metric, width=NARROW), alt)
+    except DataError as error:  # texts too short for the metric, say; the others are drawn all the same
+        return render("board/alert.html.j2", message=str(error))

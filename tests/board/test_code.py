@@ -46,7 +46,8 @@ def executed(state, source):
 
 def ran(state, source, capsys):
     """What the commands of a state print: those of steerfn run here, what makes their files in a shell."""
-    for line in to_command(state, source).splitlines():
+    command = to_command(state, source)
+    for line in command.splitlines() if state.view == "make" else [command]:
         if not line.startswith("steerfn "):
             subprocess.run(["bash", "-c", line], check=True)
             continue
@@ -88,12 +89,13 @@ def test_strengths(home, capsys, tmp_path):
     model, tokenizer, presets, source = home
     state = State(
         "strength", BOTH, focus="up", alphas=(-1.0, 0.0, 1.5), prompts=("a b", "c d"), max_new_tokens=4, sample=True,
+        metrics=("length", "repetition"),
         seed=1,
     )  # fmt: skip
     table = strengths(model, tokenizer, presets, state)
     out, names = executed(state, source)
     assert names["table"].texts == table.texts and [c.sites for c in table.configs][0] == ("resid_post[1]",)
-    assert {"length.png", "distinct_n.png"} <= {each.name for each in tmp_path.iterdir()}
+    assert {"length.png", "repetition.png"} <= {each.name for each in tmp_path.iterdir()}
     assert str(names["table"]).strip() in out and out.strip() in ran(state, source, capsys)
 
 

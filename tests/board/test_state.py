@@ -14,7 +14,8 @@ numbers = st.floats(-100, 100)
 pushes = st.builds(Push, texts, numbers, st.none() | texts, st.sampled_from(SCOPES))
 FIELDS = {
     str: texts, bool: st.booleans(), int: st.integers(0, 2**31 - 1), int | None: st.none() | st.integers(0, 99),
-    tuple[str, ...]: st.lists(texts, max_size=3).map(tuple), tuple[float, ...]: st.lists(numbers, max_size=3).map(tuple),
+    tuple[str, ...]: st.lists(texts, max_size=3).map(tuple),
+    tuple[float, ...]: st.lists(numbers, max_size=3).map(tuple),
     tuple[Push, ...]: st.lists(pushes, max_size=3).map(tuple),
 }  # fmt: skip
 states = st.builds(
