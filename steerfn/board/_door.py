@@ -43,7 +43,8 @@ class Door:
             return await _answer(send, error.status, html.escape(error.message))
         if scope["type"] == "websocket":  # the page needs none
             return await send({"type": "websocket.close", "code": 1008})
-        if not self._is_known(headers):
+        asking = (scope["method"], scope["path"]) == ("POST", LOGIN) and not self.keys.open
+        if asking or not self._is_known(headers):
             return await self._ask(scope, receive, send)
 
         async def send_guarded(message: Any) -> None:

@@ -1,6 +1,7 @@
 """The page served: as an ASGI application, on this machine unless keys let others in, and from a notebook."""
 
 import html
+import socket
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,7 +68,8 @@ def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
 
     def mount() -> Any:
         return gr.mount_gradio_app(
-            FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False, pwa=False,
+            FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
+            pwa=False,
             enable_monitoring=False, mcp_server=False, show_error=False, max_file_size=MOST, theme=theme(),
             css=str(render("board/board.css")),
         )  # fmt: skip
@@ -85,15 +87,20 @@ class Dashboard:
     def __init__(self, application: Any, host: str, port: int) -> None:
         import uvicorn
 
-        self._server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="error"))
-        self._thread = threading.Thread(target=self._server.run, name="steerfn-dashboard", daemon=True)
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            listening.close()
+            raise SteerError(f"The page cannot be served at {host}:{port} ({error}); pass another port.") from None
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+        self._server = uvicorn.Server(uvicorn.Config(application, log_level="error", proxy_headers=False))
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listening],), name="steerfn-dashboard", daemon=True
+        )
         self._thread.start()
-        while not self._server.started:
+        while not self._server.started and self._thread.is_alive():
             self._thread.join(0.01)
-            if not self._thread.is_alive():
-                raise SteerError(f"The page could not be served at {host}:{port}; the port may be taken, pass another.")
-        bound = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}/"
 
     def close(self) -> None:
         """Stop serving."""

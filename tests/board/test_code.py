@@ -89,13 +89,13 @@ def test_strengths(home, capsys, tmp_path):
     model, tokenizer, presets, source = home
     state = State(
         "strength", BOTH, focus="up", alphas=(-1.0, 0.0, 1.5), prompts=("a b", "c d"), max_new_tokens=4, sample=True,
-        metrics=("length", "repetition"),
+        metrics=("length",),
         seed=1,
     )  # fmt: skip
     table = strengths(model, tokenizer, presets, state)
     out, names = executed(state, source)
     assert names["table"].texts == table.texts and [c.sites for c in table.configs][0] == ("resid_post[1]",)
-    assert {"length.png", "repetition.png"} <= {each.name for each in tmp_path.iterdir()}
+    assert (tmp_path / "length.png").is_file()
     assert str(names["table"]).strip() in out and out.strip() in ran(state, source, capsys)
 
 
