@@ -77,7 +77,8 @@ def _look(state: State, source: Source) -> Iterator[str]:
         yield '    sf.plot.tokens(model, tokenizer, text, vector, site).savefig(f"{site}.png")'
         yield '_, states = sf.capture(model, vector.sites)(**tokenizer(text, return_tensors="pt"))'
         yield "for site, state in states.items():"
-        yield f"    print(site, {abs(push.alpha)} * vector.magnitude[site], float(state.detach().norm(dim=-1).median()))"
+        yield "    stream = float(state.detach().norm(dim=-1).median())"
+        yield f"    print(site, {abs(push.alpha)} * vector.magnitude[site], stream)"
 
 
 def _make(state: State, source: Source) -> Iterator[str]:

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytest.importorskip("playwright", reason="Playwright is not installed")
 from families import build
+from playwright.sync_api import sync_playwright
 from served import paced, served
 from steering import vector
 from words import words
@@ -26,6 +27,7 @@ FLAGS = (
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # Gradio's own
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; .ci/run installs it as root"),
 ]
 
@@ -35,7 +37,7 @@ class Visit:
 
     def __init__(self, context, address):
         self.page, self.address, self.asked, self.said = context.new_page(), address, [], []
-        self.page.set_default_timeout(120_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
@@ -69,7 +71,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
         yield made
         made.close()
