@@ -101,7 +101,7 @@ class Page:
 
     def _build(self) -> gr.Blocks:
         at = layout(unwrap_model(self.model))
-        with gr.Blocks(title="steerfn", analytics_enabled=False, fill_width=True) as blocks:
+        with gr.Blocks(title="steerfn", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
             about = {"model": self._source.model, "layers": at.n_layers, "width": at.d_model}
             gr.HTML(render("board/header.html.j2", **about), elem_classes="board-header")
             self.controls = Controls(self.presets, at.n_layers)
