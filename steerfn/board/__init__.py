@@ -23,6 +23,7 @@ from steerfn.values import SteerError, missing
 if TYPE_CHECKING:  # what needs the extra
     from steerfn.board._app import Page as Page
     from steerfn.board._presets import Presets as Presets
+    from steerfn.board._serve import Dashboard as Dashboard
     from steerfn.board._serve import app as app
     from steerfn.board._serve import check_keys as check_keys
     from steerfn.board._serve import dashboard as dashboard
@@ -33,14 +34,14 @@ _load, __dir__ = lazy(
     {
         "steerfn.board._app": "Page",
         "steerfn.board._presets": "Presets",
-        "steerfn.board._serve": "app check_keys dashboard",
+        "steerfn.board._serve": "Dashboard app check_keys dashboard",
         "steerfn.board._write": "write_result",
     },
 )
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Page", "app", "check_keys", "dashboard"):
+    if name in ("Dashboard", "Page", "app", "check_keys", "dashboard"):
         if importlib.util.find_spec("gradio") is None:
             raise SteerError(missing("gradio", "dashboard"))
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported: it reports each use

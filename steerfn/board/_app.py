@@ -47,7 +47,7 @@ def alert(error: Exception) -> Markup:
 
 
 def in_loop(make: Callable[[], Any]) -> Any:
-    """What a function makes, called inside a running event loop in a thread of its own.
+    """The result of a function that is called inside a running event loop in a thread of its own.
 
     Elsewhere Gradio sets an event loop for the calling thread, and closes none.
     """
@@ -60,7 +60,7 @@ def in_loop(make: Callable[[], Any]) -> Any:
 
 
 def _note(text: str = "") -> Any:
-    """What stands above the tabs; no room is kept for it where there is nothing to say."""
+    """The note above the tabs; no room is kept for it where there is nothing to say."""
     return gr.update(value=text, visible=bool(text))
 
 
@@ -312,32 +312,32 @@ class Page:
 
     # Strength, look, make
 
-    def _shown(self, values: dict[Any, Any], view: str, show: Callable[[State], Markup]) -> Markup:
-        """What a view shows of the controls; an error in its own words."""
+    def _show_view(self, values: dict[Any, Any], view: str, show: Callable[[State], Markup]) -> Markup:
+        """The HTML of a view for the controls as they are; an error in its own words."""
         try:
             return show(self.controls.read({**values, self.controls.view: view}))
         except SteerError as error:
             return alert(error)
 
     def _sweep(self, values: dict[Any, Any]) -> Markup:
-        return self._shown(
+        return self._show_view(
             values, "strength", lambda state: strengths_html(strengths(self.model, self.tokenizer, self.presets, state))
         )
 
     def _look(self, values: dict[Any, Any]) -> dict[Any, Any]:
         most: dict[str, Any] = {"maximum": max(1, len(token_texts(self.tokenizer, values[self.controls.text] or " ")))}
         most["value"] = min(values[self.controls.tokens] or 0, most["maximum"])
-        shown = self._shown(
+        shown = self._show_view(
             {**values, self.controls.tokens: most["value"]}, "look",
             lambda state: look_html(self.model, self.tokenizer, self.presets, state),
         )  # fmt: skip
         return {self.looked: shown, self.controls.tokens: gr.update(**most)}
 
     def _lint(self, values: dict[Any, Any]) -> Markup:
-        return self._shown(values, "make", lambda state: lint_html(lint(state)))
+        return self._show_view(values, "make", lambda state: lint_html(lint(state)))
 
     def _profile(self, values: dict[Any, Any]) -> Markup:
-        return self._shown(values, "make", lambda state: profile_html(profile(self.model, self.tokenizer, state)))
+        return self._show_view(values, "make", lambda state: profile_html(profile(self.model, self.tokenizer, state)))
 
     def _make(self, values: dict[Any, Any]) -> dict[Any, Any]:
         made: list[Any] = [None]
@@ -346,7 +346,7 @@ class Page:
             made[0] = make(self.model, self.tokenizer, state)
             return vector_html(made[0], lint(state))
 
-        shown = self._shown(values, "make", show)
+        shown = self._show_view(values, "make", show)
         return {self.made: shown, self.vector: made[0], self.save: gr.update(interactive=made[0] is not None)}
 
     def _save(self, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -355,7 +355,7 @@ class Page:
                 "board/saved.html.j2", place=self.presets.save(state.name, values[self.vector]), name=state.name
             )
 
-        shown, names = self._shown(values, "make", show), self.presets.names()
+        shown, names = self._show_view(values, "make", show), self.presets.names()
         return {
             self.made: shown, self.controls.vectors: gr.update(choices=names),
             self.controls.focus: gr.update(choices=["", *names]),

@@ -1,4 +1,4 @@
-"""What can be set on the page: the controls, read into a state and set from one."""
+"""The controls of the page, read into a state and set from one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -113,14 +113,14 @@ class Controls:
         )
 
     def pushes(self, values: Mapping[Any, Any], names: Sequence[str]) -> tuple[Push, ...]:
-        """What the controls of some vectors, in their order, say."""
+        """The entries that the controls of some vectors, in their order, say."""
         return tuple(
             Push(name, float(values[alpha]), None if values[site] == WHOLE else values[site], values[scope])
             for name, alpha, site, scope in zip(names, self.alphas, self.sites, self.scopes, strict=False)
         )
 
     def write(self, state: State) -> dict[Any, Any]:
-        """What the components show of a state.
+        """The values of the components for a state.
 
         Raises:
             DataError: a vector that is not there, or more of them than there is room for.

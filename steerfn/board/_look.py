@@ -32,7 +32,7 @@ def token_texts(tokenizer: Any, text: str) -> list[str]:
 
 
 def look_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> Markup:
-    """What a state shows of its text, as HTML.
+    """The inside of a state's text, as HTML.
 
     Raises:
         DataError: no text, or more tokens than it has.

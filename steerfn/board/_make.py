@@ -31,7 +31,7 @@ def sides_of(state: State) -> tuple[Any, Any]:
 
 
 def lint(state: State) -> LintReport:
-    """What is wrong with the texts."""
+    """The confounds of the texts."""
     return lint_pairs(*sides_of(state))
 
 
@@ -62,13 +62,13 @@ def profile_html(made: Profile) -> Markup:
 
 
 def vector_html(vector: SteeringVector, remarks: LintReport) -> Markup:
-    """What a vector is, how good it is, and what is wrong with its texts."""
+    """A vector with its quality, and the confounds of its texts, as HTML."""
     qualities = [(str(site), each) for site, each in quality(vector).items()]
     return render("board/make.html.j2", vector=str(vector), qualities=qualities) + lint_html(remarks)
 
 
 def lint_html(remarks: LintReport) -> Markup:
-    """What is wrong with the texts, as HTML."""
+    """The confounds of the texts, as HTML."""
     return render("board/lint.html.j2", findings=list(remarks), examples=remarks.examples)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steerfn.operators import as_vector
-from steerfn.serving import RequestError, Shelf
+from steerfn.serving import NAME, RequestError, Shelf
 from steerfn.values import DataError, FileError, SteeringVector, check_match, strictest
 from steerfn.values.files import FORMATS, check_target, save
 
@@ -68,7 +68,7 @@ class Presets:
         Raises:
             FileError: a name that is taken or no file's name, or a folder that cannot be written.
         """
-        if not name or Path(name).name != name or name.startswith(".") or Path(name).suffix in FORMATS:
+        if NAME.fullmatch(name) is None or Path(name).suffix in FORMATS:
             raise FileError(f"{name!r:.140} is not a name for a vector; use letters, digits and '-', without a suffix.")
         if name in self.names():
             raise FileError(f"There is a vector {name!r} already; choose another name.")

@@ -94,13 +94,20 @@ class Dashboard:
             listening.close()
             raise SteerError(f"The page cannot be served at {host}:{port} ({error}); pass another port.") from None
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
-        self._server = uvicorn.Server(uvicorn.Config(application, log_level="error", proxy_headers=False))
+        self._server = uvicorn.Server(
+            uvicorn.Config(application, log_level="error", proxy_headers=False, timeout_graceful_shutdown=2)
+        )
         self._thread = threading.Thread(
             target=self._server.run, args=([listening],), name="steerfn-dashboard", daemon=True
         )
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             self._thread.join(0.01)
+
+    def wait(self) -> None:
+        """Until it is closed, or interrupted."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)
 
     def close(self) -> None:
         """Stop serving."""

@@ -97,9 +97,9 @@ class State:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values."""
-        changed = _changed(self)
+        changed = _changed_fields(self)
         if self.steering:
-            changed["steering"] = [_changed(push) for push in self.steering]
+            changed["steering"] = [_changed_fields(push) for push in self.steering]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     @classmethod
@@ -158,7 +158,7 @@ FIELDS = dataclasses.fields(State)
 TEXTS = {field.name for field in FIELDS if field.type is str}
 
 
-def _changed(value: Any) -> dict[str, Any]:
+def _changed_fields(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default}
 
 

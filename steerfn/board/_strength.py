@@ -1,4 +1,4 @@
-"""What a strength does, at a glance: a sweep of one vector, a small figure for each metric."""
+"""Strengths at a glance: a sweep of one vector, a small figure for each metric."""
 
 from typing import Any
 

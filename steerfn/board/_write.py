@@ -1,4 +1,4 @@
-"""What a state shows as a file, without a page."""
+"""The result of a state as a file, without a page."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from steerfn.output import page, render, write_text
 
 
 def result_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> Markup:
-    """What a state shows, as the page shows it.
+    """The result of a state, as the page shows it.
 
     Raises:
         SteerError: as the view.

@@ -1,6 +1,7 @@
 """`steerfn dashboard`: a page to try vectors on, in the browser; or what one of its states shows, as a file."""
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +59,11 @@ def run(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("device", "dtype", "quantization") if getattr(options, name)}
     source = board.Source(options.model, given, options.vectors)
     page = board.Page(model, tokenizer, board.Presets(options.vectors, model), source, state)
-    serve(board.app(page, keys, [*options.allowed_host, options.host]), options)
-
-
-def serve(application: Any, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT, and say where."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                port = self.servers[0].sockets[0].getsockname()[1]
-                print(f"The page is at http://{options.host}:{port}/ (Ctrl+C ends it)", flush=True)
-
-    Server(
-        uvicorn.Config(
-            application, host=options.host, port=options.port, log_level="warning", server_header=False,
-            timeout_graceful_shutdown=5, proxy_headers=False,
-        )
-    ).run()  # fmt: skip
+    application = board.app(page, keys, [*options.allowed_host, options.host])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl+C does
+    with board.Dashboard(application, options.host, options.port) as running:
+        print(f"The page is at {running.url} (Ctrl+C ends it)", flush=True)
+        running.wait()
 
 
 def state_of(text: str | None) -> Any:

@@ -12,7 +12,7 @@ from steerfn.verbs import STREAM
 
 
 def pieces_of(work: Callable[[Callable[[Any], None], threading.Event], Any]) -> Generator[Any, None, None]:
-    """What some work emits, while it runs in a thread of its own.
+    """The pieces that some work emits, while it runs in a thread of its own.
 
     Contexts that are open in the calling thread hold there too. An error of the work is raised where the pieces are
     read. Closing the iterator sets the event and waits for the end of the work.

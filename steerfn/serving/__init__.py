@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what needs the extra
     from steerfn.serving._keys import check_keys as check_keys
     from steerfn.serving._request_error import RequestError as RequestError
     from steerfn.serving._schemas import SteeringRequest as SteeringRequest
+    from steerfn.serving._vectors import NAME as NAME
     from steerfn.serving._vectors import Shelf as Shelf
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -38,7 +39,7 @@ _load, __dir__ = lazy(
         "steerfn.serving._keys": "Keys check_keys",
         "steerfn.serving._request_error": "RequestError",
         "steerfn.serving._schemas": "SteeringRequest",
-        "steerfn.serving._vectors": "Shelf",
+        "steerfn.serving._vectors": "NAME Shelf",
     },
 )
 

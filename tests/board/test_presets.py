@@ -34,7 +34,7 @@ def test_vectors_in_memory_have_names_and_no_files():
         Presets({"wide": vector(sf.resid_post[1], width=8)}, build("llama"))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", ".hidden", "a.safetensors"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", ".hidden", "a b", "a.safetensors"])
 def test_a_name_that_is_no_files_is_refused(tmp_path, name):
     presets = Presets(tmp_path, build("llama"))
     with pytest.raises(sf.FileError, match="is not a name for a vector"):
