@@ -398,7 +398,10 @@ class Page:
     def _open(self, request: gr.Request) -> dict[Any, Any]:
         try:
             query = str(request.query_params)
-            return self._show(State.from_query(query) if query else self.start)
+            shown = self._show(State.from_query(query) if query else self.start)
+            if shown[self.controls.view] == self.start.view:
+                del shown[self.tabs]  # it is open, unless the visitor was faster and has opened another
+            return shown
         except SteerError as error:
             return self._show(self.start, alert(error))
 

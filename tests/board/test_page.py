@@ -37,7 +37,7 @@ class Visit:
 
     def __init__(self, context, address):
         self.page, self.address, self.asked, self.said = context.new_page(), address, [], []
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(25_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
@@ -155,7 +155,7 @@ def test_discover_steer_compare_restore(browser, home, tmp_path):
     assert [each.strip() for each in shown] == expected(home, state)
 
     look.get_by_text("Python, command and link").click()
-    look.wait_for_function("document.querySelector('#python textarea').value.includes('c d')")
+    look.wait_for_function("document.querySelector('#python textarea')?.value.includes('c d')")
     assert look.locator("#python textarea").input_value() == board.to_python(state, page.source)
     assert look.locator("#command textarea").input_value() == board.to_command(state, page.source)
     link = look.locator("#link textarea").input_value()
