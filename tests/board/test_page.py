@@ -37,7 +37,7 @@ class Visit:
 
     def __init__(self, context, address):
         self.page, self.address, self.asked, self.said = context.new_page(), address, [], []
-        self.page.set_default_timeout(25_000)
+        self.page.set_default_timeout(120_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
