@@ -47,6 +47,11 @@ class Visit:
         self.page.wait_for_selector("#send")
         return self
 
+    def press(self, button):
+        """Press a button once what was pressed before is done."""
+        self.page.wait_for_function("!document.querySelector('[data-testid=status-tracker]:not(.hide)')")
+        self.page.click(button)
+
     def tab(self, name, button, result):
         """Open a tab, press its button, and wait for what it shows."""
         self.page.get_by_role("tab", name=name).click()
@@ -120,20 +125,20 @@ def test_discover_steer_compare_restore(browser, home, tmp_path):
     look.get_by_role("tab", name="Make").click()
     look.get_by_label("Positive texts").fill("a b c\nd e f\ng h i\nj k l")
     look.get_by_label("Negative texts").fill("m n o\np q r\ns t u\nv w x")
-    look.click("#lint")
+    here.press("#lint")
     look.wait_for_selector("#made .findings")
     assert "4 positive and 4 negative texts are few" in look.inner_text("#made")
-    look.click("#profile")
+    here.press("#profile")
     look.wait_for_selector("#made img")
-    look.click("#make")
+    here.press("#make")
     look.wait_for_selector("#made .quality")
     assert "held-out AUC" in look.inner_text("#made")
     look.get_by_label("Name").fill("made here")
-    look.click("#save")
+    here.press("#save")
     look.wait_for_selector("#made .board-alert")
     assert "not a name for a vector" in look.inner_text("#made")
     look.get_by_label("Name").fill("made-here")
-    look.click("#save")
+    here.press("#save")
     look.wait_for_selector("#made [role=status]")
     assert presets.get("made-here").sites == (sf.resid_post[1],)
 
@@ -151,7 +156,10 @@ def test_discover_steer_compare_restore(browser, home, tmp_path):
     look.locator("#prompt textarea").fill("c d")
     look.click("#send")
     shown = here.answers(2)
-    state = State(steering=(Push("made-here", 3.0),), turns=("a b", "c d"))
+    state = State(
+        steering=(Push("made-here", 3.0),), turns=("a b", "c d"), positive=("a b c", "d e f", "g h i", "j k l"),
+        negative=("m n o", "p q r", "s t u", "v w x"), name="made-here",
+    )  # fmt: skip
     assert [each.strip() for each in shown] == expected(home, state)
 
     look.get_by_text("Python, command and link").click()
