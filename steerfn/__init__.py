@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
     from steerfn import metrics as metrics
     from steerfn import plot as plot
     from steerfn import zoo as zoo
+    from steerfn.board import dashboard as dashboard
     from steerfn.discover import caa as caa
     from steerfn.discover import lda as lda
     from steerfn.discover import linear_probe as linear_probe
@@ -101,6 +102,7 @@ if TYPE_CHECKING:  # what loads at first use, for those who read types
 __getattr__, __dir__ = _lazy(
     globals(),
     {
+        "steerfn.board": "dashboard",
         "steerfn.discover": "caa lda linear_probe mean_difference optimise pca quality random_vector transfer",
         "steerfn.engines": "bake to_lm_eval",
         "steerfn.evaluate": "compare compare_vectors sweep",

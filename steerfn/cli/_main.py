@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     from steerfn.cli import (
         _bake,
         _compare,
+        _dashboard,
         _demo,
         _discover,
         _export,
@@ -69,7 +70,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"steerfn {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_demo, _discover, _generate, _compare, _sweep, _report, _inspect, _zoo, _export, _bake, _serve):
+    for module in (
+        _demo,
+        _discover,
+        _generate,
+        _compare,
+        _sweep,
+        _report,
+        _inspect,
+        _zoo,
+        _export,
+        _bake,
+        _serve,
+        _dashboard,
+    ):
         # A command has the name of its file, and that file's first line as its description.
         name = module.__name__.rpartition("._")[2]
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)

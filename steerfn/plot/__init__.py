@@ -14,4 +14,6 @@ from steerfn.plot._tokens import tokens as tokens
 __dir__ = _contents(globals())
 
 # What other folders use besides.
+from steerfn.plot._figure import data_url as data_url
 from steerfn.plot._figure import figure as figure
+from steerfn.plot._figure import token_texts as token_texts

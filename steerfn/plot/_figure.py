@@ -3,8 +3,10 @@
 Texts from users and models are drawn without invisible characters, without missing glyphs, and cut where too long.
 """
 
+import base64
 import collections
 import functools
+import io
 import math
 import textwrap
 import unicodedata
@@ -188,6 +190,13 @@ def finish(made: Any, only: Any = None) -> Any:
         text.set_usetex(False)
         text.set_fontfamily(families(text.get_fontfamily()[0]))
     return made.figure
+
+
+def data_url(figure: Any) -> str:
+    """A `matplotlib.figure.Figure` as the URL of a picture that a page holds in itself."""
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
 
 
 def contrasting(colour: Any) -> str:

@@ -3,8 +3,6 @@
 What it says is in the templates beside this file, a section each; here are the tables and the pictures in them.
 """
 
-import base64
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +10,7 @@ from typing import Any
 
 from steerfn.evaluate import Estimate, Pair, SideBySide, means_table, p_cell, sentence
 from steerfn.output import Table, format_number, format_or_dash, page, render
-from steerfn.plot import comparison, layers
+from steerfn.plot import comparison, data_url, layers
 from steerfn.reporting._findings import Findings
 from steerfn.reporting._material import MATCHES
 from steerfn.reporting._measure import unit_of
@@ -48,8 +46,8 @@ def document(findings: Findings) -> str:
         most=MOST,
         examples=SideBySide(findings.examples),
         pictures={
-            "quality": "" if quality.best.auc is None else _image(_profile_figure(findings)),
-            "effect": _image(comparison(effect)),
+            "quality": "" if quality.best.auc is None else data_url(_profile_figure(findings)),
+            "effect": data_url(comparison(effect)),
         },
         matches=MATCHES,
         by_chance=BY_CHANCE,
@@ -197,10 +195,3 @@ def _profile_figure(findings: Findings) -> Any:
         for layer in findings.vector.layers:
             axes.axvline(layer, color="black", linewidth=1.0, linestyle=":", zorder=0)
     return figure
-
-
-def _image(figure: Any) -> str:
-    """A `matplotlib.figure.Figure` as a data URL."""
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"

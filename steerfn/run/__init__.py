@@ -49,6 +49,7 @@ from steerfn.run._seeds import checked_seeds as checked_seeds
 from steerfn.run._seeds import seed_of_rows as seed_of_rows
 from steerfn.run._sensitivity import Sensitivity as Sensitivity
 from steerfn.run._sensitivity import sensitivity as sensitivity
+from steerfn.run._stream_rows import stream_rows as stream_rows
 from steerfn.run._structure import Structure as Structure
 from steerfn.run._structure import StructureError as StructureError
 from steerfn.run._structure import choice_grammar as choice_grammar

@@ -1,11 +1,9 @@
 """Text out of a steered model: `generate` for batches, `stream` piece by piece."""
 
 import contextlib
-import contextvars
 import dataclasses
-import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +14,9 @@ from steerfn.operators import Operator, of_row, row_count, rows
 from steerfn.output import Result, Screen, Section, Table
 from steerfn.run._chat_template import Chat
 from steerfn.run._decoding import Decoding, decoding_of
+from steerfn.run._in_thread import pieces_of, stop_when
 from steerfn.run._sampling import ByRow
+from steerfn.run._seeds import SEEDS, row_seeds
 from steerfn.run._stop_strings import End
 from steerfn.run._text import (
     AS_WRITTEN,
@@ -31,11 +31,9 @@ from steerfn.run._text import (
     shown_prompt,
     text_of,
 )
-from steerfn.values import DataError, SteeringVector, integer, plain_number, positive_int, public
-from steerfn.verbs import STREAM, as_optional_steering, as_steering, prepare_operators, refuse_open_rows, steer
+from steerfn.values import DataError, SteeringVector, integer, positive_int, public
+from steerfn.verbs import as_optional_steering, as_steering, prepare_operators, refuse_open_rows, steer
 
-SEEDS = -(2**63), 2**64 - 1
-"""What torch takes as a seed."""
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 """What makes transformers decode with an assistant, which takes one prompt at a time."""
 
@@ -158,7 +156,7 @@ def generate(
     )  # fmt: skip
     texts = as_texts(prompts, "prompts")
     ops = by_prompt(op, alpha, len(texts))
-    decoding = dataclasses.replace(decoding, seed=_seeds(seed, len(texts), decoding.hf))
+    decoding = dataclasses.replace(decoding, seed=row_seeds(seed, len(texts), decoding.hf))
     encoded = encode(tokenizer, texts, decoding.chat)
     ids = generate_ids(model, tokenizer, encoded, ops, decoding)
     return Generations(
@@ -249,18 +247,6 @@ def by_prompt(op: Any, alpha: Any, prompts: int) -> Any:
     return [None if each is None else as_steering(each, alpha) for each in op]
 
 
-def _seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | tuple[int, ...] | None:
-    """One seed for all prompts, or one for each."""
-    seed = plain_number(seed)
-    if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence):
-        return None if seed is None else integer("seed", seed, *SEEDS)
-    if len(seed) != prompts:
-        raise DataError(f"There are {prompts} prompts but {len(seed)} seeds; pass one for each, or a single one.")
-    if hf.get("custom_generate") is not None:
-        raise DataError("seed=[...] does not reach the sampling of custom_generate; pass one int as the seed.")
-    return tuple(integer(f"seed[{i}]", each, *SEEDS) for i, each in enumerate(seed))
-
-
 def steer_rows(model: Any, ops: Any) -> Any:
     """The context in which every row is steered by its own operator, or all of them by one; None for unsteered."""
     if isinstance(ops, list):
@@ -334,41 +320,19 @@ def stream(
 
 
 def _pieces(model: Any, tokenizer: Any, inputs: dict[str, Any], steering: Any, seed: int | None) -> Iterator[str]:
-    from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+    from transformers import StoppingCriteriaList, TextStreamer
 
-    pieces: queue.Queue[Any] = queue.Queue()
-    stop = threading.Event()
+    def work(emit: Callable[[str], None], stop: threading.Event) -> None:
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    emit(text)
 
-    class Streamer(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                pieces.put(text)
+        if seed is not None:
+            torch.manual_seed(seed)
+        criteria = StoppingCriteriaList([stop_when(stop), *inputs["stopping_criteria"]])
+        streamer = Streamer(tokenizer, skip_prompt=True, **AS_WRITTEN)
+        with torch.no_grad(), steer_rows(model, steering):
+            model.generate(**inputs | {"streamer": streamer, "stopping_criteria": criteria})
 
-    class StopWhenLeft(StoppingCriteria):
-        def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-            return torch.full((input_ids.shape[0],), stop.is_set(), dtype=torch.bool, device=input_ids.device)
-
-    def run() -> None:
-        end: Any = None
-        try:
-            if seed is not None:
-                torch.manual_seed(seed)
-            criteria = StoppingCriteriaList([StopWhenLeft(), *inputs["stopping_criteria"]])
-            streamer = Streamer(tokenizer, skip_prompt=True, **AS_WRITTEN)
-            with torch.no_grad(), steer_rows(model, steering):
-                model.generate(**inputs | {"streamer": streamer, "stopping_criteria": criteria})
-        except BaseException as error:  # raised where the pieces are read
-            end = error
-        pieces.put((end,))
-
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name=STREAM, daemon=True)
-    thread.start()
-    try:
-        while not isinstance(piece := pieces.get(), tuple):
-            yield piece
-        if piece[0] is not None:
-            raise piece[0]
-    finally:
-        stop.set()
-        thread.join()
+    return pieces_of(work)

@@ -10,6 +10,8 @@ STRIDE = 1_000_003
 """From one seed to the next: more than anyone has prompts, so that no two texts share random numbers. Not a power of
 two: torch looks at the lower 32 bits only."""
 MOST = 2**31
+SEEDS = -(2**63), 2**64 - 1
+"""What torch takes as a seed."""
 
 
 def checked_seeds(seeds: Any, hf: dict[str, Any]) -> tuple[int, ...]:
@@ -44,3 +46,15 @@ def checked_seeds(seeds: Any, hf: dict[str, Any]) -> tuple[int, ...]:
 def seed_of_rows(seed: int) -> int:
     """The seed for `generate`, which then samples prompt `p` with `seed * 1000003 + p`."""
     return seed * STRIDE
+
+
+def row_seeds(seed: Any, prompts: int, hf: dict[str, Any]) -> int | tuple[int, ...] | None:
+    """One seed for all prompts, or one for each."""
+    seed = plain_number(seed)
+    if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence):
+        return None if seed is None else integer("seed", seed, *SEEDS)
+    if len(seed) != prompts:
+        raise DataError(f"There are {prompts} prompts but {len(seed)} seeds; pass one for each, or a single one.")
+    if hf.get("custom_generate") is not None:
+        raise DataError("seed=[...] does not reach the sampling of custom_generate; pass one int as the seed.")
+    return tuple(integer(f"seed[{i}]", each, *SEEDS) for i, each in enumerate(seed))

@@ -17,7 +17,8 @@ from steerfn.output import page, render
 from steerfn.serving._admin import add_changes
 from steerfn.serving._audit import Audit
 from steerfn.serving._explain import explain
-from steerfn.serving._guard import TYPE, Guard, known_hosts
+from steerfn.serving._guard import TYPE, Guard
+from steerfn.serving._hosts import known_hosts
 from steerfn.serving._keys import ApiKeys, Keys
 from steerfn.serving._limits import Limits
 from steerfn.serving._openapi import describe

@@ -7,15 +7,15 @@ key came with it. Every answer is counted, for Prometheus, and every refusal wri
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from steerfn.serving._hosts import host_name
 from steerfn.serving._keys import ANONYMOUS, Keys
 from steerfn.serving._limits import Limits
 from steerfn.serving._request_error import RequestError
-from steerfn.values import DataError
 
 log = logging.getLogger("steerfn.serving")
 
@@ -23,21 +23,6 @@ OPEN = ("/health", "/ping")
 """Paths that need no key: a load balancer asks them."""
 CHANGED = "/v1/vectors/"
 """Where PUT and DELETE change vectors."""
-HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-def known_hosts(allowed: Iterable[str]) -> frozenset[str]:
-    """The names at which a server answers: this machine's own, and those that are allowed besides.
-
-    A page of another site that resolves its name to this machine (DNS rebinding) asks for that name.
-
-    Raises:
-        DataError: a text in place of a list, or an empty name.
-    """
-    names = allowed if isinstance(allowed, str) else list(allowed)
-    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise DataError(f"allowed_hosts must be a list of host names, got {names!r:.80}; pass ['name'].")
-    return frozenset(_host(name.strip()) for name in (*HOSTS, *names))
 
 
 class Guard:
@@ -137,8 +122,8 @@ class Guard:
             ) from None
 
     def _check_host(self, scope: Any) -> None:
-        names = [_host(value.decode("latin-1")) for value in _headers(scope, b"host")]
-        here = {_host(scope["server"][0])} if scope.get("server") else set()
+        names = [host_name(value.decode("latin-1")) for value in _headers(scope, b"host")]
+        here = {host_name(scope["server"][0])} if scope.get("server") else set()
         if "*" not in self.hosts and not (names and set(names) <= self.hosts | here):
             raise RequestError(
                 f"This server does not answer as {', '.join(names) or 'no host'!r:.140}; ask for localhost, or start "
@@ -177,19 +162,6 @@ async def _body(scope: Any, receive: Any, most: int) -> bytes:
 
 def _headers(scope: Any, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
-
-
-def _host(value: str) -> str:
-    """The name in a Host header, without its port.
-
-    Example:
-        >>> _host("[::1]:8000"), _host("LocalHost:80"), _host("example.org."), _host("::1")
-        ('::1', 'localhost', 'example.org', '::1')
-    """
-    value = value.lower()
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value if value.count(":") > 1 else value.partition(":")[0].rstrip(".")
 
 
 async def _answer(send: Any, refused: RequestError) -> None:

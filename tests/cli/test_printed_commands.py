@@ -25,6 +25,8 @@ def commands_of(text):
 
 
 PRINTED = sorted({command for page in PAGES for command in commands_of(page.read_text())})
+PORTS = {"steerfn serve": "8000/health", "steerfn dashboard": "7860/"}
+SERVERS = [line for line in PRINTED if line.startswith(tuple(PORTS)) and "--out" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_pages_print_commands():
 
 @pytest.mark.docs
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("line", [line for line in PRINTED if not line.startswith("steerfn serve")])
+@pytest.mark.parametrize("line", [line for line in PRINTED if line not in SERVERS])
 def test_a_printed_command_runs(shell, line):
     folder, environment, _ = shell
     run(line, folder, environment)
@@ -82,16 +84,16 @@ def test_what_the_demo_prints_next_runs(shell):
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize("line", [line for line in PRINTED if line.startswith("steerfn serve")])
+@pytest.mark.parametrize("line", SERVERS)
 def test_a_printed_server_answers_and_stops(shell, line):
     folder, environment, _ = shell
-    log = folder / "server.log"
+    log, where = folder / "server.log", PORTS[" ".join(line.split()[:2])]
     with log.open("w") as out:
         process = subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stdout=out, stderr=out)
     try:
         for _ in range(600):
             try:
-                with urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{where}", timeout=5) as answer:
                     assert answer.status == 200
                 break
             except OSError:

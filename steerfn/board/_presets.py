@@ -1,0 +1,100 @@
+"""Where the page's vectors come from: a folder of files, or vectors that the caller holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerfn.operators import as_vector
+from steerfn.serving import NAME, RequestError, Shelf
+from steerfn.values import DataError, FileError, SteeringVector, check_match, strictest
+from steerfn.values.files import FORMATS, check_target, save
+
+
+class Presets:
+    """Vectors by name, for one model.
+
+    Args:
+        vectors: a folder, which may come to be when the first vector is saved; a mapping of names to vectors; or one
+            vector or a list of them, which are named by their number.
+        model: the model that they must fit.
+
+    Raises:
+        DataError: something else.
+        ModelError: a vector that was made for another model.
+    """
+
+    def __init__(self, vectors: Any, model: Any) -> None:
+        self.model = model
+        self.folder = Path(vectors) if isinstance(vectors, (str, Path)) else None
+        self.held = {} if self.folder is not None else _by_name(vectors)
+        for vector in self.held.values():
+            check_match(vector, model, strict=strictest(vector))
+        self._shelf: Shelf | None = None
+
+    def names(self) -> list[str]:
+        """The names that can be chosen."""
+        shelf = self._open()
+        return sorted({*self.held, *(shelf.names() if shelf else ())})
+
+    def get(self, name: str) -> SteeringVector:
+        """A vector by its name.
+
+        Raises:
+            DataError: there is none, or its file is damaged or made for another model.
+        """
+        if name in self.held:
+            return self.held[name]
+        shelf = self._open()
+        if shelf is None:
+            raise DataError(f"There is no vector {name!r:.140}; there are {', '.join(self.names()) or 'none yet'}.")
+        try:
+            return shelf.get(name).vector
+        except RequestError as error:
+            raise DataError(error.message) from None
+
+    def files(self) -> dict[str, str | None]:
+        """The file of each vector, as code and commands name it; None where it has none."""
+        shelf, files = self._open(), dict.fromkeys(self.held)
+        for name in shelf.names() if shelf else ():
+            try:
+                files[name] = str(Path(str(self.folder)) / shelf.path(name).name)  # pyright: ignore[reportOptionalMemberAccess]
+            except RequestError:  # two files of one name: `get` says so
+                continue
+        return files
+
+    def save(self, name: str, vector: SteeringVector) -> str:
+        """Keep a vector under a new name: in the folder, or in memory where there is none. Returns where.
+
+        Raises:
+            FileError: a name that is taken or no file's name, or a folder that cannot be written.
+        """
+        if NAME.fullmatch(name) is None or Path(name).suffix in FORMATS:
+            raise FileError(f"{name!r:.140} is not a name for a vector; use letters, digits and '-', without a suffix.")
+        if name in self.names():
+            raise FileError(f"There is a vector {name!r} already; choose another name.")
+        if self.folder is None:
+            self.held[name] = vector
+            return f"in memory as {name!r}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.safetensors"
+        check_target(path)
+        return str(save(vector, path))
+
+    def _open(self) -> Shelf | None:
+        if self._shelf is None and self.folder is not None and self.folder.is_dir():
+            self._shelf = Shelf(self.folder, self.model)
+        return self._shelf
+
+
+def _by_name(vectors: Any) -> dict[str, SteeringVector]:
+    if vectors is None:
+        return {}
+    if isinstance(vectors, SteeringVector):
+        vectors = [vectors]
+    if not isinstance(vectors, (Mapping, list, tuple)):
+        raise DataError(
+            "vectors must be a folder, a SteeringVector, a list of them, or a mapping of names to them, got "
+            f"{type(vectors).__name__}."
+        )
+    named = vectors.items() if isinstance(vectors, Mapping) else ((f"vector-{i}", v) for i, v in enumerate(vectors, 1))
+    return {str(name): as_vector(vector, "vectors") for name, vector in named}
