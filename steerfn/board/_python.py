@@ -75,7 +75,7 @@ def _look(state: State, source: Source) -> Iterator[str]:
         yield f"vector = {_part(push, source)}"
         yield "for site in vector.sites:"
         yield '    sf.plot.tokens(model, tokenizer, text, vector, site).savefig(f"{site}.png")'
-        yield '_, states = sf.capture(model, vector.sites)(**tokenizer(text, return_tensors="pt"))'
+        yield '_, states = sf.capture(model, vector.sites)(**tokenizer(text, return_tensors="pt").to(model.device))'
         yield "for site, state in states.items():"
         yield "    stream = float(state.detach().norm(dim=-1).median())"
         yield f"    print(site, {abs(push.alpha)} * vector.magnitude[site], stream)"

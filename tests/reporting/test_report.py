@@ -50,7 +50,7 @@ def reported(model=None, vector=V, data=DATA, metrics=(late,), drawn=False, **op
     model = shared("llama") if model is None else model
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
-            patch.setattr("steerfn.reporting._document._image", lambda _: "data:image/svg+xml;base64,")
+            patch.setattr("steerfn.reporting._document.data_url", lambda _: "data:image/svg+xml;base64,")
         return sf.report(model, words(template=True), vector, data, metrics=list(metrics), **FAST | QUIET | options)
 
 

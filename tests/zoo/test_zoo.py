@@ -25,7 +25,7 @@ def made():
     model, tokenizer = shared("llama"), words(template=True)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr("steerfn.reporting._document._image", lambda _: "data:image/svg+xml;base64,")
+        patch.setattr("steerfn.reporting._document.data_url", lambda _: "data:image/svg+xml;base64,")
         vector = sf.mean_difference(model, tokenizer, *SIDES, 1, **QUIET)
         texts = dict(zip(("positive", "negative"), SIDES, strict=True))
         report = sf.report(
