@@ -45,4 +45,5 @@ def __getattr__(name: str) -> Any:
         if importlib.util.find_spec("gradio") is None:
             raise SteerError(missing("gradio", "dashboard"))
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported: it reports each use
+        os.environ.setdefault("GRADIO_RUN_HISTORY", "False")  # older versions have no argument for it
     return _load(name)

@@ -68,8 +68,7 @@ def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
 
     def mount() -> Any:
         return gr.mount_gradio_app(
-            FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
-            pwa=False,
+            FastAPI(openapi_url=None), page.blocks, path="/", footer_links=[], ssr_mode=False, pwa=False,
             enable_monitoring=False, mcp_server=False, show_error=False, max_file_size=MOST, theme=theme(),
             css=str(render("board/board.css")),
         )  # fmt: skip
