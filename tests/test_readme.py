@@ -38,7 +38,7 @@ def test_inputs_go_to_the_models_device():
 
 
 GUIDES = {
-    "agents": ("steered and plain differ: True", "streamed: True", "LlamaIndex: True"),
+    "agents": ("steered and plain differ: True", "streamed: True", "LlamaIndex answers alike: True"),
     "conditions": ("unchanged: True", 'left alone: >{"name": "weather"'),
     "engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "discovery": ("<- best", "Quality(AUC"),
