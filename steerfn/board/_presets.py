@@ -40,7 +40,7 @@ class Presets:
         """A vector by its name.
 
         Raises:
-            DataError: there is none, or its file is damaged or made for another model.
+            DataError: no vector has that name, or its file is damaged or made for another model.
         """
         if name in self.held:
             return self.held[name]
@@ -63,7 +63,7 @@ class Presets:
         return files
 
     def save(self, name: str, vector: SteeringVector) -> str:
-        """Keep a vector under a new name: in the folder, or in memory where there is none. Returns where.
+        """Keep a vector under a new name: in the folder, or in memory if there is no folder. Returns where.
 
         Raises:
             FileError: a name that is taken or no file's name, or a folder that cannot be written.

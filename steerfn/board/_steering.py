@@ -16,7 +16,7 @@ def part_of(push: Push, vector: SteeringVector) -> SteeringVector:
 
 
 def operator_of(steering: Sequence[Push], get: Callable[[str], SteeringVector]) -> Operator:
-    """All entries together: their sum where they meet; the identity where there is none.
+    """All entries together: their sum where they meet; without entries the identity.
 
     Args:
         steering: the entries.

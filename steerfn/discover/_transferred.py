@@ -73,11 +73,11 @@ class Transferred(Result):
         if self.level == "no fit":
             return f"No fit: {fit}. The map predicts next to nothing, and the vector means nothing in the target."
         if self.own is None:
-            found = "what the vector does in the target was not measured; pass positive= and negative= texts"
+            evidence = "what the vector does in the target was not measured; pass positive= and negative= texts"
         else:
             near = f"cosine {self.own.cosine:.2f} with the target's own vector"
-            found = f"{near} ({format_p(self.own.p)} against random vectors through the same map)"
-        return f"{self.level.capitalize()}: {found}. The fit is {'poor' if self.r2 < POOR else 'good'}: {fit}."
+            evidence = f"{near} ({format_p(self.own.p)} against random vectors through the same map)"
+        return f"{self.level.capitalize()}: {evidence}. The fit is {'poor' if self.r2 < POOR else 'good'}: {fit}."
 
     def to_records(self) -> list[dict[str, Any]]:
         """One record for each site of the target that was tried."""

@@ -163,7 +163,7 @@ def get(name: str) -> Metric:
     """A metric by its name.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: no metric has that name.
     """
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, 1)

@@ -50,6 +50,9 @@ def as_scope(value: Any) -> Scope:
     """A scope, or a clear refusal."""
     if isinstance(value, Scope):
         return value
+    if callable(value):
+        name = getattr(value, "__name__", "function")
+        raise SteerError(f"A scope is needed, not the function {name} that makes one; call it, as in {name}(...).")
     raise SteerError(
         f"A scope is needed, not {value!r} of type {type(value).__name__}; use sf.everywhere, sf.prompt, sf.generated, "
         "sf.last_prompt_token or sf.positions(...), combined with | & ~."

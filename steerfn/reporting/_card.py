@@ -85,12 +85,12 @@ def card(
         raise DataError(f"datasets holds {strange[0]!r:.80}, which is no id on the hub such as 'user/name'.")
     if licence is not None and not (isinstance(licence, str) and LICENCE.fullmatch(licence)):
         raise DataError(f"`licence` must be as the hub writes it, such as 'apache-2.0', got {licence!r:.80}.")
-    found = report.findings
-    called = visible_line(name or found["vector"]["name"])
-    base = found["model"]["name"]
-    title = f"{called}: a steering vector for {base}"
-    body = "\n\n".join(section.markdown() for section in _sections(found, calibration, sweep))
-    code = visible(_example(found, called, load))
+    findings = report.findings
+    vector_name = visible_line(name or findings["vector"]["name"])
+    base = findings["model"]["name"]
+    title = f"{vector_name}: a steering vector for {base}"
+    body = "\n\n".join(section.markdown() for section in _sections(findings, calibration, sweep))
+    code = visible(_example(findings, vector_name, load))
     fence = "`" * max(3, *(1 + len(run) for run in re.findall("`+", code)), 3)  # no code ends it
     example = f"## How to run it\n\n{fence}python\n{code}\n{fence}"
     return f"---\n{_head(base, licence, datasets)}\n---\n\n# {escape_markdown(visible(title))}\n\n{body}\n\n{example}\n"
@@ -108,20 +108,20 @@ def _head(base: str, licence: str | None, datasets: list[str]) -> str:
     ).to_yaml()
 
 
-def _sections(found: Mapping[str, Any], calibration: Calibration | None, sweep: Sweep | None) -> Iterator[Section]:
-    yield Paragraph(found["verdict"]["headline"])
-    yield Bullets(found["verdict"]["reasons"])
-    yield from _effect(found)
-    yield from _costs(found["side_effects"])
-    yield from _strengths(found, calibration, sweep)
-    yield from _where_and_data(found)
-    yield Bullets([*_failures(found), *found["limits"]], "What could not be shown")
+def _sections(findings: Mapping[str, Any], calibration: Calibration | None, sweep: Sweep | None) -> Iterator[Section]:
+    yield Paragraph(findings["verdict"]["headline"])
+    yield Bullets(findings["verdict"]["reasons"])
+    yield from _effect(findings)
+    yield from _costs(findings["side_effects"])
+    yield from _strengths(findings, calibration, sweep)
+    yield from _where_and_data(findings)
+    yield Bullets([*_failures(findings), *findings["limits"]], "What could not be shown")
     yield Paragraph("Sections that are named here are those of the report, which has every text.")
-    yield _hashes(found)
+    yield _hashes(findings)
 
 
-def _effect(found: Mapping[str, Any]) -> Iterator[Section]:
-    effect, about, vector = found["effect"], found["about"], found["vector"]["name"]
+def _effect(findings: Mapping[str, Any]) -> Iterator[Section]:
+    effect, about, vector = findings["effect"], findings["about"], findings["vector"]["name"]
     prompts = effect["about"]["prompts"]
     decoding = "sampled" if about["sampled"] else "decoded greedily"
     rows = [
@@ -163,9 +163,11 @@ def _costs(costs: Mapping[str, Any]) -> Iterator[Section]:
         yield Bullets(costs["notes"])
 
 
-def _strengths(found: Mapping[str, Any], calibration: Calibration | None, sweep: Sweep | None) -> Iterator[Section]:
-    about = found["about"]
-    sentences = [f"Reported on at alpha {found['vector']['alpha']:g}, with {about['operator']}, at {about['scope']}."]
+def _strengths(findings: Mapping[str, Any], calibration: Calibration | None, sweep: Sweep | None) -> Iterator[Section]:
+    about = findings["about"]
+    sentences = [
+        f"Reported on at alpha {findings['vector']['alpha']:g}, with {about['operator']}, at {about['scope']}."
+    ]
     if calibration is not None:
         tried = [alpha for alpha, _ in calibration.curve]
         sentences.append(
@@ -187,8 +189,8 @@ def _strengths(found: Mapping[str, Any], calibration: Calibration | None, sweep:
         yield Table(headers, rows, numeric=range(len(headers)))
 
 
-def _where_and_data(found: Mapping[str, Any]) -> Iterator[Section]:
-    vector, quality, data, made = found["vector"], found["quality"], found["data"], found["metadata"]
+def _where_and_data(findings: Mapping[str, Any]) -> Iterator[Section]:
+    vector, quality, data, made = findings["vector"], findings["quality"], findings["data"], findings["metadata"]
     rows = [
         [
             site,
@@ -212,33 +214,33 @@ def _where_and_data(found: Mapping[str, Any]) -> Iterator[Section]:
     )
 
 
-def _failures(found: Mapping[str, Any]) -> Iterator[str]:
-    for pair in found["effect"]["pairs"]:
+def _failures(findings: Mapping[str, Any]) -> Iterator[str]:
+    for pair in findings["effect"]["pairs"]:
         if pair["verdict"] not in ("higher", "lower"):
             other = "random vectors" if pair["against"] == "random" else f"the {pair['control']} model"
             yield f"A difference from {other} in {pair['metric']}: {pair['verdict']}."
-    for message in found["quality"]["lint"]:
+    for message in findings["quality"]["lint"]:
         yield f"In the data: {message}"
 
 
-def _hashes(found: Mapping[str, Any]) -> Section:
-    model, about = found["model"], found["about"]
+def _hashes(findings: Mapping[str, Any]) -> Section:
+    model, about = findings["model"], findings["about"]
     rows = [
-        ["vector (tensors)", found["vector"]["sha256"]],
-        ["data", found["data"]["sha256"]],
+        ["vector (tensors)", findings["vector"]["sha256"]],
+        ["data", findings["data"]["sha256"]],
         ["prompts", about["prompts_sha256"]],
         ["plain text", about["passages_sha256"]],
         ["model", f"{model['name']}, fingerprint {model['fingerprint']}, weights {model['weights_sample']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())],
-        ["written", found["written"]],
+        ["written", findings["written"]],
     ]
     return Table(["SHA-256 of", "is"], rows, "To tell what was measured")
 
 
-def _example(found: Mapping[str, Any], name: str, load: str | None) -> str:
-    about, base, alpha = found["about"], found["model"]["name"], found["vector"]["alpha"]
+def _example(findings: Mapping[str, Any], name: str, load: str | None) -> str:
+    about, base, alpha = findings["about"], findings["model"]["name"], findings["vector"]["alpha"]
     source = "sf.demo_model()" if base == DEMO else f"sf.from_pretrained({base!r})"
-    load = load or f"sf.load({found['vector']['file'] or f'{name}.safetensors'!r}, model=model)"
+    load = load or f"sf.load({findings['vector']['file'] or f'{name}.safetensors'!r}, model=model)"
     scope = SCOPES.get(about["scope"])
     if about["operator"] not in ("add", "rotate", "clamp") or scope is None:
         return f"# As it was measured, with a make and a scope of the report's own:\n{about['call']}"

@@ -131,10 +131,10 @@ class ContinuousBatch:
     def _join(self, job: BatchJob) -> None:
         name, self._count = str(self._count), self._count + 1
         ids = torch.tensor([job.prompt], device=input_device(self.model))
-        self.jobs[name] = job
         self._samplers[name] = self.model._get_logits_processor(
             self._config, input_ids_seq_length=ids.shape[1], logits_processor=[RowSampler([job], ids)]
         )
+        self.jobs[name] = job
         self._manager.add_request([*job.prompt, *job.tokens], name)
 
     def step(self) -> list[BatchJob]:

@@ -16,7 +16,7 @@ APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 def check_log(path: str | os.PathLike[str]) -> None:
-    """Open the log, and make it where there is none: what is wrong with its place is said before a model is loaded.
+    """Open the log, created if it does not exist, so that a wrong path is refused before a model is loaded.
 
     Raises:
         FileError: a file that cannot be appended to.

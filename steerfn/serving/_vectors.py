@@ -74,7 +74,7 @@ class Shelf:
         """A vector by its name.
 
         Raises:
-            RequestError: there is none, or its file cannot be served.
+            RequestError: no vector has that name, or its file cannot be served.
         """
         path = self.path(name)
         try:
@@ -114,7 +114,7 @@ class Shelf:
         """The one file of a name, without a look at the others.
 
         Raises:
-            RequestError: there is none, or more than one.
+            RequestError: no file has that name, or several have.
         """
         paths = []
         if self.folder is not None and NAME.fullmatch(name):

@@ -164,7 +164,7 @@ class Worker:
                 closed = True
                 continue
             self._taken.append(job)
-            self._act_on(batch, functools.partial(batch.add, job))
+            self._act_on(batch, functools.partial(batch.add, job), [job])
 
     def _pass(self, batch: ContinuousBatch) -> None:
         started = time.monotonic()
@@ -174,20 +174,21 @@ class Worker:
         if ran:
             self.ran(len(ran), time.monotonic() - started)
 
-    def _act_on(self, batch: ContinuousBatch, act: Callable[[], Any]) -> Any:
-        """Do something with a batch; where it fails all that were taken run to their end, one by one."""
+    def _act_on(self, batch: ContinuousBatch, act: Callable[[], Any], jobs: list[BatchJob] | None = None) -> Any:
+        """Do something with a batch; if it fails, `jobs` run to their end one by one, by default all that were taken."""
         self._since = time.monotonic()
         try:
             done = act()
             self._failing = False
             return done
         except Exception as error:
-            log.warning("a pass of a batch failed (%s); its rows run one by one", type(error).__name__)
-            batch.clear()
-            for job in list(self._taken):
-                if not job.ended:
-                    self._since = time.monotonic()
-                    self._attempt([job])
+            log.warning("a running batch failed (%s); its rows run one by one", type(error).__name__)
+            if jobs is None:
+                batch.clear()
+                jobs = [job for job in self._taken if not job.ended]
+            for job in jobs:
+                self._since = time.monotonic()
+                self._attempt([job])
             return None
         finally:
             self._since = None

@@ -64,21 +64,21 @@ def add(
         report, name=name, calibration=calibration, sweep=sweep, licence=licence, datasets=datasets,
         load=_load_line(name, zoo),
     )  # fmt: skip
-    found = report.findings
-    if found["vector"]["sha256"] != (sha256 := vector_sha256(vector)):
+    findings = report.findings
+    if findings["vector"]["sha256"] != (sha256 := vector_sha256(vector)):
         raise DataError(
-            f"The report is on a vector with SHA-256 {found['vector']['sha256'][:16]}, and this one has {sha256[:16]}; "
+            f"The report is on a vector with SHA-256 {findings['vector']['sha256'][:16]}, and this one has {sha256[:16]}; "
             "report on the vector that is added."
         )
-    if found["vector"]["match"] in ("unknown", "other"):
+    if findings["vector"]["match"] in ("unknown", "other"):
         raise ModelError(
-            f"The report was made on {found['model']['name']}, and that the vector is of this model is not known; add "
+            f"The report was made on {findings['model']['name']}, and that the vector is of this model is not known; add "
             "vectors that were discovered on it."
         )
-    verdict = found["verdict"]
-    evidence = {"alpha": found["vector"]["alpha"], "verdict": verdict["level"], "headline": verdict["headline"]}
+    verdict = findings["verdict"]
+    evidence = {"alpha": findings["vector"]["alpha"], "verdict": verdict["level"], "headline": verdict["headline"]}
     vector = vector.with_metadata(evidence=evidence)
-    folder = re.sub(r"[^\w.-]", "-", str(found["model"]["name"]).rpartition("/")[2]).strip(".-") or "model"
+    folder = re.sub(r"[^\w.-]", "-", str(findings["model"]["name"]).rpartition("/")[2]).strip(".-") or "model"
     file = Path(folder, f"{name}{SUFFIX}")
     if is_hub(zoo):
         address = HubAddress.of(zoo)

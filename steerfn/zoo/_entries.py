@@ -55,7 +55,7 @@ def entries(zoo: Place | None) -> tuple[ZooVector, ...]:
     """
     folder, hub = place_of(zoo)
     files = sorted((*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*/*{SUFFIX}")))
-    found = []
+    vectors = []
     for path in files:
         file = path.relative_to(folder).as_posix()
         try:
@@ -65,7 +65,7 @@ def entries(zoo: Place | None) -> tuple[ZooVector, ...]:
             continue
         made, evidence = (_mapping(about["metadata"].get(key)) for key in ("model", "evidence"))
         address = str(path) if hub is None else str(dataclasses.replace(hub, file=file))
-        found.append(
+        vectors.append(
             ZooVector(
                 name=path.stem,
                 key=file.removesuffix(SUFFIX),
@@ -77,7 +77,7 @@ def entries(zoo: Place | None) -> tuple[ZooVector, ...]:
                 evidence=evidence,
             )
         )
-    return tuple(sorted(found, key=lambda each: (each.name, each.key)))
+    return tuple(sorted(vectors, key=lambda each: (each.name, each.key)))
 
 
 def place_of(zoo: Place | None) -> tuple[Path, HubAddress | None]:
@@ -104,7 +104,7 @@ def find(name: str, zoo: Place | None) -> tuple[ZooVector, ...]:
     """The vectors of a name, which several models may have.
 
     Raises:
-        DataError: there is none.
+        DataError: the zoo has no vector of that name.
         FileError: as `entries`.
     """
     known = entries(zoo)

@@ -7,33 +7,13 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
 pytest.importorskip("transformers", minversion="5.23", reason="continuous batching as it is here")
-import requests
 from families import build
 from served import client, paced, post, served, tokenizer, wait_for
-from test_serving import alone, folder, mixed  # noqa: F401  (a fixture)
 
 import steerfn as sf
 from steerfn import serving
 
 PATIENT = {"timeout": 250.0, "receive": 250.0}
-
-
-def test_100_mixed_requests_at_once_each_get_what_they_get_alone(model, folder):  # noqa: F811
-    asked = mixed(100)
-    limits = serving.Limits(max_tokens=32, max_rows=8, max_queue=400, cache_tokens=512, **PATIENT)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def ask(one):
-        prompt, steering, tokens = one
-        body = {"prompt": prompt, "steering": steering, "max_tokens": tokens, "temperature": 0}
-        return post(address, "/v1/completions", body).json()["choices"][0]["text"]
-
-    with served(serving.app(model, tokenizer(), folder, limits=limits, continuous=True)) as address:
-        with concurrent.futures.ThreadPoolExecutor(100) as pool:
-            found = list(pool.map(ask, asked))
-        assert requests.get(f"{address}/health").json()["waiting"] == 0
-    assert found == [alone(model, folder, *one) for one in asked]
-    assert all(bool((value == before[name]).all()) for name, value in model.state_dict().items())
 
 
 def test_a_short_text_that_comes_later_ends_before_a_long_one():
@@ -86,6 +66,20 @@ def test_a_pass_that_fails_is_run_row_by_row_and_a_caller_that_leaves_makes_room
         wait_for(lambda: application.state.server.worker.waiting == 0)
         assert post(address, "/v1/completions", body).json()["choices"][0]["text"] == expected
     assert expected == sf.generate(model, tokenizer(), "a b", max_new_tokens=6, chat=False).texts[0]
+
+
+def test_who_cannot_join_runs_alone_and_the_others_go_on(model, monkeypatch):
+    application = serving.app(model, tokenizer(), limits=serving.Limits(**PATIENT), continuous=True)
+    batch = application.state.server.worker.continuous
+    join, body = batch._join, {"prompt": "a b", "max_tokens": 5, "temperature": 0}
+    monkeypatch.setattr(batch, "_join", lambda job: join(job) if len(job.prompt) > 1 else 1 / 0)
+    with served(application) as address, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [body, {**body, "prompt": "a"}, body, {**body, "prompt": "a"}]
+        found = list(pool.map(lambda each: post(address, "/v1/completions", each).json()["choices"][0]["text"], asked))
+    expected = [
+        sf.generate(model, tokenizer(), each["prompt"], max_new_tokens=5, chat=False).texts[0] for each in asked
+    ]
+    assert found == expected
 
 
 def test_a_prompt_that_the_cache_cannot_hold_is_refused_by_its_length(model):

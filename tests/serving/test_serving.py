@@ -108,19 +108,34 @@ def mixed(count):
     return [(prompt, kinds[i % len(kinds)], 3 + i % 9) for i, prompt in enumerate(prompts)]
 
 
-def test_100_mixed_requests_at_once_each_get_what_they_get_alone(model, folder, address):
-    asked = mixed(100)
+def ask_at_once(address, asked):
+    """The texts of requests that come all at once."""
 
     def ask(one):
         prompt, steering, tokens = one
         body = {"prompt": prompt, "steering": steering, "max_tokens": tokens, "temperature": 0}
         return post(address, "/v1/completions", body).json()["choices"][0]["text"]
 
-    with concurrent.futures.ThreadPoolExecutor(100) as pool:
-        found = list(pool.map(ask, asked))
-    assert found == [alone(model, folder, *one) for one in asked]
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(ask, asked))
+
+
+def test_100_mixed_requests_at_once_each_get_what_they_get_alone(model, folder, address):
+    asked = mixed(100)
+    assert ask_at_once(address, asked) == [alone(model, folder, *one) for one in asked]
     rows = requests.get(f"{address}/metrics").text
     assert float(re.search(r"steerfn_batch_rows_count (\S+)", rows)[1]) < 100, "nothing ran together"
+
+
+def test_so_do_those_that_join_and_leave_a_running_batch(model, folder):
+    pytest.importorskip("transformers", minversion="5.23", reason="continuous batching as it is here")
+    asked, before = mixed(100), {name: value.clone() for name, value in model.state_dict().items()}
+    patient = {"timeout": 250.0, "receive": 250.0}
+    limits = serving.Limits(max_tokens=32, max_rows=8, max_queue=400, cache_tokens=512, **patient)
+    with served(serving.app(model, tokenizer(), folder, limits=limits, continuous=True)) as where:
+        assert ask_at_once(where, asked) == [alone(model, folder, *one) for one in asked]
+        assert requests.get(f"{where}/health").json()["waiting"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_pitfall_37_an_unknown_vector_is_an_error_of_its_request_alone(model, folder, address):

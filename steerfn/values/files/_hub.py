@@ -151,7 +151,7 @@ def fetch_folder(address: HubAddress, *suffixes: str) -> tuple[Path, HubAddress]
 
 
 def push(repo: str, files: dict[str, bytes], *, revision: str | None, private: bool | None, message: str) -> HubAddress:
-    """Put files into a repository of the hub in one commit, and make the repository if there is none.
+    """Put files into a repository of the hub in one commit, and create the repository if it does not exist.
 
     Returns:
         The address of the repository at that commit.
