@@ -175,7 +175,7 @@ class Worker:
             self.ran(len(ran), time.monotonic() - started)
 
     def _act_on(self, batch: ContinuousBatch, act: Callable[[], Any], jobs: list[BatchJob] | None = None) -> Any:
-        """Do something with a batch; if it fails, `jobs` run to their end one by one, by default all that were taken."""
+        """Do something with a batch; if it fails, `jobs` (default: all that were taken) run one by one."""
         self._since = time.monotonic()
         try:
             done = act()

@@ -67,13 +67,13 @@ def add(
     findings = report.findings
     if findings["vector"]["sha256"] != (sha256 := vector_sha256(vector)):
         raise DataError(
-            f"The report is on a vector with SHA-256 {findings['vector']['sha256'][:16]}, and this one has {sha256[:16]}; "
-            "report on the vector that is added."
+            f"The report is on a vector with SHA-256 {findings['vector']['sha256'][:16]}, and this one has "
+            f"{sha256[:16]}; report on the vector that is added."
         )
     if findings["vector"]["match"] in ("unknown", "other"):
         raise ModelError(
-            f"The report was made on {findings['model']['name']}, and that the vector is of this model is not known; add "
-            "vectors that were discovered on it."
+            f"The report was made on {findings['model']['name']}, and that the vector is of this model is not known; "
+            "add vectors that were discovered on it."
         )
     verdict = findings["verdict"]
     evidence = {"alpha": findings["vector"]["alpha"], "verdict": verdict["level"], "headline": verdict["headline"]}

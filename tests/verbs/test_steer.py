@@ -72,6 +72,7 @@ def test_refuses_wrong_arguments(tiny):
         ((v, float("nan")), {}, r"^alpha is nan; it must be finite"),
         ((v, torch.ones(2, 2)), {}, r"^alpha is a tensor of shape \[2, 2\]"),
         ((v,), {"scope": "prompt"}, r"^A scope is needed, not 'prompt' of type str; use sf\.everywhere"),
+        ((v,), {"scope": sf.outside_tool_calls}, r"call it, as in outside_tool_calls\(\.\.\.\)"),
         ((v,), {"scope": 3}, "^A scope is needed, not 3 of type int"),
     ]:
         with pytest.raises(sf.SteerError, match=text):
