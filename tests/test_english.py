@@ -8,7 +8,7 @@ import steerfn
 
 PACKAGE = Path(steerfn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-PAGES = sorted([*PACKAGE.parent.glob("*.md"), *PACKAGE.parent.glob("docs/*.md"), *PACKAGE.parent.glob("examples/*")])
+PAGES = sorted([*PACKAGE.parent.glob("*.md"), *PACKAGE.parent.glob("docs/**/*.md"), *PACKAGE.parent.glob("examples/*")])
 IRREGULAR = "told found asked shown held kept drawn made said given known written taken taught sent seen begun sought"
 PUBLIC = {"generated", "scheduled", "paired", "touched"}
 """Names of the contract that look like lone participles: a scope, an operator, and the statistics' term."""

@@ -57,7 +57,7 @@ GUIDES = {
 def test_the_code_of_a_guide_runs(demo, guide, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / f"{guide}.md").read_text(), re.DOTALL)
     exec(compile("\n".join(blocks), f"{guide}.md", "exec"), {"__name__": "guide"})
     out = capsys.readouterr().out
     assert blocks and all(words in out for words in GUIDES[guide])
@@ -68,7 +68,7 @@ def test_the_first_block_has_at_most_fifteen_lines():
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 15
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
 def test_links_exist(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target

@@ -2,7 +2,7 @@
 
     steerfn dashboard demo --vectors folder
 
-See `docs/dashboard.md`. A `State` and the code that it gives need no extra.
+See `docs/guides/dashboard.md`. A `State` and the code that it gives need no extra.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Other engines: the same steering baked into a checkpoint, in lm-evaluation-harness and in vLLM.
 
-See `docs/engines.md`.
+See `docs/guides/engines.md`.
 """
 
 from steerfn.engines._bake import bake as bake

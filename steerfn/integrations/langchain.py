@@ -1,4 +1,4 @@
-"""A LangChain chat model that is steered: `pip install -c constraints.txt -e ".[langchain]"`. See `docs/agents.md`.
+"""A LangChain chat model that is steered: `pip install -c constraints.txt -e ".[langchain]"`. See `docs/guides/agents.md`.
 
 Calls in several threads run together, as the rows of one batch.
 """

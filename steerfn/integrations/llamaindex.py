@@ -1,4 +1,4 @@
-"""A LlamaIndex LLM that is steered: `pip install -c constraints.txt -e ".[llamaindex]"`. See `docs/agents.md`."""
+"""A LlamaIndex LLM that is steered: `pip install -c constraints.txt -e ".[llamaindex]"`. See `docs/guides/agents.md`."""
 
 import asyncio
 import json

@@ -2,7 +2,7 @@
 
     steerfn serve --model demo --vectors folder
 
-Needs the extra `serve`. See `docs/serving.md`. `app(...)` is the ASGI application, for servers of your own.
+Needs the extra `serve`. See `docs/guides/serving.md`. `app(...)` is the ASGI application, for servers of your own.
 """
 
 import importlib.util

@@ -397,7 +397,7 @@ def test_real_prompts(demo, texts, chat):
 def test_the_code_of_the_guide_runs(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "conditions.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "conditions.md").read_text(), re.DOTALL)
     assert len(blocks) >= 3
     exec(compile("\n".join(blocks), "conditions.md", "exec"), {"__name__": "guide"})
     out = capsys.readouterr().out

@@ -157,14 +157,14 @@ def test_what_a_metric_says_itself_is_not_said_anew():
 
 
 def test_the_pages_table_names_every_metric():
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "metrics.md").read_text(encoding="utf8")
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert set(names()) <= set(listed)
 
 
 @pytest.mark.parametrize("section", ["Your own metric", "A judge"])
 def test_the_pages_code_runs(section, own, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "metrics.md").read_text(encoding="utf8")
     [part] = [each for each in page.split("\n## ")[1:] if each.startswith(section)]
     blocks = [block.partition("\n")[2] for block in part.split("```")[1::2] if block.startswith("python\n")]
     assert blocks

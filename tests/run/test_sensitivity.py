@@ -32,7 +32,7 @@ PAIRS = [(" x", " y"), (" z a", " y"), (" b c d", " e f"), (" u", " v w")]
 QUIET = {"progress": False}
 MODES = ("reverse", "forward")
 modes = pytest.mark.parametrize("mode", MODES)
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "guides"
 
 
 def slopes(model, v, prompts=PROMPTS, targets=PAIRS, **options):

@@ -32,7 +32,7 @@ SITE = sf.resid_post[1]
 ADMIN = {"authorization": "Bearer root"}
 BYTES = {**ADMIN, "content-type": "application/octet-stream"}
 GREEDY = {"prompt": "a b", "temperature": 0, "max_tokens": 6}
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A plugin of vLLM: another steering for every request of one continuous batch. See `docs/vllm.md`.
+"""A plugin of vLLM: another steering for every request of one continuous batch. See `docs/guides/vllm.md`.
 
     STEERFN_VECTORS=vectors vllm serve org/name
     llm.generate(prompt, SamplingParams(extra_args={"steerfn": {"vector": "happy", "alpha": 2.0}}))

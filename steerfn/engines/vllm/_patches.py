@@ -80,7 +80,7 @@ def patch() -> None:
         version = importlib.metadata.version("steerfn")
         text = (
             f"steerfn {version} does not know how to steer this version of vLLM ({'; '.join(differs)}): install the "
-            "one that docs/vllm.md names"
+            "one that docs/guides/vllm.md names"
         )
         if steered:
             raise SteerError(f"{text}, or start it without {FOLDER}.")

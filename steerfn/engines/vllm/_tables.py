@@ -289,7 +289,7 @@ def place_forwards(model: Any, architecture: str, n_layers: int, tables: Tables)
         raise ModelError(
             f"vLLM's {architecture} is known with {n_layers} blocks of class {FAMILIES[architecture]} at model.layers, "
             f"and here there are {len(blocks)} of {sorted(classes)}; "
-            "start vLLM without STEERFN_VECTORS, or install the version of vLLM that docs/vllm.md names."
+            "start vLLM without STEERFN_VECTORS, or install the version of vLLM that docs/guides/vllm.md names."
         )
     define()
     for block in tables.blocks:
