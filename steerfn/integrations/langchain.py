@@ -1,4 +1,6 @@
-"""A LangChain chat model that is steered: `pip install -c constraints.txt -e ".[langchain]"`. See `docs/guides/agents.md`.
+"""A LangChain chat model that is steered; see `docs/guides/agents.md`.
+
+Needs the extra: `pip install -c constraints.txt -e ".[langchain]"`.
 
 Calls in several threads run together, as the rows of one batch.
 """

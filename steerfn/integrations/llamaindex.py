@@ -1,4 +1,7 @@
-"""A LlamaIndex LLM that is steered: `pip install -c constraints.txt -e ".[llamaindex]"`. See `docs/guides/agents.md`."""
+"""A LlamaIndex LLM that is steered; see `docs/guides/agents.md`.
+
+Needs the extra: `pip install -c constraints.txt -e ".[llamaindex]"`.
+"""
 
 import asyncio
 import json
