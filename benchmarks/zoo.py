@@ -3,13 +3,18 @@
     python benchmarks/zoo.py [NAME ...] [--folder steerfn/zoo/data]
 
 For each behaviour the same rule, whatever comes of it. The vector is the mean difference of three quarters of the pairs at
-the middle block, read as the mean over tokens. Its strength is the largest, in tenths, that keeps the perplexity of some
-plain texts within 1.1 times that of the unsteered model: nothing that is reported on chose it. Then what a sweep over
-strengths gives on eight prompts, and the report, with its forty random vectors, on the forty prompts and sixteen passages that
-come with the package. The card is written from these. A behaviour that could not be shown stays in, and its card says so.
+one block, read as the mean over tokens. Its strength is the largest, in tenths, that keeps the perplexity of some plain
+texts within 1.05 times that of the unsteered model. Then what a sweep over strengths gives, and the report, with its forty
+random vectors, on other prompts and on sixteen passages that come with the package. The card is written from these. A
+behaviour that could not be shown stays in, and its card says so.
+
+Block, ratio and the length of answers were chosen on the prompts of the sweeps: random vectors change a model of this size
+as much as a vector that is strong, and less than one that is moderate, and short answers hide both. Nothing that is reported
+on chose anything. `zoo_prompts.json` has all prompts that do not come with the package.
 """
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,75 +27,14 @@ from steerfn.metrics import Metric
 from steerfn.reporting import Report
 
 FOLDER = Path(__file__).resolve().parents[1] / "steerfn" / "zoo" / "data"
-BLOCK = 14
-POSITION, ELSEWHERE = "mean", {"concision": "last"}  # of texts of unequal length a mean lies along the sink
+PROMPTS = json.loads(Path(__file__).with_name("zoo_prompts.json").read_text(encoding="utf8"))
+"""Of each behaviour those that chose, and those of the report where the usual ones would not ask for it."""
+BLOCK = 18
+RATIO = 1.05
 TENTHS = 10
-TOKENS, LONGER = 24, {"concision": 40}  # a concise answer must be able to end
+TOKENS, LONGER = 40, {"concision": 80}  # a concise answer must be able to end
 STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the strength, in the sweep
-PROMPTS = (
-    "What did you do this morning?",
-    "Tell me about your neighbours.",
-    "Describe a kitchen in the evening.",
-    "How do I repair a puncture?",
-    "Write a few lines about a river.",
-    "What is a bakery like at dawn?",
-    "Explain how a lock works.",
-    "What should I say to a new colleague?",
-)
-"""For the sweep; the report has others."""
-OTHER_BEGINNINGS = (
-    "At the station I",
-    "My grandmother always",
-    "We had just arrived when",
-    "The first thing I saw",
-    "Last summer I",
-    "When the door opened,",
-    "Every evening he",
-    "The house where I grew up",
-)
-BEGINNINGS = (
-    "This morning I",
-    "When I came home,",
-    "My sister called and",
-    "The letter said that",
-    "On the bus I met",
-    "At the end of the day we",
-    "I looked out of the window and",
-    "My first week at work",
-    "The children came in and",
-    "After the long drive we",
-    "I opened the box and",
-    "When the lights came on,",
-    "My neighbour told me that",
-    "We sat down at the table and",
-    "The phone rang, and",
-    "I had not seen him for years, and",
-    "In the evening my mother",
-    "The results came today, and",
-    "I walked through the old town and",
-    "When she spoke, I",
-    "Our flat is on the third floor, and",
-    "The dog ran ahead and",
-    "I have been thinking about my year, and",
-    "As the train left,",
-    "He read the last page and",
-    "My room at the hotel",
-    "The garden behind the house",
-    "We waited for an hour, and then",
-    "I woke up at six and",
-    "The concert last night",
-    "My teacher looked at me and",
-    "When winter came, we",
-    "I kept the photograph because",
-    "The kitchen smelled of",
-    "On my birthday I",
-    "Nobody spoke until",
-    "The river was high, and we",
-    "I sat on the steps and",
-    "After dinner my father",
-    "The journey took two days, and",
-)
-"""For sentiment, in plain text: the pairs are of small scenes, and an assistant is cheerful whatever one does."""
+PLAIN_TEXT = ("sentiment",)  # its pairs are of small scenes, and an assistant is cheerful whatever one does
 PLAIN = (
     "The train leaves the harbour at half past eight and reaches the border in the early afternoon. Passengers who travel "
     "further change there, and their luggage is carried across the platform.",
@@ -125,14 +69,6 @@ def word_length(texts: Sequence[str]) -> list[float]:
     return [sum(map(len, each)) / len(each) if each else math.nan for each in words]
 
 
-def sentence_length(texts: Sequence[str]) -> list[float]:
-    """Words to a sentence."""
-    ends = [len(re.findall(r"[.!?]+(?=\s|$)", text.strip())) for text in texts]
-    return [
-        len(text.split()) / max(end, 1) if text.strip() else math.nan for text, end in zip(texts, ends, strict=True)
-    ]
-
-
 CASUAL = (
     r"[a-z]+'(?:s|re|ll|ve|d|m|t)|gonna|wanna|gotta|hey|yeah|stuff|guys?|kids?|cool|awesome|ok|okay|super|kinda|lots?|"
     "pretty|bunch|oh|wow"
@@ -140,6 +76,13 @@ CASUAL = (
 POLITE = (
     "please|thank you|thanks|would you|could you|may i|sorry|excuse me|kindly|grateful|appreciate|pardon|welcome|"
     "happy to|my pleasure"
+)
+CERTAIN = (
+    "always|never|must|will|definitely|certainly|clearly|absolutely|every|exactly|without|sure|know|all|only|no doubt"
+)
+HEDGES = (
+    "may|might|could|perhaps|maybe|probably|possibly|likely|seems?|suppose|guess|think|believe|sometimes|often|usually|"
+    "generally|typically|can be|not sure|i'm not|depends?"
 )
 BEHAVIOURS = {
     "sentiment": ["sentiment", "sentiment_minilm"],
@@ -149,11 +92,15 @@ BEHAVIOURS = {
             "casual_words", per_hundred(CASUAL), unit="in 100 words", about="Contractions and words of casual speech"
         ),
     ],
-    "concision": [
-        "length",
+    "concision": ["length"],
+    "confidence": [
         Metric(
-            "sentence_length", sentence_length, unit="words", about="Words to a sentence, the last one cut off or not"
+            "certain_words",
+            per_hundred(CERTAIN),
+            unit="in 100 words",
+            about="Words that leave no doubt or no exception",
         ),
+        Metric("hedges", per_hundred(HEDGES), unit="in 100 words", about="Words that leave a claim open"),
     ],
     "refusal": ["refusal", "refusal_log_odds"],
     "politeness": [
@@ -162,23 +109,21 @@ BEHAVIOURS = {
         )
     ],
 }
-"""What each is measured by: whoever made the texts of the contrast sets made none of these."""
-ASKED = {"sentiment": (BEGINNINGS, OTHER_BEGINNINGS, False)}
-"""Prompts of the report and of the sweep, and whether they go into the chat template, where they are not the usual ones."""
+"""What each is measured by. Lists of words are narrow, and the cards say what each counts."""
 
 
 def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
     """The vector of a behaviour, and everything that its card is written from."""
     made_from, held_out = sf.datasets.load(name).split(held_out=0.25)
-    position = ELSEWHERE.get(name, POSITION)
-    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position=position)
+    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position="mean")
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
-    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN)
+    calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN, max_ratio=RATIO)
     alpha = math.floor(TENTHS * calibration.alpha) / TENTHS
-    metrics, (prompts, others, chat) = BEHAVIOURS[name], ASKED.get(name, (None, PROMPTS, None))
-    how = {"metrics": metrics, "chat": chat, "max_new_tokens": LONGER.get(name, TOKENS)}
-    sweep = sf.sweep(model, tokenizer, others, vector, [step * alpha for step in STEPS], **how)
-    report = sf.report(model, tokenizer, vector, held_out, prompts=prompts, alpha=alpha, **how)
+    prompts = PROMPTS.get(name, PROMPTS["any"])
+    chat = False if name in PLAIN_TEXT else None
+    how = {"metrics": BEHAVIOURS[name], "chat": chat, "max_new_tokens": LONGER.get(name, TOKENS)}
+    sweep = sf.sweep(model, tokenizer, prompts["chosen"], vector, [step * alpha for step in STEPS], **how)
+    report = sf.report(model, tokenizer, vector, held_out, prompts=prompts.get("report"), alpha=alpha, **how)
     return vector, report, calibration, sweep
 
 

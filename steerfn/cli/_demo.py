@@ -28,7 +28,10 @@ SAD = (
 PROMPTS = ("How was your day?", "Tell me about the weather.")
 ALPHAS = (-2.0, 0.0, 2.0)
 SITE = 14
+READY = "formality"
+"""A vector of the zoo."""
 TOKENS = 32
+INDENT = " " * 5
 
 
 HELP = "the whole idea on a real model, in a minute"
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 
     print("\n2. The same prompts, with alpha * v added at every token (greedy)")
     for prompt in prompts:
-        print("\n" + textwrap.indent(textwrap.fill(f'"{prompt}"', width - 5), "     "))
+        print(_quote(prompt, width))
         # Every strength is a row of one batch.
         answers = sf.generate(
             model,
@@ -85,16 +88,22 @@ def run(options: argparse.Namespace) -> None:
             max_new_tokens=TOKENS,
         )
         for alpha, answer in zip(options.alphas, answers, strict=True):
-            label = f"     alpha {alpha:+5.1f}  | "
-            text = " ".join(answer.split()) + " ..."
-            print(textwrap.fill(text, width, initial_indent=label, subsequent_indent=" " * (len(label) - 2) + "| "))
+            print(_answer(alpha, answer, width))
+
+    ready = sf.zoo.load(READY, model=model)
+    evidence = ready.metadata["evidence"]
+    print(f"\n3. A vector that comes with its evidence: sf.zoo.load({READY!r})")
+    print(textwrap.fill(f"its report: {evidence['headline']}", width, initial_indent=INDENT, subsequent_indent=INDENT))
+    print(_quote(prompts[0], width))
+    [answer] = sf.generate(model, tokenizer, prompts[0], sf.add(ready, evidence["alpha"]), max_new_tokens=TOKENS)
+    print(_answer(evidence["alpha"], answer, width))
 
     with torch.no_grad():
         with sf.steer(model, vector, alpha=options.alphas[-1]):
             steered = model(**ids).logits
         after = model(**ids).logits
     same, moved = torch.equal(before, after), (steered - before).abs().max().item()
-    print("\n3. And back")
+    print("\n4. And back")
     print(f"     inside `with sf.steer(...)` the logits moved by up to {moved:.2f}; after it they are")
     verdict = "bit for bit what they were" if same else "NOT WHAT THEY WERE: please report this"
     print(f"     {verdict} ({before.numel():,} numbers compared).")
@@ -108,3 +117,13 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n({time.perf_counter() - started:.0f} s)")
     if not same:
         sys.exit(1)
+
+
+def _quote(prompt: str, width: int) -> str:
+    return "\n" + textwrap.indent(textwrap.fill(f'"{prompt}"', width - len(INDENT)), INDENT)
+
+
+def _answer(alpha: float, text: str, width: int) -> str:
+    label = f"{INDENT}alpha {alpha:+5.1f}  | "
+    text = " ".join(text.split()) + " ..."
+    return textwrap.fill(text, width, initial_indent=label, subsequent_indent=" " * (len(label) - 2) + "| ")
