@@ -169,9 +169,9 @@ def dashboard(
 
     Example:
         >>> import steerfn as sf
-        >>> model, tokenizer = sf.demo_model()
-        >>> sf.dashboard(model, tokenizer, "vectors")  # doctest: +SKIP
-        Dashboard at http://127.0.0.1:43117/
+        >>> with sf.dashboard(model, tokenizer, {"happy": v}) as page:
+        ...     print(page)  # open it in a browser
+        Dashboard at http://127.0.0.1:...
     """
     keys, port = check_keys(host, api_keys), integer("port", port, 0, 65535, hint="0 takes any that is free")
     name = str(getattr(unwrap_model(model), "name_or_path", "") or getattr(model.config, "model_type", "model"))

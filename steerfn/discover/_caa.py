@@ -61,7 +61,9 @@ def caa(
         >>> import steerfn as sf
         >>> item = {"question": "Shall we stop?\\n (A) Yes\\n (B) No", "answer_matching_behavior": "(A)"}
         >>> item["answer_not_matching_behavior"] = "(B)"
-        >>> v = sf.caa(model, tokenizer, [item], 14)  # doctest: +SKIP
+        >>> v = sf.caa(model, tokenizer, [item], 14)
+        >>> v.metadata["tokens_read"]
+        {'A': 1, 'B': 1}
     """
     chat = options.get("chat")
     if chat is None:

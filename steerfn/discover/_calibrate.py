@@ -120,8 +120,10 @@ def calibrate(
 
     Example:
         >>> import steerfn as sf
-        >>> calibration = sf.discover.calibrate(model, tokenizer, v, ["The weather was fine."])  # doctest: +SKIP
-        >>> with sf.steer(model, v, calibration.alpha): ...  # doctest: +SKIP
+        >>> texts = ["The committee met on Tuesday and adjourned at noon."]
+        >>> calibration = sf.discover.calibrate(model, tokenizer, v, texts, low=0.5, tolerance=0.5)
+        >>> calibration.alpha > 0.5 and calibration.ratio <= 1.1
+        True
     """
     vector = as_vector(vector, "calibrate")
     finite_number(

@@ -129,9 +129,12 @@ def iti(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.discover.iti(model, tokenizer, positive=true, negative=false, k=48)  # doctest: +SKIP
-        >>> with sf.steer(model, v, alpha=15, scope=sf.generated):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+        >>> true, false = ["Ice is cold.", "Two is even."], ["Ice is hot.", "Two is odd."]
+        >>> v = sf.discover.iti(model, tokenizer, true, false, layers=[14, 15], k=3)
+        >>> len(v.sites), v.sites[0].kind
+        (3, 'head_out')
+        >>> with sf.steer(model, v, alpha=15, scope=sf.generated):
+        ...     ids = model.generate(**inputs, max_new_tokens=5)
     """
     l2 = finite_number("l2", l2, above=0, hint="the penalty is l2/2 |w|^2")
     heads = _heads(layout(unwrap_model(model)), layers)

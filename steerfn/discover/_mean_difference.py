@@ -55,7 +55,8 @@ def mean_difference(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day."], ["I hate this day."]
-        >>> v = sf.mean_difference(model, tokenizer, positive=happy, negative=sad, sites=14)  # doctest: +SKIP
+        >>> v = sf.mean_difference(model, tokenizer, positive=happy, negative=sad, sites=14, position="mean")
+        >>> v[14].shape, v.metadata["counts"]
+        (torch.Size([576]), {'negative': 3, 'positive': 3})
     """
     return discover(MeanDifference(), model, tokenizer, positive, negative, sites, **options)

@@ -98,8 +98,9 @@ def pca(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day.", "What grief!"]
-        >>> v = sf.pca(model, tokenizer, happy, sad, sites=14)  # doctest: +SKIP
+        >>> w = sf.pca(model, tokenizer, happy, sad, sites=14, position="mean")
+        >>> w.cosine(v) > 0.9  # with the mean difference of the same texts
+        True
     """
     methods = {"differences": DifferencePca, "pooled": PooledPca}
     if not isinstance(on, str) or on not in methods:

@@ -48,7 +48,10 @@ class Outcome(Result):
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.protocols.benchmark("caa", model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
+        >>> texts = ["The committee met on Tuesday and adjourned at noon.", "Rain is expected in the north."]
+        >>> outcome = sf.protocols.benchmark("side_effects", model, tokenizer, v, texts, alpha=2.0)
+        >>> list(outcome.figures)
+        ['cross_entropy', 'kl', 'perplexity', 'perplexity_ratio']
     """
 
     protocol: str

@@ -75,8 +75,10 @@ class SteeredLLM(FunctionCallingLLM):
     Example:
         >>> import steerfn as sf
         >>> from steerfn.integrations.llamaindex import SteeredLLM
-        >>> llm = SteeredLLM(model, tokenizer, steering=v, alpha=2.0)  # doctest: +SKIP
-        >>> llm.complete("My day was", steering=sf.add(v, 3.0)).text  # doctest: +SKIP
+        >>> llm = SteeredLLM(model, tokenizer, steering=v, alpha=2.0, max_new_tokens=8)
+        >>> text = llm.complete("My day was").text
+        >>> text == llm.complete("My day was", steering=None).text
+        False
     """
 
     model: Any = Field(exclude=True, repr=False)

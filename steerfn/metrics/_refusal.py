@@ -141,8 +141,10 @@ def refusal_log_odds(
 
     Example:
         >>> import steerfn as sf
-        >>> given = {"model": model, "tokenizer": tokenizer, "chat": True}  # doctest: +SKIP
-        >>> sf.metrics.refusal_log_odds(["", ""], prompts=["Hi"] * 2, ops=[None, sf.add(v)], **given)  # doctest: +SKIP
+        >>> asked, given = ["Call my mother.", "Name a fruit."], {"model": model, "tokenizer": tokenizer, "chat": True}
+        >>> call, name = sf.metrics.refusal_log_odds(["", ""], prompts=asked, ops=[None, None], **given)
+        >>> call > name  # the demo model is the likelier to refuse what it cannot do
+        True
     """
     check_paired(texts, prompts=prompts, ops=ops)
     tokens = refusal_tokens(tokenizer, refusal_phrases)

@@ -204,7 +204,11 @@ def functional(model: nn.Module) -> Functional:
 
     Example:
         >>> import torch, steerfn as sf
-        >>> f = sf.functional(model)  # doctest: +SKIP
-        >>> logits = torch.func.vmap(lambda a: f(sf.add(v, a), **inputs).logits)(alphas)  # doctest: +SKIP
+        >>> from torch.nn.attention import SDPBackend, sdpa_kernel
+        >>> f, alphas = sf.functional(model), torch.tensor([0.0, 2.0])
+        >>> with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
+        ...     logits = torch.func.vmap(lambda a: f(sf.add(v, a), **inputs).logits)(alphas)
+        >>> logits.shape
+        torch.Size([2, 1, 3, 49152])
     """
     return Functional(model)

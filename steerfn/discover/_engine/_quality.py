@@ -129,9 +129,9 @@ def quality(vector: SteeringVector) -> dict[Site, Quality]:
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.mean_difference(model, tokenizer, happy, sad, 14, quality=True)  # doctest: +SKIP
-        >>> sf.quality(v)[sf.resid_post[14]].auc  # doctest: +SKIP
-        0.93
+        >>> v = sf.mean_difference(model, tokenizer, happy, sad, 14, position="mean", quality=True)
+        >>> sf.quality(v)[sf.resid_post[14]].auc
+        1.0
     """
     vector = as_vector(vector, "quality")
     stored = vector.metadata.get("quality")

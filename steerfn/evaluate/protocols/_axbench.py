@@ -248,10 +248,12 @@ def axbench(
 
     Example:
         >>> import steerfn as sf
+        >>> judge = sf.protocols.axbench_judge(lambda question: "Rating: [[1]]", "happiness")  # ask a model here
         >>> outcome = sf.protocols.axbench(
-        ...     model, tokenizer, v, "vicuna_question.jsonl", concept="rental services", alphas=[1, 2, 4], limit=20
-        ... )  # doctest: +SKIP
-        >>> print(outcome, outcome.about["chosen"])  # doctest: +SKIP
+        ...     model, tokenizer, v, prompts, concept="happiness", judge=judge, alphas=[1, 2], max_new_tokens=4
+        ... )
+        >>> outcome.figures["score"].mean
+        1.0
     """
     run = ProtocolRun.of("axbench", options, scope=None)
     if not isinstance(concept, str) or not concept.strip():

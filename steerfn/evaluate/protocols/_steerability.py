@@ -68,8 +68,11 @@ def steerability(
 
     Example:
         >>> import steerfn as sf
-        >>> outcome = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
-        >>> print(outcome.figures["anti_steerable"])  # doctest: +SKIP
+        >>> item = {"question": "Shall we go?\\n (A) Yes\\n (B) No", "answer_matching_behavior": " (A)"}
+        >>> item["answer_not_matching_behavior"] = " (B)"
+        >>> outcome = sf.protocols.steerability(model, tokenizer, v, [item], alphas=[-1, 1])
+        >>> 0 <= outcome.figures["anti_steerable"].mean <= 1
+        True
     """
     run = ProtocolRun.of("steerability", options, scope=generated)
     strengths = alphas_of(alphas)

@@ -63,7 +63,10 @@ def truthfulqa(
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.protocols.truthfulqa(model, tokenizer, v, "mc_task.json", limit=100))  # doctest: +SKIP
+        >>> answers = {"Paris": 1, "Rome": 0}
+        >>> item = {"question": "Capital of France?", "mc1_targets": answers, "mc2_targets": answers}
+        >>> sf.protocols.truthfulqa(model, tokenizer, v, [item]).figures["mc1"].mean
+        1.0
     """
     run = ProtocolRun.of("truthfulqa", options, scope=generated, chat=False)
     items, units = run.select_items([_item(entry.where, entry.value) for entry in entries(data, "data")])
