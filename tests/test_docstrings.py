@@ -6,11 +6,14 @@ import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 
 import steerfn
+from steerfn import FileError, SteerError
 from steerfn.metrics import Metric
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -35,10 +38,15 @@ OTHERS = {
     "steerfn.integrations.llamaindex": "SteeredLLM conversation",
 }
 """Of modules that hold more than they offer, what they offer."""
-SKIPPED: dict[str, int] = {}
-"""Lines of examples that cannot run in a test, by the docstring that they stand in."""
-SHOWN_BY: dict[str, str] = {}
-"""Classes without an example of their own, by the function whose example makes one."""
+SHOWN_ONLY = {
+    "steerfn.discover.workers.ray": "Ray is an extra that the tests do without",
+    "steerfn.discover.workers.torchrun": "several processes",
+    "steerfn.values.files.push_to_hub": "a login to the hub",
+    "steerfn.engines.vllm.register": "vLLM calls it",
+}
+"""Functions whose examples do not run here, and why."""
+OPENAPI = {"steerfn.serving.SteeringRequest"}
+"""A class whose docstring is a line of the server's OpenAPI page, which describes its fields."""
 
 
 class Finder(doctest.DocTestFinder):
@@ -119,3 +127,93 @@ def test_example_runs(example, shared, demo, monkeypatch, tmp_path, request):
         shared = {**shared, "report": request.getfixturevalue("report")}
     if example.name != REPORT:  # which has run
         run(example, shared)
+
+
+def offered():
+    """Every public function and class by its path, once; of a metric the function that it holds."""
+    found = {}
+    for module, listed in [*((m, None) for m in NAMESPACES.split()), *OTHERS.items()]:
+        home = importlib.import_module(module)
+        for name in dir(home) if listed is None else listed.split():
+            value = getattr(home, name)
+            value = value.function if isinstance(value, Metric) else value
+            if not name.startswith("_") and (inspect.isclass(value) or inspect.isroutine(value)):
+                found.setdefault(value, f"{module}.{name}")
+    return found
+
+
+OFFERED = offered()
+
+
+def section(value, name):
+    """The entries of a section of a docstring, by name; None where there is no such section."""
+    match = re.search(rf"^{name}:\n(.*?)(?=^\S|\Z)", inspect.getdoc(value) or "", re.DOTALL | re.MULTILINE)
+    return match and re.findall(r"^    (\w+):", match[1], re.MULTILINE)
+
+
+def has_example(value):
+    """Whether its docstring has an example, or one of its methods', or it begins with the function that makes it."""
+    parts = [value, *vars(value).values()] if inspect.isclass(value) else [value]
+    if any("Example:\n" in (inspect.getdoc(part) or "") for part in parts):
+        return True
+    makers = re.findall(r"`(\w+)`", (inspect.getdoc(value) or "").partition("\n\n")[0])
+    return any(path.rpartition(".")[2] in makers and "Example:\n" in inspect.getdoc(f) for f, path in OFFERED.items())
+
+
+def missing_arguments(function):
+    """The parameters that a docstring does not describe."""
+    return inspect.signature(inspect.unwrap(function)).parameters.keys() - (section(function, "Args") or ())
+
+
+def missing_errors(function):
+    """The errors that a function raises itself and its docstring tells neither by their names nor by a base's."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    calls = [node.exc.func for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    raised = {call.id for call in calls if isinstance(call, ast.Name)} & ERRORS.keys()
+    told = tuple(ERRORS[name] for name in section(function, "Raises") or () if name in ERRORS)
+    return {name for name in raised if not issubclass(ERRORS[name], told)}
+
+
+ERRORS = {name: value for name, value in vars(steerfn).items() if name.endswith("Error")}
+
+
+def test_public_names_have_examples():
+    without = {path for value, path in OFFERED.items() if not has_example(value)}
+    assert without == {f"steerfn.{name}" for name in [*ERRORS, "SteerWarning"]} | OPENAPI
+
+
+def test_examples_run_but_for_those_that_need_more_than_a_test_has():
+    run_or_shown = [value for value in OFFERED if "Example:\n" in (inspect.getdoc(value) or "")]
+    shown = {OFFERED[value] for value in run_or_shown if ">>> " not in inspect.getdoc(value)}
+    assert shown == SHOWN_ONLY.keys()
+    files = Path(steerfn.__file__).parent.rglob("*.py")
+    assert not [file for file in files if "doctest: +SKIP" in file.read_text(encoding="utf8")]
+
+
+def test_arguments_and_errors_are_described():
+    functions = [value for value in OFFERED if inspect.isroutine(value)]
+    assert not {OFFERED[each]: missing for each in functions if (missing := missing_arguments(each))}
+    assert not {OFFERED[each]: missing for each in functions if (missing := missing_errors(each))}
+
+
+def test_the_rules_find_what_they_forbid():
+    def load(path, strict):
+        """Load.
+
+        Args:
+            path: a file.
+
+        Raises:
+            FileError: it is not there.
+        """
+        if strict:
+            raise FileError("It is not there.")
+        raise SteerError("It is not what it should be.")
+
+    assert missing_arguments(load) == {"strict"} and missing_errors(load) == {"SteerError"} and not has_example(load)
+    load.__doc__ = "Load.\n\nRaises:\n    SteerError: always.\n\nExample:\n    >>> load('x')"
+    assert has_example(load) and not missing_errors(load)
+    load.__doc__ = "Load; see `generate`."
+    assert has_example(load)
+    load.__doc__ = "Load; see `SteerError`."
+    assert not has_example(load)

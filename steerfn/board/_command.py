@@ -14,6 +14,10 @@ def to_command(state: State, source: Source) -> str:
 
     Where no command of its own does, `steerfn dashboard --state ... --out FILE` writes the page's result.
 
+    Args:
+        state: what is set on the page.
+        source: where the model and the vectors come from.
+
     Example:
         >>> from steerfn.board import Push, Source
         >>> state = State(turns=("Hi.",), steering=(Push("happy", 2.0),))

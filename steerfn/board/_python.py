@@ -11,6 +11,10 @@ from steerfn.run import seed_of_rows
 def to_python(state: State, source: Source) -> str:
     """A program that computes what a state shows.
 
+    Args:
+        state: what is set on the page.
+        source: where the model and the vectors come from.
+
     Example:
         >>> from steerfn.board import Source
         >>> state = State(turns=("Hi.",), steering=(Push("happy", 2.0),))

@@ -64,7 +64,13 @@ def check_keys(host: str, api_keys: Any) -> Keys:
 
 
 def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
-    """The ASGI application of a page."""
+    """The ASGI application of a page, as `dashboard` serves it.
+
+    Args:
+        page: the page.
+        keys: who may use it.
+        allowed_hosts: further names under which it may be asked for.
+    """
 
     def mount() -> Any:
         return gr.mount_gradio_app(
@@ -77,7 +83,7 @@ def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
 
 
 class Dashboard:
-    """A page that is being served by a thread of this process.
+    """A page that is being served by a thread of this process; see `dashboard`.
 
     Attributes:
         url: where it is.

@@ -356,6 +356,9 @@ class SteeredChatModel(BaseChatModel):
 def conversation(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """LangChain's messages as chat templates take them: role and content, tool calls and their results.
 
+    Args:
+        messages: messages of LangChain, in their order.
+
     Raises:
         DataError: a role that is not known, or content that is not text.
 

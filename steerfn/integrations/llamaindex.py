@@ -305,6 +305,9 @@ def _calls_of(message: ChatMessage) -> list[tuple[str, str, dict[str, Any]]]:
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """LlamaIndex's messages as chat templates take them: role and content, tool calls and their results.
 
+    Args:
+        messages: messages of LlamaIndex, in their order.
+
     Raises:
         DataError: a role that is not known, or content that is not text.
 

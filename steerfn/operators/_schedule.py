@@ -113,6 +113,9 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
 def constant(strength: float = 1.0) -> list[float]:
     """The schedule `s(t) = strength` for every generated token.
 
+    Args:
+        strength: a factor on the operator's effect.
+
     Raises:
         SteerError: a strength that is not a finite number.
 

@@ -65,7 +65,7 @@ COSTS = {"data": "passages", "questions": "questions"}
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Report(Result):
-    """A report on a vector; print it to see its verdict.
+    """A report on a vector, made by `report`; print it to see its verdict.
 
     Attributes:
         html: the document, on one page that loads nothing and runs nothing.

@@ -136,7 +136,7 @@ def generate(
             that begins as the template does (a chat that was rendered already) as it is; False takes texts as they
             are. A mapping is True with switches of the template, `{"enable_thinking": False}`.
         batch_size: prompts at once.
-        hf: anything else that transformers' `generate` takes, such as `stop_strings=["\n"]`, and switches that the
+        hf: anything else that transformers' `generate` takes, such as `stop_strings=["\\n"]`, and switches that the
             tokenizer's chat template reads, such as `enable_thinking=False` or `tools=[...]`.
 
     Raises:

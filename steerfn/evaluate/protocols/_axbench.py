@@ -41,6 +41,9 @@ Judge = str | Mapping[str, Any] | Callable[[Sequence[str], Sequence[Text]], Any]
 def harmonic(ratings: Any) -> np.ndarray:
     """The harmonic mean of ratings along the last axis, `n / sum 1/r`; 0 where one of them is 0.
 
+    Args:
+        ratings: `[..., n]`, from 0 up.
+
     Source: Wu et al. 2025, "AxBench".
 
     Example:

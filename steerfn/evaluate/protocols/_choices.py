@@ -108,6 +108,10 @@ def _question(where: str, value: Any) -> Question:
 def p_match(log_match: Any, log_other: Any) -> np.ndarray:
     """The share of the matching answer in the two: `p(match) / (p(match) + p(other))`, from log-probabilities.
 
+    Args:
+        log_match: of the answer that matches the behaviour, one or many, in nats.
+        log_other: of the other answer.
+
     Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition".
 
     Example:

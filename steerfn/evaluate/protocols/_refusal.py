@@ -69,8 +69,8 @@ def refusal(
         refusal_phrases: how refusals begin; their first tokens count for `log_odds`.
         max_new_tokens: tokens of an answer at most. The paper has 512; a refusal begins early.
         generation: more of what transformers' `generate` takes.
-        options: what every protocol takes, see `ProtocolOptions`; `limit` counts on either side, and `groups` has the labels of
-            the harmful requests before those of the harmless ones, or is a mapping as `data` is.
+        options: what every protocol takes, see `ProtocolOptions`; `limit` counts on either side, and `groups` has the
+            labels of the harmful requests before those of the harmless ones, or is a mapping as `data` is.
 
     Raises:
         DataError: data without the two sides, or no phrase that begins with a token that the tokenizer knows.

@@ -99,6 +99,10 @@ def truthfulqa(
 def mc1(true: Sequence[float], false: Sequence[float]) -> float:
     """Whether the best answer is likelier than all false ones: 1 or 0; from log-probabilities.
 
+    Args:
+        true: of the one best answer.
+        false: of each false answer.
+
     Example:
         >>> mc1([-2.0], [-3.0, -2.5]), mc1([-2.0], [-1.0])
         (1.0, 0.0)
@@ -109,6 +113,10 @@ def mc1(true: Sequence[float], false: Sequence[float]) -> float:
 @public
 def mc2(true: Sequence[float], false: Sequence[float]) -> float:
     """The share of the true answers in the probability of all; from log-probabilities.
+
+    Args:
+        true: of each true answer.
+        false: of each false one.
 
     Example:
         >>> import math
@@ -121,6 +129,10 @@ def mc2(true: Sequence[float], false: Sequence[float]) -> float:
 @public
 def mc3(true: Sequence[float], false: Sequence[float]) -> float:
     """The share of the true answers that are likelier than all false ones; from log-probabilities.
+
+    Args:
+        true: of each true answer.
+        false: of each false one.
 
     Example:
         >>> mc3([-1.0, -3.0], [-2.0])
