@@ -88,8 +88,10 @@ SHARED = ("model", "tokenizer", "happy", "sad", "v", "prompts", "inputs")
 REPORT = "steerfn.reporting._report.report"
 HEAVY = {
     REPORT, "steerfn.reporting._card.card", "steerfn.zoo._add.add", "steerfn.discover._transfer.transfer",
-    "steerfn.engines._bake.bake", "steerfn.plot._forest.comparison",
+    "steerfn.engines._bake.bake", "steerfn.plot._forest.comparison", "steerfn.plot._forest.outcome",
+    *(f"steerfn.evaluate.protocols._{name}.{name}" for name in ("axbench", "cast", "refusal")),
 }  # fmt: skip
+"""Examples that take seconds, of functions that tests of their own run too."""
 
 
 def run(example, names):

@@ -72,7 +72,7 @@ class SteeredChatModel(BaseChatModel):
     Example:
         >>> import steerfn as sf
         >>> from steerfn.integrations.langchain import SteeredChatModel
-        >>> chat = SteeredChatModel(model, tokenizer, steering=v, alpha=2.0, max_new_tokens=8)
+        >>> chat = SteeredChatModel(model, tokenizer, steering=v, alpha=2.0, max_new_tokens=4)
         >>> text = chat.invoke("How was your day?").content
         >>> steered, unsteered = chat.batch(["How are you?"] * 2, steering=[sf.add(v, 3.0), None])
         >>> steered.content == unsteered.content
