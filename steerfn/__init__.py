@@ -7,7 +7,8 @@ The examples of the other docstrings use these names:
 >>> happy = ["I am so happy today!", "What a beautiful morning.", "This is the best day ever."]
 >>> sad = ["I am so sad today.", "What a gloomy morning.", "This is the worst day ever."]
 >>> v = sf.mean_difference(model, tokenizer, happy, sad, sites=14, position="mean")
->>> prompts, inputs = ["My day was", "The film was"], tokenizer("My day was", return_tensors="pt")
+>>> prompts = ["My day was", "The film was"]
+>>> inputs = tokenizer("My day was", return_tensors="pt").to(model.device)
 >>> with sf.steer(model, v, alpha=2.0):
 ...     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
 """

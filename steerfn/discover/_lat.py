@@ -76,9 +76,9 @@ def lat(
 ) -> SteeringVector:
     """Linear artificial tomography: `v = u <u, d>`, `u` the first principal component of `s_i (p_i - n_i)`, centred.
 
-    `s_i = +-1` swaps the texts of half of the pairs at random, so the axis is found without the labels; they give its
-    sign and length: `d = mean(h(positive)) - mean(h(negative))`. Which pairs are swapped depends on `seed` and on
-    their numbers alone (of every two neighbours one), not on batches or workers.
+    `p_i` and `n_i` are the hidden states of pair `i`. `s_i = +-1` swaps the texts of half of the pairs at random, so
+    the axis is found without the labels; they give its sign and length: `d = mean_i (p_i - n_i)`. Which pairs are
+    swapped depends on `seed` and on their numbers alone (of every two neighbours one), not on batches or workers.
 
     Args:
         model: any transformers causal LM. Unchanged.

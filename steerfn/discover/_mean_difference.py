@@ -32,8 +32,9 @@ def mean_difference(
 ) -> SteeringVector:
     """The difference of means: `v = mean(h(positive)) - mean(h(negative))` at each site.
 
-    Sums are kept in float64, so neither batch size nor order matters beyond rounding of the model itself. The
-    texts need not be pairs, nor as many of one as of the other.
+    `h(text)` is the hidden state of a text at the tokens that `position` says, and the means are over texts. Sums are
+    kept in float64, so neither batch size nor order matters beyond rounding of the model itself. The texts need not be
+    pairs, nor as many of one as of the other.
 
     Args:
         model: any transformers causal LM. Unchanged.

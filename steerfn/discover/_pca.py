@@ -68,7 +68,7 @@ def pca(
 ) -> SteeringVector:
     """The first principal component: `v = u <u, d>` with `d = mean(h(positive)) - mean(h(negative))`.
 
-    `u` is the unit vector with the largest
+    With `p_i` and `n_i` the hidden states `h` of the texts of pair `i`, `u` is the unit vector with the largest
 
         on="differences"  `mean_i <u, p_i - n_i>^2` over pairs, not centred: centring would remove the mean of the
                           differences, which is the signal

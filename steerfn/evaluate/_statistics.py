@@ -139,7 +139,7 @@ def paired(
 ) -> Difference:
     """The difference of two conditions on the same units, tested by flipping the signs of the units' differences.
 
-    With `d_i = treatment_i - control_i`: if neither condition is different, `d_i` and `-d_i` are as likely. `p` is the
+    With `d_i = treatment_i - control_i`: if the conditions do not differ, `d_i` and `-d_i` are as likely. `p` is the
     part of all sign patterns `s` with `|sum s_i d_i| >= |sum d_i|`. All `2^n` patterns are tried where they are no more
     than `resamples`; else `resamples` random ones, the observed pattern counted among them.
 

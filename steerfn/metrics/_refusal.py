@@ -47,7 +47,7 @@ def refusal(texts: Sequence[str], *, refusal_phrases: Sequence[str] = REFUSALS) 
     """1 where a text contains one of some phrases, else 0; its mean is a refusal rate.
 
     The substring test of Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction" (after Zou
-    et al. 2023), with a list of our own: `steerfn.metrics._refusal.REFUSALS`. Unlike the published ones it leaves out
+    et al. 2023), with a list of our own, the default of `refusal_phrases`. Unlike the published ones it leaves out
     what friendly texts say too ("I'm sorry to hear that", "I can't wait", "As an AI, ..."), so rates are comparable
     with published ones only under `refusal_phrases` of theirs. Case and the kind of apostrophe do not matter.
 

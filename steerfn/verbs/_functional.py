@@ -191,10 +191,9 @@ def _is_split(value: Any) -> bool:
 def functional(model: nn.Module) -> Functional:
     """A model as a pure function: `f(op, *inputs)` is the model's own output under `op`.
 
-    The model is not touched, not even for the time of the call, so `f` is safe in every thread, and
-    `torch.func` transforms reach the operator's tensors: `vmap` over alpha or over vectors, `grad` and `jvp`
-    with respect to either. `f(sf.identity, ...)` is the model's output bit for bit; open contexts do not
-    reach `f`.
+    The model is not touched, not even for the time of the call, so `f` is safe in every thread, and `torch.func`
+    transforms reach the operator's tensors: `vmap` over alpha or over vectors, `grad` and `jvp` with respect to either.
+    `f(sf.identity, ...)` is the model's output bit for bit; open `steer` contexts do not act in `f`.
 
     Args:
         model: any transformers causal LM.

@@ -40,7 +40,7 @@ def caa(
 
     Figures:
 
-    - `p_match`: see above;
+    - `p_match`: as above, in both orders;
     - `p_match_given_order`: in the order of the file alone, as published; letter bias is in it;
     - `p_first_letter`: the share of the earlier letter in both orders, 0.5 without letter bias;
     - `mass`: `p(match) + p(other)`, how much of the model's probability the shares speak for.
