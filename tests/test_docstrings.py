@@ -135,9 +135,12 @@ def offered():
     """Every public function and class by its path, once; of a metric the function that it holds."""
     found = {}
     for module, listed in [*((m, None) for m in NAMESPACES.split()), *OTHERS.items()]:
-        home = importlib.import_module(module)
-        for name in dir(home) if listed is None else listed.split():
-            value = getattr(home, name)
+        try:
+            home = importlib.import_module(module)
+            values = {name: getattr(home, name) for name in (dir(home) if listed is None else listed.split())}
+        except (ImportError, SteerError):  # an extra that is not installed
+            continue
+        for name, value in values.items():
             value = value.function if isinstance(value, Metric) else value
             if not name.startswith("_") and (inspect.isclass(value) or inspect.isroutine(value)):
                 found.setdefault(value, f"{module}.{name}")

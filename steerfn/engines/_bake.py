@@ -79,7 +79,7 @@ def bake(
         >>> import steerfn as sf
         >>> from transformers import AutoModelForCausalLM
         >>> folder = sf.bake(model, tokenizer, sf.add(v, 2.0), "happy-model")
-        >>> baked = AutoModelForCausalLM.from_pretrained(folder)
+        >>> baked = AutoModelForCausalLM.from_pretrained(folder).to(model.device)
         >>> with sf.steer(model, v, alpha=2.0):
         ...     bool((baked(**inputs).logits - model(**inputs).logits).abs().max() < 0.01)
         True
