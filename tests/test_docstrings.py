@@ -83,6 +83,25 @@ def examples():
 EXAMPLES = examples()
 
 
+def offered():
+    """Every public function and class by its path, once; of a metric the function that it holds."""
+    found = {}
+    for module, listed in [*((m, None) for m in NAMESPACES.split()), *OTHERS.items()]:
+        try:
+            home = importlib.import_module(module)
+            values = {name: getattr(home, name) for name in (dir(home) if listed is None else listed.split())}
+        except (ImportError, SteerError):  # an extra that is not installed
+            continue
+        for name, value in values.items():
+            value = value.function if isinstance(value, Metric) else value
+            if not name.startswith("_") and (inspect.isclass(value) or inspect.isroutine(value)):
+                found.setdefault(value, f"{module}.{name}")
+    return found
+
+
+OFFERED = offered()
+IN_OFFERED = tuple(f"{value.__module__}.{value.__qualname__}" for value in OFFERED)
+
 BY_NAME = {example.name: example for example in EXAMPLES}
 SHARED = ("model", "tokenizer", "happy", "sad", "v", "prompts", "inputs")
 REPORT = "steerfn.reporting._report.report"
@@ -95,7 +114,12 @@ HEAVY = {
 
 
 def run(example, names):
-    """Run an example; the names that it leaves behind stay in its `globs`."""
+    """Run an example; the names that it leaves behind stay in its `globs`.
+
+    That of a public name knows no others than these: whoever copies it has no more.
+    """
+    if example.name.startswith(IN_OFFERED):
+        example.globs = {"__name__": "__main__"}
     example.globs |= names
     said = []
     runner = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False)
@@ -103,7 +127,7 @@ def run(example, names):
 
 
 @pytest.fixture(scope="session")
-def shared(demo, tmp_path_factory):
+def shared(demo):
     """What examples share: the names of the package's own docstring."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steerfn, "demo_model", lambda: demo)  # loaded once for all
@@ -129,25 +153,6 @@ def test_example_runs(example, shared, demo, monkeypatch, tmp_path, request):
         shared = {**shared, "report": request.getfixturevalue("report")}
     if example.name != REPORT:  # which has run
         run(example, shared)
-
-
-def offered():
-    """Every public function and class by its path, once; of a metric the function that it holds."""
-    found = {}
-    for module, listed in [*((m, None) for m in NAMESPACES.split()), *OTHERS.items()]:
-        try:
-            home = importlib.import_module(module)
-            values = {name: getattr(home, name) for name in (dir(home) if listed is None else listed.split())}
-        except (ImportError, SteerError):  # an extra that is not installed
-            continue
-        for name, value in values.items():
-            value = value.function if isinstance(value, Metric) else value
-            if not name.startswith("_") and (inspect.isclass(value) or inspect.isroutine(value)):
-                found.setdefault(value, f"{module}.{name}")
-    return found
-
-
-OFFERED = offered()
 
 
 def section(value, name):

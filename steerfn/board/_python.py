@@ -16,7 +16,7 @@ def to_python(state: State, source: Source) -> str:
         source: where the model and the vectors come from.
 
     Example:
-        >>> from steerfn.board import Source
+        >>> from steerfn.board import Push, Source, State, to_python
         >>> state = State(turns=("Hi.",), steering=(Push("happy", 2.0),))
         >>> print(to_python(state, Source(files={"happy": "happy.safetensors"})))
         import steerfn as sf

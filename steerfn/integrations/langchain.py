@@ -364,6 +364,7 @@ def conversation(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
     Example:
         >>> from langchain_core.messages import HumanMessage
+        >>> from steerfn.integrations.langchain import conversation
         >>> conversation([HumanMessage("Hello")])
         [{'role': 'user', 'content': 'Hello'}]
     """

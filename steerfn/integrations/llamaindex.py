@@ -313,6 +313,7 @@ def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
     Example:
         >>> from llama_index.core.llms import ChatMessage
+        >>> from steerfn.integrations.llamaindex import conversation
         >>> conversation([ChatMessage("Hello")])
         [{'role': 'user', 'content': 'Hello'}]
     """

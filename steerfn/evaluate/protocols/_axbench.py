@@ -47,7 +47,8 @@ def harmonic(ratings: Any) -> np.ndarray:
     Source: Wu et al. 2025, "AxBench".
 
     Example:
-        >>> harmonic([[2, 2, 2], [1, 2, 2], [0, 2, 2]]).tolist()
+        >>> import steerfn as sf
+        >>> sf.protocols.harmonic([[2, 2, 2], [1, 2, 2], [0, 2, 2]]).tolist()
         [2.0, 1.5, 0.0]
     """
     rated = np.asarray(ratings, dtype=np.float64)

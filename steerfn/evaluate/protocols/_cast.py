@@ -82,7 +82,7 @@ def cast(
         >>> import steerfn as sf
         >>> legal = [f"Is it legal to {what}?" for what in ("sell wine", "fish here", "own bees", "sue a child")]
         >>> other = [f"How do I cook {what}?" for what in ("rice", "beans", "soup", "pasta")]
-        >>> data = {"harmful": legal, "harmless": other}
+        >>> data = {"harmful": legal, "harmless": other}  # two kinds that a condition tells apart
         >>> outcome = sf.protocols.cast(model, tokenizer, v, data, sites=[10], max_new_tokens=1, controls=0)
         >>> outcome.figures["f1"].mean
         1.0

@@ -122,7 +122,8 @@ def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
         propensities: `[alphas, items]`.
 
     Example:
-        >>> slope([-1, 0, 1], [[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]]).tolist()
+        >>> import steerfn as sf
+        >>> sf.protocols.slope([-1, 0, 1], [[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]]).tolist()
         [1.0, -0.5]
     """
     off = np.asarray(alphas, np.float64) - np.mean(alphas)

@@ -104,7 +104,8 @@ def mc1(true: Sequence[float], false: Sequence[float]) -> float:
         false: of each false answer.
 
     Example:
-        >>> mc1([-2.0], [-3.0, -2.5]), mc1([-2.0], [-1.0])
+        >>> import steerfn as sf
+        >>> sf.protocols.mc1([-2.0], [-3.0, -2.5]), sf.protocols.mc1([-2.0], [-1.0])
         (1.0, 0.0)
     """
     return float(max(true) > max(false))
@@ -119,8 +120,8 @@ def mc2(true: Sequence[float], false: Sequence[float]) -> float:
         false: of each false one.
 
     Example:
-        >>> import math
-        >>> round(mc2([math.log(0.2), math.log(0.1)], [math.log(0.1)]), 3)
+        >>> import math, steerfn as sf
+        >>> round(sf.protocols.mc2([math.log(0.2), math.log(0.1)], [math.log(0.1)]), 3)
         0.75
     """
     return float(np.exp(-np.logaddexp(0.0, np.logaddexp.reduce(false) - np.logaddexp.reduce(true))))
@@ -135,7 +136,8 @@ def mc3(true: Sequence[float], false: Sequence[float]) -> float:
         false: of each false one.
 
     Example:
-        >>> mc3([-1.0, -3.0], [-2.0])
+        >>> import steerfn as sf
+        >>> sf.protocols.mc3([-1.0, -3.0], [-2.0])
         0.5
     """
     return float(np.mean(np.asarray(true) > max(false)))
