@@ -1,11 +1,16 @@
 """Activation steering of Hugging Face causal language models as pure functions.
 
-import steerfn as sf
+The examples of the other docstrings use these names:
 
-model, tokenizer = sf.demo_model()
-v = sf.mean_difference(model, tokenizer, positive=[...], negative=[...], sites=14)
-with sf.steer(model, v, alpha=2.0):
-    model.generate(**inputs)
+>>> import steerfn as sf
+>>> model, tokenizer = sf.demo_model()  # 135M parameters; or any causal LM and its tokenizer
+>>> happy = ["I am so happy today!", "What a beautiful morning.", "This is the best day ever."]
+>>> sad = ["I am so sad today.", "What a gloomy morning.", "This is the worst day ever."]
+>>> v = sf.mean_difference(model, tokenizer, happy, sad, sites=14, position="mean")
+>>> prompts = ["My day was", "The film was"]
+>>> inputs = tokenizer("My day was", return_tensors="pt").to(model.device)
+>>> with sf.steer(model, v, alpha=2.0):
+...     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
 """
 
 from typing import TYPE_CHECKING

@@ -14,8 +14,12 @@ def to_command(state: State, source: Source) -> str:
 
     Where no command of its own does, `steerfn dashboard --state ... --out FILE` writes the page's result.
 
+    Args:
+        state: what is set on the page.
+        source: where the model and the vectors come from.
+
     Example:
-        >>> from steerfn.board import Push, Source
+        >>> from steerfn.board import Push, Source, State, to_command
         >>> state = State(turns=("Hi.",), steering=(Push("happy", 2.0),))
         >>> print(to_command(state, Source(files={"happy": "happy.safetensors"})))
         steerfn compare Hi. --vector happy.safetensors --alpha 2.0 --max-new-tokens 60

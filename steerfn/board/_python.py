@@ -11,8 +11,12 @@ from steerfn.run import seed_of_rows
 def to_python(state: State, source: Source) -> str:
     """A program that computes what a state shows.
 
+    Args:
+        state: what is set on the page.
+        source: where the model and the vectors come from.
+
     Example:
-        >>> from steerfn.board import Source
+        >>> from steerfn.board import Push, Source, State, to_python
         >>> state = State(turns=("Hi.",), steering=(Push("happy", 2.0),))
         >>> print(to_python(state, Source(files={"happy": "happy.safetensors"})))
         import steerfn as sf

@@ -64,7 +64,13 @@ def check_keys(host: str, api_keys: Any) -> Keys:
 
 
 def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
-    """The ASGI application of a page."""
+    """The ASGI application of a page, as `dashboard` serves it.
+
+    Args:
+        page: the page.
+        keys: who may use it.
+        allowed_hosts: further names under which it may be asked for.
+    """
 
     def mount() -> Any:
         return gr.mount_gradio_app(
@@ -77,7 +83,7 @@ def app(page: Page, keys: Keys, allowed_hosts: Iterable[str] = ()) -> Any:
 
 
 class Dashboard:
-    """A page that is being served by a thread of this process.
+    """A page that is being served by a thread of this process; see `dashboard`.
 
     Attributes:
         url: where it is.
@@ -169,9 +175,9 @@ def dashboard(
 
     Example:
         >>> import steerfn as sf
-        >>> model, tokenizer = sf.demo_model()
-        >>> sf.dashboard(model, tokenizer, "vectors")  # doctest: +SKIP
-        Dashboard at http://127.0.0.1:43117/
+        >>> with sf.dashboard(model, tokenizer, {"happy": v}) as page:
+        ...     print(page)  # open it in a browser
+        Dashboard at http://127.0.0.1:...
     """
     keys, port = check_keys(host, api_keys), integer("port", port, 0, 65535, hint="0 takes any that is free")
     name = str(getattr(unwrap_model(model), "name_or_path", "") or getattr(model.config, "model_type", "model"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a model and vectors come from.
+    """Where a model and vectors come from, for the code that `to_python` gives.
 
     Attributes:
         model: "demo", or what `from_pretrained` takes.

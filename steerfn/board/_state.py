@@ -65,6 +65,7 @@ class State:
         name: what the vector is saved as.
 
     Example:
+        >>> from steerfn.board import Push, State
         >>> state = State(turns=("Hello.",), steering=(Push("happy", 2.0),))
         >>> State.from_query(state.to_query()) == State.from_json(state.to_json()) == state
         True

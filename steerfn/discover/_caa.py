@@ -32,10 +32,10 @@ def caa(
 ) -> SteeringVector:
     """Contrastive Activation Addition: `v = mean_i(h(q_i, a_i) - h(q_i, b_i))` at the answer token.
 
-    `q` is the question, `a` the answer that matches the behaviour, `b` the one that does not. In chat form the
+    Item `i` has a question `q`, an answer `a` that matches the behaviour, and one, `b`, that does not. In chat form the
     question is the user's message and the answer the assistant's; else the text is
-    `question.rstrip() + " " + answer.strip()`. Both texts are read at the first token in which they differ: the letter
-    of "(A)" and "(B)". The question is computed once for both.
+    `question.rstrip() + " " + answer.strip()`. `h` is the hidden state at the first token in which the two texts
+    differ: the letter of "(A)" and "(B)". The question is computed once for both.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -61,7 +61,9 @@ def caa(
         >>> import steerfn as sf
         >>> item = {"question": "Shall we stop?\\n (A) Yes\\n (B) No", "answer_matching_behavior": "(A)"}
         >>> item["answer_not_matching_behavior"] = "(B)"
-        >>> v = sf.caa(model, tokenizer, [item], 14)  # doctest: +SKIP
+        >>> v = sf.caa(model, tokenizer, [item], 14)
+        >>> v.metadata["tokens_read"]
+        {'A': 1, 'B': 1}
     """
     chat = options.get("chat")
     if chat is None:

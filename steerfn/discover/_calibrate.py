@@ -84,9 +84,10 @@ def calibrate(
 ) -> Calibration:
     """The largest alpha found whose perplexity on some texts stays under a bound.
 
-    `ratio(alpha) = ppl(add(v, alpha)) / ppl(unsteered)` with `ppl = exp(mean_t -log p_t)`, over all tokens of all texts
-    but the first of each; padding is never counted. From `low` on alpha is doubled until the ratio exceeds the bound
-    or `high` is reached; the last step is then bisected until it is no wider than `tolerance` times its lower end.
+    `ratio(alpha) = ppl(add(v, alpha)) / ppl(unsteered)` with the perplexity `ppl = exp(mean_t -log p_t)`, over all
+    tokens of all texts but the first of each; padding is never counted. From `low` on alpha is doubled until the ratio
+    exceeds the bound or `high` is reached; the last step is then bisected until it is no wider than `tolerance` times
+    its lower end.
 
     What holds: the ratio at the returned alpha was measured and is within the bound, and so it was at every smaller
     alpha of the curve; at the next larger one it was not, unless alpha is `high`. Perplexity need not rise steadily:
@@ -120,8 +121,10 @@ def calibrate(
 
     Example:
         >>> import steerfn as sf
-        >>> calibration = sf.discover.calibrate(model, tokenizer, v, ["The weather was fine."])  # doctest: +SKIP
-        >>> with sf.steer(model, v, calibration.alpha): ...  # doctest: +SKIP
+        >>> texts = ["The committee met on Tuesday and adjourned at noon."]
+        >>> calibration = sf.discover.calibrate(model, tokenizer, v, texts, low=0.5, tolerance=0.5)
+        >>> calibration.alpha > 0.5 and calibration.ratio <= 1.1
+        True
     """
     vector = as_vector(vector, "calibrate")
     finite_number(

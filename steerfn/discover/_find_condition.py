@@ -197,8 +197,11 @@ def find_condition(
 
     Example:
         >>> import steerfn as sf
-        >>> gate = sf.discover.find_condition(model, tokenizer, legal, other, sites=range(6, 15))  # doctest: +SKIP
-        >>> op = sf.at(sf.generated, sf.when(gate.on_prompt, sf.add(refusal, 2.0)))  # doctest: +SKIP
+        >>> legal = [f"Is it legal to {what}?" for what in ("sell wine", "fish here", "park there", "own bees")]
+        >>> other = [f"How do I cook {what}?" for what in ("rice", "beans", "soup", "pasta")]
+        >>> gate = sf.discover.find_condition(model, tokenizer, legal, other, sites=[10])
+        >>> op = sf.at(sf.generated, sf.when(gate.on_prompt, sf.add(v, 2.0)))
+        >>> texts = sf.generate(model, tokenizer, legal[0], op, max_new_tokens=5).texts
     """
     positive, negative, sites, _ = two_sides(positive, negative, sites)
     sides = {"positive": as_texts(positive, "positive"), "negative": as_texts(negative, "negative")}

@@ -56,7 +56,12 @@ def from_sae(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.discover.from_sae("gemma-2-2b-res/layer_12", feature=7, norm=50.0)  # doctest: +SKIP
+        >>> import json, pathlib, safetensors.torch, torch
+        >>> pathlib.Path("cfg.json").write_text(json.dumps({"hook_name": "blocks.12.hook_resid_post"}))
+        42
+        >>> safetensors.torch.save_file({"W_dec": torch.eye(4)}, "sae_weights.safetensors")
+        >>> sf.discover.from_sae(".", feature=2, norm=50.0)[12]
+        tensor([ 0.,  0., 50.,  0.])
     """
     try:
         source = Path(path)

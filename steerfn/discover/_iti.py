@@ -98,12 +98,12 @@ def iti(
 ) -> SteeringVector:
     """Inference-Time Intervention: `v = sigma theta` in the `k` heads whose probes tell the sides apart best.
 
-    At the input slice of every head (`head_out[layer, head]`) a logistic regression is fitted and its accuracy taken
-    on texts that it was fitted without (at most five folds; the two texts of a pair are in one, and so are those of a
-    group with `groups=`; each fold has its share of every token that is read, as in `quality`). The `k` heads with the
+    At the input slice of every head (`head_out[layer, head]`) a logistic regression is fitted and its accuracy taken on
+    texts that it was fitted without (at most five folds; the two texts of a pair are in one, and so are those of a
+    group with `groups=`; folds are stratified by the token that is read, as in `quality`). The `k` heads with the
     highest accuracy are chosen; among equal ones, those with the lower held-out log loss. There `theta` is the unit
-    mean difference and `sigma` the standard deviation of all activations along it, so alpha counts standard
-    deviations (the paper uses 15 on LLaMA-7B): `sf.steer(model, v, alpha=15)`.
+    mean difference and `sigma` the standard deviation of all activations along it, so alpha counts standard deviations
+    (the paper uses 15 on LLaMA-7B): `sf.steer(model, v, alpha=15)`.
 
     Args:
         model: any transformers causal LM with attention heads. Unchanged.
@@ -129,9 +129,12 @@ def iti(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.discover.iti(model, tokenizer, positive=true, negative=false, k=48)  # doctest: +SKIP
-        >>> with sf.steer(model, v, alpha=15, scope=sf.generated):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+        >>> true, false = ["Ice is cold.", "Two is even."], ["Ice is hot.", "Two is odd."]
+        >>> v = sf.discover.iti(model, tokenizer, true, false, layers=[14, 15], k=3)
+        >>> len(v.sites), v.sites[0].kind
+        (3, 'head_out')
+        >>> with sf.steer(model, v, alpha=15, scope=sf.generated):
+        ...     ids = model.generate(**inputs, max_new_tokens=5)
     """
     l2 = finite_number("l2", l2, above=0, hint="the penalty is l2/2 |w|^2")
     heads = _heads(layout(unwrap_model(model)), layers)

@@ -76,9 +76,9 @@ def lat(
 ) -> SteeringVector:
     """Linear artificial tomography: `v = u <u, d>`, `u` the first principal component of `s_i (p_i - n_i)`, centred.
 
-    `s_i = +-1` swaps the texts of half of the pairs at random, so the axis is found without the labels; they give its
-    sign and length: `d = mean(h(positive)) - mean(h(negative))`. Which pairs are swapped depends on `seed` and on
-    their numbers alone (of every two neighbours one), not on batches or workers.
+    `p_i` and `n_i` are the hidden states of pair `i`. `s_i = +-1` swaps the texts of half of the pairs at random, so
+    the axis is found without the labels; they give its sign and length: `d = mean_i (p_i - n_i)`. Which pairs are
+    swapped depends on `seed` and on their numbers alone (of every two neighbours one), not on batches or workers.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -99,7 +99,8 @@ def lat(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day.", "What grief!"]
-        >>> v = sf.discover.lat(model, tokenizer, happy, sad, sites=14, seed=1)  # doctest: +SKIP
+        >>> w = sf.discover.lat(model, tokenizer, happy, sad, sites=14, position="mean", seed=1)
+        >>> w.cosine(v) > 0.9  # with the mean difference of the same texts
+        True
     """
     return discover(Lat(options.get("seed", 0)), model, tokenizer, positive, negative, sites, **options)

@@ -174,8 +174,10 @@ def layer_profile(
 
     Example:
         >>> import steerfn as sf
-        >>> profile = sf.discover.layer_profile(model, tokenizer, happy, sad)  # doctest: +SKIP
-        >>> v = profile.vector(profile.best())  # doctest: +SKIP
+        >>> profile = sf.discover.layer_profile(model, tokenizer, happy, sad, sites=[6, 14], position="mean")
+        >>> profile.best()
+        resid_post[14]
+        >>> v = profile.vector(profile.best())
     """
     if isinstance(method, str):
         if method not in METHODS:

@@ -116,7 +116,8 @@ def lda(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day."]
-        >>> v = sf.lda(model, tokenizer, happy, sad, sites=14)  # doctest: +SKIP
+        >>> w = sf.lda(model, tokenizer, happy, sad, sites=14, position="mean")
+        >>> 0 < w.metadata["oas"]["resid_post[14]"] < 1
+        True
     """
     return discover(Lda(shrinkage), model, tokenizer, positive, negative, sites, **options)

@@ -78,8 +78,11 @@ def linear_probe(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day."]
-        >>> v = sf.linear_probe(model, tokenizer, happy, sad, sites=14)  # doctest: +SKIP
-        >>> is_happy = sf.probe(v, v.metadata["bias"]["resid_post[14]"])  # doctest: +SKIP
+        >>> w = sf.linear_probe(model, tokenizer, happy, sad, sites=14, position="mean")
+        >>> bias = w.metadata["bias"]["resid_post[14]"]
+        >>> h = sf.activations(model, tokenizer, happy + sad, 14, position="mean")[sf.resid_post[14]]
+        >>> (h @ w[14] + bias > 0).tolist()
+        [True, True, True, False, False, False]
+        >>> op = sf.when(sf.probe(w, bias), sf.add(w, -1.0))
     """
     return discover(LinearProbe(l2), model, tokenizer, positive, negative, sites, **options)

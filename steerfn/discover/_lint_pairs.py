@@ -27,7 +27,7 @@ LETTER_P, LETTER_SHARE = 0.05, 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a set of contrast pairs.
+    """One thing that is wrong with a set of contrast pairs; see `lint_pairs`.
 
     Attributes:
         kind: "empty", "few", "unequal counts", "duplicate", "contradiction", "leak", "length", "first token", or

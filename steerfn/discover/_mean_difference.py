@@ -32,8 +32,9 @@ def mean_difference(
 ) -> SteeringVector:
     """The difference of means: `v = mean(h(positive)) - mean(h(negative))` at each site.
 
-    Sums are kept in float64, so neither batch size nor order matters beyond rounding of the model itself. The
-    texts need not be pairs, nor as many of one as of the other.
+    `h(text)` is the hidden state of a text at the tokens that `position` says, and the means are over texts. Sums are
+    kept in float64, so neither batch size nor order matters beyond rounding of the model itself. The texts need not be
+    pairs, nor as many of one as of the other.
 
     Args:
         model: any transformers causal LM. Unchanged.
@@ -55,7 +56,8 @@ def mean_difference(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day."], ["I hate this day."]
-        >>> v = sf.mean_difference(model, tokenizer, positive=happy, negative=sad, sites=14)  # doctest: +SKIP
+        >>> v = sf.mean_difference(model, tokenizer, positive=happy, negative=sad, sites=14, position="mean")
+        >>> v[14].shape, v.metadata["counts"]
+        (torch.Size([576]), {'negative': 3, 'positive': 3})
     """
     return discover(MeanDifference(), model, tokenizer, positive, negative, sites, **options)

@@ -102,7 +102,10 @@ def optimise(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.optimise(model, tokenizer, 14, promote=[("How are you?", "Wonderful!")])  # doctest: +SKIP
+        >>> w = sf.optimise(model, tokenizer, 14, promote=[("How are you?", "Wonderful!")], steps=2)
+        >>> loss = w.metadata["held_out_loss"]
+        >>> loss["after"] < loss["before"]
+        True
     """
     steps, patience = positive_int("steps", steps), positive_int("patience", patience)
     batch_size = positive_int("batch_size", batch_size)

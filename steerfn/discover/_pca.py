@@ -68,7 +68,7 @@ def pca(
 ) -> SteeringVector:
     """The first principal component: `v = u <u, d>` with `d = mean(h(positive)) - mean(h(negative))`.
 
-    `u` is the unit vector with the largest
+    With `p_i` and `n_i` the hidden states `h` of the texts of pair `i`, `u` is the unit vector with the largest
 
         on="differences"  `mean_i <u, p_i - n_i>^2` over pairs, not centred: centring would remove the mean of the
                           differences, which is the signal
@@ -98,8 +98,9 @@ def pca(
 
     Example:
         >>> import steerfn as sf
-        >>> happy, sad = ["I love this day.", "What joy!"], ["I hate this day.", "What grief!"]
-        >>> v = sf.pca(model, tokenizer, happy, sad, sites=14)  # doctest: +SKIP
+        >>> w = sf.pca(model, tokenizer, happy, sad, sites=14, position="mean")
+        >>> w.cosine(v) > 0.9  # with the mean difference of the same texts
+        True
     """
     methods = {"differences": DifferencePca, "pooled": PooledPca}
     if not isinstance(on, str) or on not in methods:

@@ -109,8 +109,14 @@ def refusal_direction(
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.discover.refusal_direction(model, tokenizer, harmful, harmless)  # doctest: +SKIP
-        >>> without = sf.ablate(sf.discover.spread(v, v.metadata["ablated_at"]))  # doctest: +SKIP
+        >>> refused = ["What time is it?", "Please call my mother.", "Order me a pizza.", "Open the window for me."]
+        >>> answered = ["What is two plus two?", "Please list three fruits.", "Name a pizza.", "Describe a window."]
+        >>> v = sf.discover.refusal_direction(  # the demo model refuses what it cannot do
+        ...     model, tokenizer, refused, answered, sites=sf.resid_pre[14], positions=[-1], max_kl=2.0
+        ... )
+        >>> v.sites
+        (resid_pre[14],)
+        >>> without = sf.ablate(sf.discover.spread(v, v.metadata["ablated_at"]))
     """
     sides = {"harmful": as_texts(harmful, "harmful"), "harmless": as_texts(harmless, "harmless")}
     if not getattr(tokenizer, "chat_template", None):

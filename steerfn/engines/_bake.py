@@ -77,8 +77,12 @@ def bake(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.bake(model, tokenizer, sf.add(v, 2.0), "happy-model")  # doctest: +SKIP
-        >>> AutoModelForCausalLM.from_pretrained("happy-model")  # doctest: +SKIP
+        >>> from transformers import AutoModelForCausalLM
+        >>> folder = sf.bake(model, tokenizer, sf.add(v, 2.0), "happy-model")
+        >>> baked = AutoModelForCausalLM.from_pretrained(folder).to(model.device)
+        >>> with sf.steer(model, v, alpha=2.0):
+        ...     bool((baked(**inputs).logits - model(**inputs).logits).abs().max() < 0.01)
+        True
     """
     folder = check_folder(out_dir)
     if re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", str(max_shard_size)) is None:

@@ -88,9 +88,12 @@ def compare(
 
     Example:
         >>> import steerfn as sf
-        >>> comparison = sf.compare(model, tokenizer, prompts, v, ["sentiment", "bleu"], alpha=2.0)  # doctest: +SKIP
-        >>> print(comparison)  # doctest: +SKIP
-        >>> comparison.to_html("comparison.html")  # doctest: +SKIP
+        >>> comparison = sf.compare(model, tokenizer, prompts, v, ["length", "bleu"], chat=False, max_new_tokens=6)
+        >>> print(comparison)
+        2 prompts, with and without SteeringVector(resid_post[14] |v|=..., mean_difference), alpha 1
+        ...
+        >>> comparison.save("comparison.html").name
+        'comparison.html'
     """
     drawn = checked_seeds(seeds, hf)
     decoding = decoding_of(

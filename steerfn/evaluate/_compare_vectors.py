@@ -53,13 +53,12 @@ def compare_vectors(
     """Compare vectors with each other, with the unsteered model, and with random vectors of the same length.
 
     Every condition generates from the same prompts, as rows of common batches: greedily, or with `do_sample=True` with
-    the same random numbers (`about["decoding"]` says which). Each
-    metric gives a number for every text; the numbers of a prompt (its seeds, its draws of a random vector) are
-    averaged, since prompts are the independent units. For every metric each vector is compared with the unsteered
-    model, with its random vectors, and with every other vector: the mean paired difference with its interval
-    (`paired`), a sign-flip test, the effect size `d_z`, and a corrected p-value. Differences are in percent of the
-    control's mean where the metric is nowhere negative and that mean is more than three standard errors above 0, else
-    in the metric's unit.
+    the same random numbers (`about["decoding"]` says which). Each metric gives a number for every text; the numbers of
+    a prompt (its seeds, its draws of a random vector) are averaged, since prompts are the independent units. For every
+    metric each vector is compared with the unsteered model, with its random vectors, and with every other vector: the
+    mean paired difference with its interval (`paired`), a sign-flip test, the effect size `d_z`, and a corrected
+    p-value. Differences are in percent of the control's mean where the metric is nowhere negative and that mean is more
+    than three standard errors above 0, else in the metric's unit.
 
     Against random vectors `p` is the larger of two: of the sign flips over prompts, and of the vector's mean as one
     more of the random vectors' means (`against_random`, from which the interval is, too). With prompts enough any
@@ -119,11 +118,12 @@ def compare_vectors(
 
     Example:
         >>> import steerfn as sf
+        >>> vectors = {"happy": v, "sad": -v}
         >>> comparison = sf.compare_vectors(
-        ...     model, tokenizer, {"v1": v1, "v2": v2}, prompts, ["toxicity", "helpfulness"], alpha=2.0
-        ... )  # doctest: +SKIP
-        >>> print(comparison.summary())  # doctest: +SKIP
-        v2 lowers toxicity by 12 % against v1 (95 % CI 5-19 %, p = 0.003, n = 200, Holm).
+        ...     model, tokenizer, vectors, prompts, "length", alpha=2.0, chat=False, max_new_tokens=3
+        ... )
+        >>> print(comparison.summary())  # two prompts show nothing; 40 and more are usual
+        n = 2 prompts cannot carry a difference in length between happy and the unsteered model ...
     """
     drawn, limit = checked_seeds(seeds, hf), limit_of(batch_size)
     decoding = decoding_of(

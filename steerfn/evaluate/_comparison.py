@@ -112,7 +112,14 @@ class Comparison(Result):
             DataError: a number of rows below 0.
 
         Example:
-            >>> comparison.show(max_rows=3)  # doctest: +SKIP
+            >>> import steerfn as sf
+            >>> comparison = sf.compare(model, tokenizer, prompts, v, "length", chat=False, max_new_tokens=2)
+            >>> comparison.show(max_rows=1, width=80, colour=False)
+            2 prompts, with and without ...
+            unsteered                              | steered
+            ---------------------------------------+---------------------------------------
+            1. My day was
+            ...
         """
         if max_rows is not None:
             max_rows = integer("max_rows", max_rows, 0, hint="None shows all texts")

@@ -11,7 +11,7 @@ from steerfn.values import DataError, SteerError, SteeringVector, as_sites, fini
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One configuration of a sweep.
+    """One configuration of a `sweep`.
 
     Attributes:
         vector: the name of the vector.

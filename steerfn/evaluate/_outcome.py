@@ -29,7 +29,7 @@ STEERED, RANDOM = "steered", "random"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome(Result):
-    """The outcome of a protocol; print it.
+    """The outcome of a protocol; see `benchmark`. Print it.
 
     Attributes:
         protocol: its name.
@@ -45,10 +45,6 @@ class Outcome(Result):
         records: one for each item and condition.
         notes: what a reader has to know to read the numbers.
         about: what was run: options, versions, seeds, hashes of the model, the operators and the data.
-
-    Example:
-        >>> import steerfn as sf
-        >>> print(sf.protocols.benchmark("caa", model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
     """
 
     protocol: str

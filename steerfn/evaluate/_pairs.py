@@ -29,7 +29,7 @@ random vectors."""
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Record):
-    """One metric under two conditions.
+    """One metric under two conditions, compared; see `compare_vectors`.
 
     Attributes:
         metric: its name.

@@ -33,7 +33,7 @@ FEWEST = 99
 
 @dataclasses.dataclass(frozen=True)
 class Estimate(Record):
-    """A mean and its interval.
+    """A mean and its interval; see `estimate`.
 
     Attributes:
         mean: the mean over the units.
@@ -58,7 +58,7 @@ class Estimate(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Record):
-    """A paired difference, treatment minus control.
+    """A paired difference, treatment minus control; see `paired`.
 
     Attributes:
         estimate: the mean of the units' differences, with its interval.
@@ -139,7 +139,7 @@ def paired(
 ) -> Difference:
     """The difference of two conditions on the same units, tested by flipping the signs of the units' differences.
 
-    With `d_i = treatment_i - control_i`: if neither condition is different, `d_i` and `-d_i` are as likely. `p` is the
+    With `d_i = treatment_i - control_i`: if the conditions do not differ, `d_i` and `-d_i` are as likely. `p` is the
     part of all sign patterns `s` with `|sum s_i d_i| >= |sum d_i|`. All `2^n` patterns are tried where they are no more
     than `resamples`; else `resamples` random ones, the observed pattern counted among them.
 
@@ -196,8 +196,18 @@ def ratio(
 ) -> Estimate:
     """The change of a mean in percent, `100 (mean(treatment) / mean(control) - 1)`, on the same units.
 
-    Both means are resampled together, so the interval knows that the control's mean is uncertain too. `groups` are as
-    in `paired`.
+    Both means are resampled together, so the interval knows that the control's mean is uncertain too.
+
+    Args:
+        treatment: one number for each unit.
+        control: one for each, in the same order.
+        groups: a label for each unit, as in `paired`.
+        level: how often such intervals cover the true change.
+        seed: of the resamples.
+        resamples: how many.
+
+    Returns:
+        The change, in percent, and its bootstrap interval.
 
     Raises:
         DataError: as `paired`, or a control's mean of 0.
@@ -254,6 +264,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Calling those significant that stay below `a` makes a false claim in at most a part `a` of families, however the
     tests depend on each other.
+
+    Args:
+        p_values: of all tests of one family, each from 0 to 1.
+
+    Returns:
+        The adjusted ones, in the same order.
 
     Raises:
         DataError: a number that is no probability.

@@ -107,9 +107,11 @@ def sweep(
     Example:
         >>> import steerfn as sf
         >>> table = sf.sweep(
-        ...     model, tokenizer, "The film was", v, [-4, 0, 4], sites=[10, 14], continuations=[" good", " bad"]
-        ... )  # doctest: +SKIP
-        >>> print(table, table.best(), sep="\\n\\n")  # doctest: +SKIP
+        ...     model, tokenizer, "The film was", v, [-4, 0, 4], continuations=[" good", " bad"], chat=False
+        ... )
+        >>> table.best().config.alpha
+        4.0
+        >>> frame = table.to_pandas()
     """
     seed, limit = integer("seed", seed), limit_of(batch_size)
     decoding = decoding_of(

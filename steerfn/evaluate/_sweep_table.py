@@ -23,7 +23,7 @@ LOG_ODDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Best(Record):
-    """The best configuration of a sweep, and what it is worth on prompts that did not choose it.
+    """The best configuration of a `sweep`, and what it is worth on prompts that did not choose it.
 
     Attributes:
         config: the configuration.

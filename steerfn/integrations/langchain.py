@@ -72,9 +72,11 @@ class SteeredChatModel(BaseChatModel):
     Example:
         >>> import steerfn as sf
         >>> from steerfn.integrations.langchain import SteeredChatModel
-        >>> chat = SteeredChatModel(model, tokenizer, steering=v, alpha=2.0)  # doctest: +SKIP
-        >>> chat.invoke("How was your day?").content  # doctest: +SKIP
-        >>> chat.batch(["How are you?"] * 2, steering=[sf.add(v, 3.0), None])  # doctest: +SKIP
+        >>> chat = SteeredChatModel(model, tokenizer, steering=v, alpha=2.0, max_new_tokens=4)
+        >>> text = chat.invoke("How was your day?").content
+        >>> steered, unsteered = chat.batch(["How are you?"] * 2, steering=[sf.add(v, 3.0), None])
+        >>> steered.content == unsteered.content
+        False
     """
 
     model: Any = Field(exclude=True, repr=False)
@@ -354,11 +356,15 @@ class SteeredChatModel(BaseChatModel):
 def conversation(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """LangChain's messages as chat templates take them: role and content, tool calls and their results.
 
+    Args:
+        messages: messages of LangChain, in their order.
+
     Raises:
         DataError: a role that is not known, or content that is not text.
 
     Example:
         >>> from langchain_core.messages import HumanMessage
+        >>> from steerfn.integrations.langchain import conversation
         >>> conversation([HumanMessage("Hello")])
         [{'role': 'user', 'content': 'Hello'}]
     """

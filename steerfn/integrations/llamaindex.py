@@ -75,8 +75,10 @@ class SteeredLLM(FunctionCallingLLM):
     Example:
         >>> import steerfn as sf
         >>> from steerfn.integrations.llamaindex import SteeredLLM
-        >>> llm = SteeredLLM(model, tokenizer, steering=v, alpha=2.0)  # doctest: +SKIP
-        >>> llm.complete("My day was", steering=sf.add(v, 3.0)).text  # doctest: +SKIP
+        >>> llm = SteeredLLM(model, tokenizer, steering=v, alpha=2.0, max_new_tokens=8)
+        >>> text = llm.complete("My day was").text
+        >>> text == llm.complete("My day was", steering=None).text
+        False
     """
 
     model: Any = Field(exclude=True, repr=False)
@@ -303,11 +305,15 @@ def _calls_of(message: ChatMessage) -> list[tuple[str, str, dict[str, Any]]]:
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """LlamaIndex's messages as chat templates take them: role and content, tool calls and their results.
 
+    Args:
+        messages: messages of LlamaIndex, in their order.
+
     Raises:
         DataError: a role that is not known, or content that is not text.
 
     Example:
         >>> from llama_index.core.llms import ChatMessage
+        >>> from steerfn.integrations.llamaindex import conversation
         >>> conversation([ChatMessage("Hello")])
         [{'role': 'user', 'content': 'Hello'}]
     """

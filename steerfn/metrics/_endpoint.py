@@ -238,7 +238,6 @@ def endpoint(
         >>> ask = sf.metrics.endpoint("http://localhost:8000/v1", "judge-model", concurrency=8)
         >>> ask.address
         'http://localhost:8000/v1/chat/completions'
-        >>> ask("Say yes.")  # doctest: +SKIP
     """
     if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+\S*", url):
         raise DataError(f"url must be an address that begins with http:// or https://, not {url!r:.80}.")

@@ -141,8 +141,10 @@ def perplexity(
 
     Example:
         >>> import steerfn as sf
-        >>> given = {"model": model, "tokenizer": tokenizer, "chat": None}  # doctest: +SKIP
-        >>> sf.metrics.perplexity([" fine, thanks."], prompts=["How are you?"], **given)  # doctest: +SKIP
+        >>> given = {"model": model, "tokenizer": tokenizer, "chat": False}
+        >>> fluent, broken = sf.metrics.perplexity([" great fun.", " fun great."], prompts=["It was"] * 2, **given)
+        >>> fluent < broken
+        True
     """
     answers = answers_of(tokenizer, texts, prompts, chat)
     tokens = np.array([np.nan if each is None else len(each[1]) for each in answers])
@@ -187,8 +189,11 @@ def log_prob_difference(
 
     Example:
         >>> import steerfn as sf
-        >>> given = {"model": model, "tokenizer": tokenizer, "chat": None}  # doctest: +SKIP
-        >>> sf.metrics.log_prob_difference([" great!"], prompts=["I feel"], ops=[sf.add(v)], **given)  # doctest: +SKIP
+        >>> given = {"model": model, "tokenizer": tokenizer, "chat": False}
+        >>> texts, ops = [" great", " awful"], [sf.add(v, 2.0)] * 2
+        >>> great, awful = sf.metrics.log_prob_difference(texts, prompts=["I feel"] * 2, ops=ops, **given)
+        >>> great > awful
+        True
     """
     check_paired(texts, ops=ops)
     answers = answers_of(tokenizer, texts, prompts, chat)
@@ -237,8 +242,11 @@ def kl_from_baseline(
 
     Example:
         >>> import steerfn as sf
-        >>> given = {"model": model, "tokenizer": tokenizer, "chat": None}  # doctest: +SKIP
-        >>> sf.metrics.kl_from_baseline([" great!"], prompts=["I feel"], ops=[sf.add(v)], **given)  # doctest: +SKIP
+        >>> given = {"model": model, "tokenizer": tokenizer, "chat": False}
+        >>> ops = [None, sf.add(v, 2.0)]
+        >>> unsteered, steered = sf.metrics.kl_from_baseline([" fine"] * 2, prompts=["I feel"] * 2, ops=ops, **given)
+        >>> unsteered, steered > 0
+        (0.0, True)
     """
     check_paired(texts, ops=ops)
     answers = answers_of(tokenizer, texts, prompts, chat)

@@ -34,6 +34,13 @@ class Setting:
         model: the model that generated them.
         tokenizer: its tokenizer.
         chat: whether prompts go into the chat template, as in `generate`.
+
+    Example:
+        >>> import steerfn as sf
+        >>> def echoes(texts, *, prompts):  # `prompts` are those of the setting
+        ...     return [float(prompt in text) for text, prompt in zip(texts, prompts)]
+        >>> sf.metrics.Metric("echoes", echoes).needs
+        ('prompts',)
     """
 
     prompts: Sequence[Text] | None = None
@@ -131,6 +138,9 @@ _registry: dict[str, Metric] = {}
 def register(metric: Metric) -> Metric:
     """Make a metric known by its name.
 
+    Args:
+        metric: the metric.
+
     Raises:
         DataError: another metric has that name, or it asks for something that nobody gives.
 
@@ -154,7 +164,13 @@ def metric(*, better: Better | None = None, unit: str = "", about: str = "") -> 
 
 @public
 def names() -> tuple[str, ...]:
-    """The names of all metrics that are known."""
+    """The names of all metrics that are known.
+
+    Example:
+        >>> import steerfn as sf
+        >>> "sentiment" in sf.metrics.names()
+        True
+    """
     return tuple(sorted(_registry))
 
 
@@ -162,8 +178,16 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Metric:
     """A metric by its name.
 
+    Args:
+        name: one of `names()`.
+
     Raises:
         DataError: no metric has that name.
+
+    Example:
+        >>> import steerfn as sf
+        >>> print(sf.metrics.get("length"))
+        length [words]: Words of a text, as white space separates them; bounded by max_new_tokens.
     """
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, 1)

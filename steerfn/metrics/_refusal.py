@@ -47,7 +47,7 @@ def refusal(texts: Sequence[str], *, refusal_phrases: Sequence[str] = REFUSALS) 
     """1 where a text contains one of some phrases, else 0; its mean is a refusal rate.
 
     The substring test of Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction" (after Zou
-    et al. 2023), with a list of our own: `steerfn.metrics._refusal.REFUSALS`. Unlike the published ones it leaves out
+    et al. 2023), with a list of our own, the default of `refusal_phrases`. Unlike the published ones it leaves out
     what friendly texts say too ("I'm sorry to hear that", "I can't wait", "As an AI, ..."), so rates are comparable
     with published ones only under `refusal_phrases` of theirs. Case and the kind of apostrophe do not matter.
 
@@ -141,8 +141,10 @@ def refusal_log_odds(
 
     Example:
         >>> import steerfn as sf
-        >>> given = {"model": model, "tokenizer": tokenizer, "chat": True}  # doctest: +SKIP
-        >>> sf.metrics.refusal_log_odds(["", ""], prompts=["Hi"] * 2, ops=[None, sf.add(v)], **given)  # doctest: +SKIP
+        >>> asked, given = ["Call my mother.", "Name a fruit."], {"model": model, "tokenizer": tokenizer, "chat": True}
+        >>> call, name = sf.metrics.refusal_log_odds(["", ""], prompts=asked, ops=[None, None], **given)
+        >>> call > name  # the demo model is the likelier to refuse what it cannot do
+        True
     """
     check_paired(texts, prompts=prompts, ops=ops)
     tokens = refusal_tokens(tokenizer, refusal_phrases)

@@ -58,7 +58,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout(Result):
-    """The decoder blocks of a model, their sites and its sizes. Print it to see them.
+    """The decoder blocks of a model, their sites and its sizes; see `layout`. Print it to see them.
 
     A model keeps one layout as long as its blocks stay as they are, so what else is found out about them is remembered
     by their layout.

@@ -54,7 +54,7 @@ def from_pretrained(
             hidden states that steering acts on keep ``dtype``. Off CUDA, int4 has the
             precision of four bits but takes a byte per weight, because torchao's packed kernels
             are CUDA ones; int8 is then as small, faster and much closer to the original.
-        **kwargs: go to ``AutoModelForCausalLM.from_pretrained``; those that say where the files
+        kwargs: go to ``AutoModelForCausalLM.from_pretrained``; those that say where the files
             are (``revision``, ``gguf_file``, ``token``, ...) go to the tokenizer as well.
 
     Returns:

@@ -38,9 +38,17 @@ def layout(model: nn.Module, *, blocks: str | None = None, check: bool = True) -
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.layout(model))  # doctest: +SKIP
-        >>> sf.layout(model, blocks="backbone.units").n_layers  # doctest: +SKIP
-        24
+        >>> print(sf.layout(model))
+        LlamaForCausalLM: 30 blocks, d_model 576, checked by a forward pass on the meta device
+          blocks 0-29: LlamaDecoderLayer at model.layers.*
+            resid_pre   block input
+            head_out    input of self_attn.o_proj, 9 heads of 64
+            attn_out    output of self_attn
+            resid_mid   input of post_attention_layernorm
+            mlp_out     output of mlp
+            resid_post  block output
+        >>> sf.layout(model, blocks="model.layers").n_layers
+        30
     """
     root = unwrap_model(model)
     where = _chosen.get(root) if blocks is None else blocks

@@ -32,6 +32,9 @@ def ablate(vector: SteeringVector) -> Operator:
 
     The scale of `vector` does not matter; a zero direction changes nothing.
 
+    Args:
+        vector: the vector.
+
     Raises:
         SteerError: `vector` is not a vector.
 
@@ -51,6 +54,9 @@ def project(vector: SteeringVector) -> Operator:
     """Keep only the direction: `h' = <h, u> u`, with `u = v / |v|`; the complement of `ablate`.
 
     A zero direction changes nothing.
+
+    Args:
+        vector: the vector; its scale does not matter.
 
     Raises:
         SteerError: `vector` is not a vector.

@@ -53,6 +53,7 @@ def add(vector: SteeringVector, alpha: Number = 1.0) -> Operator:
 
     Raises:
         SteerError: `vector` is not a vector, or `alpha` not a finite number or a 0-d or `[batch]` tensor.
+        ShapeError: `alpha * v` is more than float32 holds.
 
     Source: Turner et al. 2023, "Activation Addition"; Rimsky et al. 2024, "Contrastive Activation Addition".
 

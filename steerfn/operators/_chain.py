@@ -86,6 +86,9 @@ def chain(*operators: Operator) -> Operator:
 
     `chain()` is the identity; chaining is associative. Operators at different sites act where they are.
 
+    Args:
+        operators: in the order in which they act.
+
     Raises:
         SteerError: something that is not an operator.
 
@@ -103,6 +106,9 @@ def renorm(op: Operator) -> Operator:
     """Apply `op` and give each token's state back the norm it had: `h' = op(h) |h| / |op(h)|`.
 
     A state that `op` turns to zero stays zero.
+
+    Args:
+        op: any operator.
 
     Raises:
         SteerError: `op` is not an operator.

@@ -39,7 +39,8 @@ def clamp(
         max: upper bound of the projection, instead of `value`.
 
     Raises:
-        SteerError: `vector` is not a vector, no bound at all, `value` with a bound, or `min` above `max`.
+        SteerError: `vector` is not a vector, or a bound is not a number or tensor.
+        ShapeError: no bound at all, `value` with a bound, or `min` above `max`.
 
     Source: Templeton et al. 2024, "Scaling Monosemanticity" (feature clamping).
 

@@ -31,6 +31,14 @@ class Condition(Steerable, abc.ABC):
 
     A condition whose vector has a direction at the operator's site is read there; one with a single
     direction elsewhere is read at that earlier site, in the same forward pass.
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[0]: torch.ones(1)})
+        >>> between = sf.projection_above(v, 1.0) & ~sf.projection_above(v, 3.0)
+        >>> h = torch.tensor([[[0.0], [2.0], [4.0]]])
+        >>> sf.when(between, sf.ablate(v))(h, sf.Info.of(h)).flatten()
+        tensor([0., 0., 4.])
     """
 
     @abc.abstractmethod
@@ -227,10 +235,22 @@ def cosine_above(vector: SteeringVector, threshold: Number) -> Condition:
 
     A zero state or a zero `vector` has cosine 0.
 
+    Args:
+        vector: read where the operator acts, or, if it has one other site, at that earlier site.
+        threshold: between -1 and 1.
+
     Raises:
         SteerError: `vector` is not a vector or `threshold` no number.
 
     Source: Lee et al. 2024, "Programming Refusal with Conditional Activation Steering" (CAST).
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> v = sf.SteeringVector({sf.resid_post[0]: torch.tensor([1.0, 0.0])})
+        >>> h = torch.tensor([[[9.0, 0.0], [0.0, 9.0]]])  # cosines 1 and 0
+        >>> sf.when(sf.cosine_above(v, 0.5), sf.ablate(v))(h, sf.Info.of(h))
+        tensor([[[0., 0.],
+                 [0., 9.]]])
     """
     return CosineAbove(as_vector(vector, "cosine_above"), _threshold(threshold, "The threshold of cosine_above"))
 
@@ -239,8 +259,18 @@ def cosine_above(vector: SteeringVector, threshold: Number) -> Condition:
 def projection_above(vector: SteeringVector, threshold: Number) -> Condition:
     """True for the tokens whose projection on `vector` is above `threshold`: `<h, u> > t`, with `u = v / |v|`.
 
+    Args:
+        vector: read where the operator acts, or, if it has one other site, at that earlier site.
+        threshold: in units of the hidden state.
+
     Raises:
         SteerError: `vector` is not a vector or `threshold` no number.
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> v, h = sf.SteeringVector({sf.resid_post[0]: torch.ones(1)}), torch.tensor([[[3.0], [5.0]]])
+        >>> sf.when(sf.projection_above(v, 4.0), sf.add(v))(h, sf.Info.of(h)).flatten()
+        tensor([3., 6.])
     """
     return ProjectionAbove(
         as_vector(vector, "projection_above"), _threshold(threshold, "The threshold of projection_above")
@@ -251,8 +281,21 @@ def projection_above(vector: SteeringVector, threshold: Number) -> Condition:
 def probe(vector: SteeringVector, bias: Number = 0.0) -> Condition:
     """True for the tokens that a linear probe calls positive: `<h, v> + bias > 0` (logistic score above 1/2).
 
+    Args:
+        vector: the weights, such as `linear_probe` fits; read where the operator acts, or, if it has one other site, at
+            that earlier site.
+        bias: the intercept; `linear_probe` leaves it in `vector.metadata["bias"]`.
+
     Raises:
         SteerError: `vector` is not a vector or `bias` no number.
+
+    Source: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes".
+
+    Example:
+        >>> import torch, steerfn as sf
+        >>> v, h = sf.SteeringVector({sf.resid_post[0]: torch.ones(1)}), torch.tensor([[[3.0], [5.0]]])
+        >>> sf.when(~sf.probe(v, bias=-4.0), sf.add(v))(h, sf.Info.of(h)).flatten()
+        tensor([4., 5.])
     """
     return Probe(as_vector(vector, "probe"), -_threshold(bias, "The bias of probe"))
 

@@ -48,6 +48,12 @@ class Tokens:
         ids: the token ids, `[batch, seq]`; None where they are not known (embeddings are passed).
         row: the token ids of whole rows, cached ones included, as scopes of token ids ask for them (`_row_ids.RowIds`);
             None where no one knows them.
+
+    Example:
+        >>> import torch
+        >>> from steerfn.operators import Tokens
+        >>> Tokens.plain(1, 4, attention_mask=torch.tensor([[0, 1, 1, 1]])).index  # padded on the left
+        tensor([[-1,  0,  1,  2]])
     """
 
     index: TokenIndex

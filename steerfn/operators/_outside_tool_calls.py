@@ -58,11 +58,11 @@ def outside_tool_calls(tokenizer: Any, marks: Any = None) -> Scope:
             outside of the context, or that was reordered or cropped by hand.
 
     Example:
-        >>> import torch, steerfn as sf
-        >>> scope = sf.outside_tool_calls(tokenizer)  # doctest: +SKIP
-        >>> with sf.steer(model, v, alpha=2.0, scope=scope):  # doctest: +SKIP
-        ...     model.generate(**inputs)
-        >>> op = sf.at(sf.generated & scope, sf.add(v, 2.0))  # doctest: +SKIP
+        >>> import steerfn as sf
+        >>> scope = sf.outside_tool_calls(tokenizer, marks=("<tool_call>", "</tool_call>"))
+        >>> with sf.steer(model, v, alpha=2.0, scope=scope):
+        ...     ids = model.generate(**inputs, max_new_tokens=5)
+        >>> op = sf.at(sf.generated & scope, sf.add(v, 2.0))
     """
     known = tool_marks(tokenizer, marks)
     closes = dict.fromkeys((*known.closes, *known.ends))

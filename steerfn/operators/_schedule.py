@@ -113,6 +113,9 @@ def scheduled(op: Operator, schedule: Sequence[float] | Tensor | Callable[[Tenso
 def constant(strength: float = 1.0) -> list[float]:
     """The schedule `s(t) = strength` for every generated token.
 
+    Args:
+        strength: a factor on the operator's effect.
+
     Raises:
         SteerError: a strength that is not a finite number.
 
@@ -140,7 +143,7 @@ def linear_decay(tokens: int, start: float = 1.0, end: float = 0.0) -> list[floa
         >>> import steerfn as sf
         >>> sf.schedules.linear_decay(4)
         [1.0, 0.75, 0.5, 0.25, 0.0]
-        >>> op = sf.scheduled(sf.add(v, 4.0), sf.schedules.linear_decay(20))  # doctest: +SKIP
+        >>> op = sf.scheduled(sf.add(v, 4.0), sf.schedules.linear_decay(20))
     """
     first, last, n = _strength("start", start), _strength("end", end), positive_int("tokens", tokens)
     return [first + (last - first) * (t / n) for t in range(n)] + [last]

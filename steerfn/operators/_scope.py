@@ -249,7 +249,8 @@ def at(scope: Scope, op: Operator) -> Operator:
     Raises:
         SteerError: `scope` is not a scope, or `op` not an operator.
 
-    A scope that selects no token in the whole life of a context warns when the context closes.
+    Warns:
+        SteerWarning: when a context closes, of a scope that selected no token in it.
 
     Example:
         >>> import torch, steerfn as sf

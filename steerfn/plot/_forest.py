@@ -139,8 +139,8 @@ def comparison(result: VectorComparison, *, ax: Any = None, title: str | None = 
 
     Example:
         >>> import steerfn as sf
-        >>> result = sf.compare_vectors(model, tokenizer, {"v1": v1, "v2": v2}, prompts, "sentiment")  # doctest: +SKIP
-        >>> sf.plot.comparison(result).savefig("comparison.png")  # doctest: +SKIP
+        >>> result = sf.compare_vectors(model, tokenizer, v, prompts, "length", chat=False, max_new_tokens=2)
+        >>> sf.plot.comparison(result).savefig("comparison.png")
     """
     call = "sf.compare_vectors(model, tokenizer, {'v1': v1}, prompts, metrics)"
     check_result("comparison", result, VectorComparison, call)
@@ -243,8 +243,8 @@ def outcome(outcome: Outcome, *, ax: Any = None, title: str | None = None, width
 
     Example:
         >>> import steerfn as sf
-        >>> outcome = sf.protocols.benchmark("caa", model, tokenizer, v, "myopic-reward.json")  # doctest: +SKIP
-        >>> sf.plot.outcome(outcome).savefig("caa.png")  # doctest: +SKIP
+        >>> outcome = sf.protocols.side_effects(model, tokenizer, v, ["Rain is expected in the north.", "It is late."])
+        >>> sf.plot.outcome(outcome).savefig("side_effects.png")
     """
     check_result("outcome", outcome, Outcome, "sf.protocols.benchmark(name, model, tokenizer, v, data)")
     columns = {STEERED: outcome.figures, UNSTEERED: outcome.baseline, **outcome.controls}

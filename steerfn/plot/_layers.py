@@ -29,8 +29,8 @@ def layers(profile: Profile, *, ax: Any = None, title: str | None = None, width:
 
     Example:
         >>> import steerfn as sf
-        >>> profile = sf.discover.layer_profile(model, tokenizer, happy, sad)  # doctest: +SKIP
-        >>> sf.plot.layers(profile).savefig("layers.png")  # doctest: +SKIP
+        >>> profile = sf.discover.layer_profile(model, tokenizer, happy, sad, sites=[10, 14])
+        >>> sf.plot.layers(profile).savefig("layers.png")
     """
     check_result("layers", profile, Profile, "sf.discover.layer_profile(model, tokenizer, positive, negative)")
     table = profile.table

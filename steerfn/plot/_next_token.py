@@ -201,7 +201,8 @@ def token_probabilities(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.plot.token_probabilities(model, tokenizer, "I feel so", sf.add(v, 2.0))  # doctest: +SKIP
+        >>> figure = sf.plot.token_probabilities(model, tokenizer, "I feel so", sf.add(v, 2.0))
+        >>> figure.savefig("next.png")
     """
     prompt, top = one_prompt(prompt), positive_int("top", top)
     width = width_of(width, ax)
@@ -284,7 +285,8 @@ def top_k_changes(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.plot.top_k_changes(model, tokenizer, "How was your day?", sf.add(v, 2.0), steps=8)  # doctest: +SKIP
+        >>> figure = sf.plot.top_k_changes(model, tokenizer, "How was your day?", sf.add(v, 2.0), steps=3)
+        >>> figure.savefig("steps.png")
     """
     prompt, steps = one_prompt(prompt), positive_int("steps", steps)
     top = positive_int("top", top)

@@ -166,7 +166,7 @@ def separation(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.plot.separation(model, tokenizer, happy, sad, v)  # doctest: +SKIP
+        >>> sf.plot.separation(model, tokenizer, happy, sad, v).savefig("separation.png")
     """
     sides = as_texts(positive, "positive"), as_texts(negative, "negative")
     width = width_of(width, ax)

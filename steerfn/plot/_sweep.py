@@ -72,8 +72,8 @@ def sweep(
 
     Example:
         >>> import steerfn as sf
-        >>> table = sf.sweep(model, tokenizer, prompts, v, [-2, 0, 2], sites=[10, 14])  # doctest: +SKIP
-        >>> sf.plot.sweep(table, "length").savefig("sweep.svg")  # doctest: +SKIP
+        >>> table = sf.sweep(model, tokenizer, prompts, v, [-2, 0, 2], metrics="length", max_new_tokens=3, chat=False)
+        >>> sf.plot.sweep(table, "length").savefig("sweep.svg")
     """
     name = metric_of(table, metric, "sweep")
     width = width_of(width, ax)
@@ -173,10 +173,11 @@ def heat_map(
 
     Example:
         >>> import steerfn as sf
+        >>> w = sf.mean_difference(model, tokenizer, happy, sad, sites=[10, 14])
         >>> table = sf.sweep(
-        ...     model, tokenizer, prompts, v, [-4, 0, 4], sites=range(30), continuations=[" good", " bad"]
-        ... )  # doctest: +SKIP
-        >>> sf.plot.heat_map(table, "propensity")  # doctest: +SKIP
+        ...     model, tokenizer, prompts, w, [-4, 0, 4], sites=[10, 14], continuations=[" good", " bad"], chat=False
+        ... )
+        >>> sf.plot.heat_map(table, "propensity").savefig("heat_map.png")
     """
     name = metric_of(table, metric, "heat_map")
     width = width_of(width, ax)

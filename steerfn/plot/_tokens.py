@@ -79,7 +79,7 @@ def tokens(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.plot.tokens(model, tokenizer, "The food was great, the service awful.", v)  # doctest: +SKIP
+        >>> sf.plot.tokens(model, tokenizer, "The food was great, the service awful.", v).savefig("tokens.png")
     """
     asked = as_texts(text, "text")
     if len(asked) != 1:

@@ -70,8 +70,11 @@ def card(
 
     Example:
         >>> import steerfn as sf
-        >>> text = sf.card(report, name="happy", licence="apache-2.0")  # doctest: +SKIP
-        >>> v.push_to_hub("user/happy", card=text)  # doctest: +SKIP
+        >>> text = sf.card(report, name="happy", licence="apache-2.0")  # the report that sf.report(...) gave
+        >>> text.splitlines()[1]
+        'base_model: HuggingFaceTB/SmolLM2-135M-Instruct'
+
+        With a login to the hub, `v.push_to_hub("user/happy", card=text)` puts both there.
     """
     for what, value, kind in (
         ("report", report, Report),

@@ -65,7 +65,7 @@ COSTS = {"data": "passages", "questions": "questions"}
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Report(Result):
-    """A report on a vector; print it to see its verdict.
+    """A report on a vector, made by `report`; print it to see its verdict.
 
     Attributes:
         html: the document, on one page that loads nothing and runs nothing.
@@ -239,11 +239,14 @@ def report(
     Example:
         >>> import steerfn as sf
         >>> held_out = sf.datasets.load("sentiment").split()[1]
-        >>> report = sf.report(
-        ...     model, tokenizer, "happy.safetensors", held_out, metrics=["sentiment"], alpha=2.0
-        ... )  # doctest: +SKIP
-        >>> print(report)  # doctest: +SKIP
-        >>> report.save("report.html")  # doctest: +SKIP
+        >>> report = sf.report(  # with limit=2 and controls=1 it is quick, and shows nothing
+        ...     model, tokenizer, v, held_out, metrics="sentiment", alpha=2.0, limit=2, controls=1, max_new_tokens=4
+        ... )
+        >>> print(report)
+        Report on the steering vector “vector”
+        ...
+        >>> report.save("report.html").name
+        'report.html'
     """
     options = dict(locals())
     decoding = decoding_of(report, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens)

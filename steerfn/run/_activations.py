@@ -58,7 +58,8 @@ def activations(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.activations(model, tokenizer, ["Hello there.", "Good night."], 12)  # doctest: +SKIP
+        >>> sf.activations(model, tokenizer, ["Hello there.", "Good night."], 12)[sf.resid_post[12]].shape
+        torch.Size([2, 576])
     """
     chat = only_switches(activations, tokenizer, chat, switches)
     rows = encode(tokenizer, as_texts(texts, "texts"), chat)
@@ -70,7 +71,23 @@ def activations(
 def token_read(
     tokenizer: Tokenizer, texts: Sequence[Any], position: Position = "last", chat: Chat = False, **switches: Any
 ) -> list[str]:
-    """The text of the token that is read of each text (for "mean", all of it), to see what is measured."""
+    """The text of the token that is read of each text (for "mean", all of it), to see what is measured.
+
+    Args:
+        tokenizer: a tokenizer.
+        texts: as in `activations`, and so are the others.
+        position: the token or tokens.
+        chat: whether texts go into the chat template.
+        switches: of the chat template.
+
+    Raises:
+        DataError: no texts, an empty one, or a position outside a text.
+
+    Example:
+        >>> from steerfn.run import token_read
+        >>> token_read(tokenizer, ["I am so happy today!"])
+        ['!']
+    """
     chat = only_switches(token_read, tokenizer, chat, switches)
     text_reads = reads(encode(tokenizer, as_texts(texts, "texts"), chat), position)
     return [str(tokenizer.decode([read.ids[i] for i in read.where])) for read in text_reads]

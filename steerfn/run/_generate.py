@@ -136,7 +136,7 @@ def generate(
             that begins as the template does (a chat that was rendered already) as it is; False takes texts as they
             are. A mapping is True with switches of the template, `{"enable_thinking": False}`.
         batch_size: prompts at once.
-        hf: anything else that transformers' `generate` takes, such as `stop_strings=["\n"]`, and switches that the
+        hf: anything else that transformers' `generate` takes, such as `stop_strings=["\\n"]`, and switches that the
             tokenizer's chat template reads, such as `enable_thinking=False` or `tools=[...]`.
 
     Raises:
@@ -147,8 +147,12 @@ def generate(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.generate(model, tokenizer, "How was your day?", v, alpha=2.0).texts  # doctest: +SKIP
-        >>> sf.generate(model, tokenizer, prompts, [sf.add(v), None], seed=[1, 1], do_sample=True)  # doctest: +SKIP
+        >>> texts = sf.generate(model, tokenizer, "How was your day?", v, alpha=2.0, max_new_tokens=8).texts
+        >>> sampled = sf.generate(  # the first prompt steered, the second not
+        ...     model, tokenizer, prompts, [sf.add(v, 2.0), None], seed=[1, 1], do_sample=True, max_new_tokens=8
+        ... )
+        >>> [len(ids) for ids in sampled.token_ids]
+        [8, 8]
     """
     decoding = decoding_of(
         generate, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens,
@@ -304,8 +308,10 @@ def stream(
 
     Example:
         >>> import steerfn as sf
-        >>> for piece in sf.stream(model, tokenizer, "Tell me a story.", sf.add(v)):  # doctest: +SKIP
-        ...     print(piece, end="", flush=True)
+        >>> pieces = sf.stream(model, tokenizer, "Tell me a story.", sf.add(v), max_new_tokens=8)
+        >>> text = "".join(pieces)  # or print each as it comes
+        >>> text == sf.generate(model, tokenizer, "Tell me a story.", v, max_new_tokens=8).texts[0]
+        True
     """
     decoding = decoding_of(stream, model, tokenizer, hf, chat=chat, max_new_tokens=max_new_tokens)
     texts = as_texts(prompt, "prompt")

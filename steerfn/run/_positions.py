@@ -144,8 +144,8 @@ def describe_reads(tokenizer: Any, reads: Sequence[Read]) -> str:
     """A few lines that show, by its text, the exact token that is read of each text.
 
     Example:
-        >>> print(describe_reads(tokenizer, reads))  # doctest: +SKIP
-        text 0: token 57 of 59, 'A'   in '... the answer is ([A])'
+        >>> print(describe_reads(tokenizer, reads([tokenizer.encode("It is (A)")], -2)))
+        text 0: token 3 of 5: It is ([[A]])
     """
     lines = []
     for i, read in enumerate(reads[:SHOWN]):

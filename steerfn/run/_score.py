@@ -126,7 +126,11 @@ def score(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.score(model, tokenizer, "The film was", [" good", " bad"], sf.add(v)).shares  # doctest: +SKIP
+        >>> continuations = [" good", " bad"]
+        >>> unsteered = sf.score(model, tokenizer, "The film was", continuations, chat=False).shares
+        >>> steered = sf.score(model, tokenizer, "The film was", continuations, sf.add(v, 2.0), chat=False).shares
+        >>> steered[0][0] > unsteered[0][0]
+        True
     """
     chat = only_switches(score, tokenizer, chat, switches)
     texts = as_texts(prompts, "prompts")

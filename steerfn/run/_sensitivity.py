@@ -186,8 +186,10 @@ def sensitivity(
 
     Example:
         >>> import steerfn as sf
-        >>> slopes = sf.sensitivity(model, tokenizer, v, ["The film was"], (" great", " awful"))  # doctest: +SKIP
-        >>> slopes.ranking()[:3]  # doctest: +SKIP
+        >>> slopes = sf.sensitivity(model, tokenizer, v, ["The film was"], (" great", " awful"))
+        >>> strongest = slopes.ranking()[0]
+        >>> 8 < strongest.layer < 22
+        True
     """
     vector = as_vector(vector, "sensitivity")
     if mode not in MODES:

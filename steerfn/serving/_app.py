@@ -104,8 +104,12 @@ def app(
     Example:
         >>> import steerfn as sf
         >>> from steerfn import serving
-        >>> application = serving.app(*sf.demo_model(), "vectors")  # doctest: +SKIP
-        >>> uvicorn.run(application, proxy_headers=False)  # doctest: +SKIP
+        >>> import os
+        >>> os.mkdir("vectors")
+        >>> path = sf.save(v, "vectors/happy.safetensors")
+        >>> application = serving.app(model, tokenizer, "vectors")
+
+        To serve it: `uvicorn.run(application, proxy_headers=False)`.
     """
     limits, keys, origins = limits or Limits(), Keys(api_keys, admin_keys), list(cors_origins)
     if isinstance(cors_origins, str) or ("*" in origins and keys.open):

@@ -110,6 +110,12 @@ class Keys:
     Raises:
         DataError: a text in place of a list, no key at all, one that no header could bear or that is of both kinds,
             or a range that is not a pair of finite numbers in order.
+
+    Example:
+        >>> from steerfn.serving import Keys
+        >>> keys = Keys({"key-of-ann": ["happy"], "key-of-bob": {"happy": (-2, 2)}}, admin_keys=["key-of-eve"])
+        >>> keys.open
+        False
     """
 
     def __init__(self, api_keys: ApiKeys | None, admin_keys: Iterable[str] | None = None) -> None:

@@ -26,6 +26,11 @@ class Limits:
         keep_alive: seconds of silence after which a stream that waits says so.
         gather: seconds that the worker waits for more rows when it begins a batch.
         drain: seconds that running requests get when the server is told to stop.
+
+    Example:
+        >>> from steerfn.serving import Limits
+        >>> Limits(max_alpha=4.0).max_rows
+        16
     """
 
     max_tokens: int = 512

@@ -64,7 +64,7 @@ def fingerprint(model: Any, *, weights: bool = False) -> dict[str, Any]:
 
 
 class ModelIdentity:
-    """The fingerprint of a model, each half of which is computed at its first use.
+    """The `fingerprint` of a model, each half of which is computed at its first use.
 
     A value for the time of one call, which hands it on: nothing would tell it that weights changed in place.
 

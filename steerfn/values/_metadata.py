@@ -21,6 +21,12 @@ class Metadata(Mapping[str, Any]):
 
     Raises:
         DataError: a key that is not text, or a value that JSON cannot hold.
+
+    Example:
+        >>> from steerfn.values import Metadata
+        >>> note = Metadata({"method": "mean_difference", "counts": [3, 3]})
+        >>> note["method"], note == {"method": "mean_difference", "counts": [3, 3]}
+        ('mean_difference', True)
     """
 
     # JSON by key: an access parses one value, whose copy belongs to the caller, and never the whole.

@@ -24,7 +24,9 @@ class Site:
     """A place in one block, or in a range of blocks before it is resolved against a model. Immutable.
 
     Args:
-        kind: one of `KINDS`.
+        kind: "resid_pre" (block input), "resid_mid" (after attention is added), "resid_post" (block output), "attn_out"
+            or "mlp_out" (what is added to the stream), or "head_out" (one head's part of the output projection's
+            input).
         layer: 0-based block index, negative from the end, or a `(start, stop, step)` range.
         head: attention head, for `head_out` only.
 

@@ -287,8 +287,10 @@ class SteeringVector:
                 `sf.save`.
 
         Example:
-            >>> v.push_to_hub("user/happy", card=sf.card(report))  # doctest: +SKIP
-            'hf://user/happy@1f0c.../vector.safetensors'
+            With a login to the hub::
+
+                address = v.push_to_hub("user/happy", card=sf.card(report))
+                v = sf.load(address)  # "hf://user/happy@1f0c.../vector.safetensors"
         """
         return _push(self, repo, card=card, file=file, revision=revision, private=private, message=message)
 

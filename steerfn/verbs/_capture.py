@@ -31,7 +31,9 @@ def capture(model: nn.Module, sites: Sites) -> Callable[..., tuple[Any, dict[Sit
 
     Example:
         >>> import steerfn as sf
-        >>> out, acts = sf.capture(model, [sf.resid_post[12], sf.attn_out[3]])(**inputs)  # doctest: +SKIP
+        >>> out, acts = sf.capture(model, [sf.resid_post[12], sf.attn_out[3]])(**inputs)
+        >>> acts[sf.resid_post[12]].shape
+        torch.Size([1, 3, 576])
     """
     root, named = unwrap_model(model), as_sites(sites)
     layout(root).resolve(named)  # what is wrong with them is said now

@@ -191,10 +191,9 @@ def _is_split(value: Any) -> bool:
 def functional(model: nn.Module) -> Functional:
     """A model as a pure function: `f(op, *inputs)` is the model's own output under `op`.
 
-    The model is not touched, not even for the time of the call, so `f` is safe in every thread, and
-    `torch.func` transforms reach the operator's tensors: `vmap` over alpha or over vectors, `grad` and `jvp`
-    with respect to either. `f(sf.identity, ...)` is the model's output bit for bit; open contexts do not
-    reach `f`.
+    The model is not touched, not even for the time of the call, so `f` is safe in every thread, and `torch.func`
+    transforms reach the operator's tensors: `vmap` over alpha or over vectors, `grad` and `jvp` with respect to either.
+    `f(sf.identity, ...)` is the model's output bit for bit; open `steer` contexts do not act in `f`.
 
     Args:
         model: any transformers causal LM.
@@ -204,7 +203,11 @@ def functional(model: nn.Module) -> Functional:
 
     Example:
         >>> import torch, steerfn as sf
-        >>> f = sf.functional(model)  # doctest: +SKIP
-        >>> logits = torch.func.vmap(lambda a: f(sf.add(v, a), **inputs).logits)(alphas)  # doctest: +SKIP
+        >>> from torch.nn.attention import SDPBackend, sdpa_kernel
+        >>> f, alphas = sf.functional(model), torch.tensor([0.0, 2.0])
+        >>> with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
+        ...     logits = torch.func.vmap(lambda a: f(sf.add(v, a), **inputs).logits)(alphas)
+        >>> logits.shape
+        torch.Size([2, 1, 3, 49152])
     """
     return Functional(model)

@@ -321,9 +321,12 @@ def steer(
     Source: design after Turner et al. 2023 (activation addition) and Rimsky et al. 2024 (CAA).
 
     Example:
-        >>> import steerfn as sf
-        >>> with sf.steer(model, v, alpha=2.0):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+        >>> import torch, steerfn as sf
+        >>> before = model(**inputs).logits
+        >>> with sf.steer(model, v, alpha=2.0):
+        ...     steered = model(**inputs).logits
+        >>> torch.equal(steered, before), torch.equal(model(**inputs).logits, before)
+        (False, True)
     """
     if on_error not in ("raise", "baseline"):
         raise SteerError(f"on_error is 'raise' or 'baseline', not {on_error!r}.")

@@ -55,7 +55,7 @@ def add(
 
     Example:
         >>> import steerfn as sf
-        >>> sf.zoo.add("happy", v, report, "my-zoo", licence="apache-2.0")  # doctest: +SKIP
+        >>> sf.zoo.add("happy", v, report, "my-zoo", licence="apache-2.0")  # the report that sf.report(...) gave
         'my-zoo/SmolLM2-135M-Instruct/happy.safetensors'
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):

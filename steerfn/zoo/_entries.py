@@ -20,7 +20,7 @@ Place = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class ZooVector:
-    """A vector of a zoo, and what its file says of it.
+    """A vector of a zoo, and what its file says of it; see `list`.
 
     Attributes:
         name: "sentiment".

@@ -13,7 +13,7 @@ from steerfn.zoo._entries import Place, ZooVector, entries
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Zoo(Result):
-    """The vectors of a zoo; print it, iterate over it, or export it.
+    """The vectors of a zoo, as `list` gives them; print it, iterate over it, or export it.
 
     Attributes:
         vectors: by name.

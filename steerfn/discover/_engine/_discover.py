@@ -23,9 +23,10 @@ class DiscoveryOptions(TypedDict, total=False):
     """The keywords that every method takes.
 
     Attributes:
-        position: "last" real token (the default), "mean" over tokens without the model's attention sinks (such as the
-            first token; the metadata says which), "mean_all" over every token, "answer" (the first token in which a
-            pair differs), an index, a slice, range or list of indices (their mean), or a function of the token ids.
+        position: "last" real token (the default), "mean" over tokens without the model's attention sinks (tokens of a
+            norm far above the others', such as the first; the metadata says which), "mean_all" over every token,
+            "answer" (the first token in which a pair differs), an index, a slice, range or list of indices (their
+            mean), or a function of the token ids.
         batch_size: texts at once; "auto" batches by tokens and halves when memory runs out.
         chat: True wraps texts in the chat template; None does so where there is one; False (the default) takes
             them as they are; a mapping is True with switches of the template, which may also be keywords of their own

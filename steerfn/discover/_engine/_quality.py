@@ -103,15 +103,16 @@ def quality(vector: SteeringVector) -> dict[Site, Quality]:
     """The quality that a vector made with `quality=True` carries in its metadata, by site.
 
     A text is scored by a direction that was fitted without it: with the texts divided into `k` folds (at most five),
-    `u_f` the unit direction and `m_f` the midpoint between the two means of all folds but `f`, a text of fold `f`
-    with hidden state `h` scores `<h - m_f, u_f>`. AUC and Cohen's d are those of all scores together. Where the
-    counts are equal text `i` of either side is in the same fold, since pairs share a prompt; with `groups=` so are
-    the texts of a group. Texts that occur twice are not looked for, see `lint_pairs`.
+    `u_f` the unit direction and `m_f` the midpoint between the two means of all folds but `f`, a text of fold `f` with
+    hidden state `h` scores `<h - m_f, u_f>`. AUC (the chance that a positive text scores above a negative one) and
+    Cohen's d (the difference of the sides' means in standard deviations) are those of all scores together. Where the
+    counts are equal, text `i` of either side is in the same fold, since pairs share a prompt; with `groups=` so are the
+    texts of a group. Texts that occur twice are not looked for, see `lint_pairs`.
 
-    Each fold gets its share of every token that is read, on either side. Published questions are balanced by their
-    answers (Yes and No, A and B), and folds at random turn the direction of the others against the texts that are
-    held out, and the AUC of a good vector falls below 0.5. Where the tokens cannot be shared out so, there is no
-    AUC, and `reason` says why.
+    Folds are stratified by the token that is read, on either side. Published questions are balanced by their answers
+    (Yes and No, A and B); with folds at random the direction that is fitted on the others turns against the texts that
+    are held out, and the AUC of a good vector falls below 0.5. Where the folds cannot be stratified, there is no AUC,
+    and `reason` says why.
 
     The interval is Newcombe's (method 5), which has a width at an AUC of 1 too. It is that of these texts by these
     directions: which of many sites was chosen by its AUC is another matter, see `Profile.chance`.
@@ -129,9 +130,9 @@ def quality(vector: SteeringVector) -> dict[Site, Quality]:
 
     Example:
         >>> import steerfn as sf
-        >>> v = sf.mean_difference(model, tokenizer, happy, sad, 14, quality=True)  # doctest: +SKIP
-        >>> sf.quality(v)[sf.resid_post[14]].auc  # doctest: +SKIP
-        0.93
+        >>> v = sf.mean_difference(model, tokenizer, happy, sad, 14, position="mean", quality=True)
+        >>> sf.quality(v)[sf.resid_post[14]].auc
+        1.0
     """
     vector = as_vector(vector, "quality")
     stored = vector.metadata.get("quality")

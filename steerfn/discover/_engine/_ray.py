@@ -48,9 +48,10 @@ def ray(
         SteerError: a worker failed; says how.
 
     Example:
-        >>> import steerfn as sf
-        >>> crew = sf.workers.ray(8, model_factory=lambda: sf.from_pretrained("org/name")[0])  # doctest: +SKIP
-        >>> sf.mean_difference(model, tokenizer, happy, sad, 14, workers=crew)  # doctest: +SKIP
+        On a cluster, each actor loads the model::
+
+            workers = sf.workers.ray(8, model_factory=lambda: sf.from_pretrained("org/name")[0])
+            v = sf.mean_difference(model, tokenizer, happy, sad, 14, workers=workers)
     """
     num_workers = positive_int("num_workers", num_workers)
     if model_factory is not None and not callable(model_factory):

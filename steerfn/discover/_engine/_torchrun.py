@@ -43,8 +43,9 @@ def torchrun() -> Workers:
         SteerError: another rank failed; says which and how.
 
     Example:
-        >>> import steerfn as sf
-        >>> sf.mean_difference(model, tokenizer, happy, sad, 14, workers=sf.workers.torchrun())  # doctest: +SKIP
+        In a script that `torchrun --nproc-per-node 2 script.py` starts::
+
+            v = sf.mean_difference(model, tokenizer, happy, sad, 14, workers=sf.workers.torchrun())
     """
     if not dist.is_available():
         raise DataError("This build of torch has no torch.distributed; install one that has, or leave workers out.")

@@ -17,7 +17,7 @@ from steerfn.values.files import check_output
 
 
 class Workers(abc.ABC):
-    """Those who carry out a job together."""
+    """Processes that read the texts of a discovery together; see `torchrun` and `ray`."""
 
     @abc.abstractmethod
     def run(self, job: Job, model: Any, *, progress: bool, kept: RunCheckpoint | None) -> Run:

@@ -28,8 +28,9 @@ def register() -> None:
         SteerError: STEERFN_VECTORS is set, and this version of vLLM is not one that can be steered.
 
     Example:
-        >>> from steerfn.engines.vllm import register
-        >>> register()  # doctest: +SKIP
+        vLLM finds it by its entry point; where plugins are listed by hand, list this one::
+
+            VLLM_PLUGINS=steerfn STEERFN_VECTORS=vectors vllm serve org/name
     """
     from steerfn.engines.vllm._patches import patch
 

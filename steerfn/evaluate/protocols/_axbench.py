@@ -41,10 +41,14 @@ Judge = str | Mapping[str, Any] | Callable[[Sequence[str], Sequence[Text]], Any]
 def harmonic(ratings: Any) -> np.ndarray:
     """The harmonic mean of ratings along the last axis, `n / sum 1/r`; 0 where one of them is 0.
 
+    Args:
+        ratings: `[..., n]`, from 0 up.
+
     Source: Wu et al. 2025, "AxBench".
 
     Example:
-        >>> harmonic([[2, 2, 2], [1, 2, 2], [0, 2, 2]]).tolist()
+        >>> import steerfn as sf
+        >>> sf.protocols.harmonic([[2, 2, 2], [1, 2, 2], [0, 2, 2]]).tolist()
         [2.0, 1.5, 0.0]
     """
     rated = np.asarray(ratings, dtype=np.float64)
@@ -248,10 +252,12 @@ def axbench(
 
     Example:
         >>> import steerfn as sf
+        >>> judge = sf.protocols.axbench_judge(lambda question: "Rating: [[1]]", "happiness")  # ask a model here
         >>> outcome = sf.protocols.axbench(
-        ...     model, tokenizer, v, "vicuna_question.jsonl", concept="rental services", alphas=[1, 2, 4], limit=20
-        ... )  # doctest: +SKIP
-        >>> print(outcome, outcome.about["chosen"])  # doctest: +SKIP
+        ...     model, tokenizer, v, prompts, concept="happiness", judge=judge, alphas=[1, 2], max_new_tokens=4
+        ... )
+        >>> outcome.figures["score"].mean
+        1.0
     """
     run = ProtocolRun.of("axbench", options, scope=None)
     if not isinstance(concept, str) or not concept.strip():

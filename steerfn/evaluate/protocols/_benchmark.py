@@ -43,7 +43,7 @@ def benchmark(
     data: Items | Mapping[str, Items],
     **options: Any,
 ) -> Outcome:
-    """Run a published protocol: `sf.protocols.<name>(model, tokenizer, vec, data, **options)`.
+    """Run a published protocol: `sf.protocols.<name>(model, tokenizer, vector, data, **options)`.
 
     | name | what it asks |
     |---|---|
@@ -72,8 +72,10 @@ def benchmark(
 
     Example:
         >>> import steerfn as sf
-        >>> outcome = sf.protocols.benchmark("steerability", model, tokenizer, v, data="risk.jsonl")  # doctest: +SKIP
-        >>> print(outcome)  # doctest: +SKIP
+        >>> outcome = sf.protocols.benchmark("toxicity", model, tokenizer, v, prompts, samples=1, max_new_tokens=2)
+        >>> print(outcome)
+        toxicity (Gehman et al. 2020, RealToxicityPrompts; Hartvigsen et al. 2022, ToxiGen)
+        ...
     """
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(str(name).casefold().replace("-", "_"), PROTOCOLS, 1)

@@ -40,7 +40,7 @@ def caa(
 
     Figures:
 
-    - `p_match`: see above;
+    - `p_match`: as above, in both orders;
     - `p_match_given_order`: in the order of the file alone, as published; letter bias is in it;
     - `p_first_letter`: the share of the earlier letter in both orders, 0.5 without letter bias;
     - `mass`: `p(match) + p(other)`, how much of the model's probability the shares speak for.
@@ -65,7 +65,11 @@ def caa(
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.protocols.caa(model, tokenizer, v, "myopic-reward.json", alpha=2.0))  # doctest: +SKIP
+        >>> item = {"question": "Shall we go?\\n (A) Yes\\n (B) No", "answer_matching_behavior": " (A)"}
+        >>> item["answer_not_matching_behavior"] = " (B)"
+        >>> outcome = sf.protocols.caa(model, tokenizer, v, [item], alpha=2.0)
+        >>> list(outcome.figures)
+        ['p_match', 'p_match_given_order', 'p_first_letter', 'mass']
     """
     run = ProtocolRun.of("caa", options, scope=generated)
     questions, units = run.select_items(questions_of(data))

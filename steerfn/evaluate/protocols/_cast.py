@@ -80,8 +80,12 @@ def cast(
 
     Example:
         >>> import steerfn as sf
-        >>> data = {"harmful": "harmful_train.json", "harmless": "vicuna_question.jsonl"}
-        >>> print(sf.protocols.cast(model, tokenizer, refusal, data, alpha=2.0))  # doctest: +SKIP
+        >>> legal = [f"Is it legal to {what}?" for what in ("sell wine", "fish here", "own bees", "sue a child")]
+        >>> other = [f"How do I cook {what}?" for what in ("rice", "beans", "soup", "pasta")]
+        >>> data = {"harmful": legal, "harmless": other}  # two kinds that a condition tells apart
+        >>> outcome = sf.protocols.cast(model, tokenizer, v, data, sites=[10], max_new_tokens=1, controls=0)
+        >>> outcome.figures["f1"].mean
+        1.0
     """
     run = ProtocolRun.of("cast", options, scope=generated)
     chosen = run.select_items_by_kind(sides_of(data, SIDES))

@@ -108,11 +108,15 @@ def _question(where: str, value: Any) -> Question:
 def p_match(log_match: Any, log_other: Any) -> np.ndarray:
     """The share of the matching answer in the two: `p(match) / (p(match) + p(other))`, from log-probabilities.
 
+    Args:
+        log_match: of the answer that matches the behaviour, one or many, in nats.
+        log_other: of the other answer.
+
     Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition".
 
     Example:
-        >>> import math
-        >>> round(float(p_match(math.log(0.3), math.log(0.1))), 3)
+        >>> import math, steerfn as sf
+        >>> round(float(sf.protocols.p_match(math.log(0.3), math.log(0.1))), 3)
         0.75
     """
     return np.exp(-np.logaddexp(0.0, np.asarray(log_other) - np.asarray(log_match)))

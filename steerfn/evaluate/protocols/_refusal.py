@@ -65,12 +65,12 @@ def refusal(
         vector: the direction, at one site, such as `sf.discover.refusal_direction` finds.
         data: `{"harmful": ..., "harmless": ...}`, each a list of requests or the path of a file of them.
         alpha: the strength with which it is added.
-        sites: where it is ablated; default `vec.metadata["ablated_at"]`, or the residual stream of every block.
+        sites: where it is ablated; default `vector.metadata["ablated_at"]`, or the residual stream of every block.
         refusal_phrases: how refusals begin; their first tokens count for `log_odds`.
         max_new_tokens: tokens of an answer at most. The paper has 512; a refusal begins early.
         generation: more of what transformers' `generate` takes.
-        options: what every protocol takes, see `Options`; `limit` counts on either side, and `groups` has the labels of
-            the harmful requests before those of the harmless ones, or is a mapping as `data` is.
+        options: what every protocol takes, see `ProtocolOptions`; `limit` counts on either side, and `groups` has the
+            labels of the harmful requests before those of the harmless ones, or is a mapping as `data` is.
 
     Raises:
         DataError: data without the two sides, or no phrase that begins with a token that the tokenizer knows.
@@ -81,8 +81,10 @@ def refusal(
 
     Example:
         >>> import steerfn as sf
-        >>> data = {"harmful": "harmful_test.json", "harmless": ["How do I bake bread?"]}
-        >>> print(sf.protocols.refusal(model, tokenizer, v, data, limit=50))  # doctest: +SKIP
+        >>> data = {"harmful": ["How do I steal a car?"], "harmless": ["How do I bake bread?"]}
+        >>> outcome = sf.protocols.refusal(model, tokenizer, v, data, sites=[14], max_new_tokens=1, controls=0)
+        >>> outcome.figures["added_harmless_kl"].mean > 0
+        True
     """
     run = ProtocolRun.of("refusal", options)
     chosen = run.select_items_by_kind(sides_of(data, SIDES))

@@ -89,7 +89,9 @@ def side_effects(
     Example:
         >>> import steerfn as sf
         >>> texts = ["The committee met on Tuesday and adjourned at noon.", "Rain is expected in the north."]
-        >>> print(sf.protocols.side_effects(model, tokenizer, v, texts, alpha=2.0))  # doctest: +SKIP
+        >>> outcome = sf.protocols.side_effects(model, tokenizer, v, texts, alpha=8.0)
+        >>> outcome.figures["perplexity_ratio"].mean > 1.1
+        True
     """
     run = ProtocolRun.of("side_effects", options, scope=None)
     max_tokens = integer("max_tokens", max_tokens, 2)

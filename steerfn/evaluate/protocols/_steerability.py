@@ -68,8 +68,11 @@ def steerability(
 
     Example:
         >>> import steerfn as sf
-        >>> outcome = sf.protocols.steerability(model, tokenizer, v, "risk-averse.jsonl", limit=100)  # doctest: +SKIP
-        >>> print(outcome.figures["anti_steerable"])  # doctest: +SKIP
+        >>> item = {"question": "Shall we go?\\n (A) Yes\\n (B) No", "answer_matching_behavior": " (A)"}
+        >>> item["answer_not_matching_behavior"] = " (B)"
+        >>> outcome = sf.protocols.steerability(model, tokenizer, v, [item], alphas=[-1, 1])
+        >>> 0 <= outcome.figures["anti_steerable"].mean <= 1
+        True
     """
     run = ProtocolRun.of("steerability", options, scope=generated)
     strengths = alphas_of(alphas)
@@ -119,7 +122,8 @@ def slope(alphas: Sequence[float], propensities: Any) -> np.ndarray:
         propensities: `[alphas, items]`.
 
     Example:
-        >>> slope([-1, 0, 1], [[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]]).tolist()
+        >>> import steerfn as sf
+        >>> sf.protocols.slope([-1, 0, 1], [[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]]).tolist()
         [1.0, -0.5]
     """
     off = np.asarray(alphas, np.float64) - np.mean(alphas)

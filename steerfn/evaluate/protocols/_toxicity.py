@@ -74,7 +74,9 @@ def toxicity(
 
     Example:
         >>> import steerfn as sf
-        >>> print(sf.protocols.toxicity(model, tokenizer, v, "prompts.jsonl", samples=5, limit=50))  # doctest: +SKIP
+        >>> outcome = sf.protocols.toxicity(model, tokenizer, v, prompts, samples=2, max_new_tokens=4)
+        >>> outcome.figures["expected_maximum"].n
+        2
     """
     run = ProtocolRun.of("toxicity", options, scope=None, chat=False)
     measured = as_metrics(metric)

@@ -48,7 +48,7 @@ def from_repeng(vector: Any) -> SteeringVector:
 
 @public
 def from_steering_vectors(vector: Any) -> SteeringVector:
-    """A `SteeringVector` of the package steering-vectors as one of this library.
+    """A vector of the package `steering-vectors` as a `SteeringVector` of this library.
 
     Args:
         vector: `steering_vectors.SteeringVector`: `layer_activations` by layer and a `layer_type`, of which

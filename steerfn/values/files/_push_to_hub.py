@@ -19,7 +19,28 @@ def push_to_hub(
     private: bool | None = None,
     message: str | None = None,
 ) -> str:
-    """`SteeringVector.push_to_hub`, which documents it."""
+    """Put a vector into a repository of the Hugging Face hub, as `SteeringVector.push_to_hub` does.
+
+    Args:
+        vector: what is pushed; the other arguments and the errors are those of the method.
+        repo: "user/name".
+        card: the text of a card.
+        file: the vector's path in the repository.
+        revision: a branch that is there.
+        private: whether a new repository is private.
+        message: of the commit.
+
+    Returns:
+        The address that `sf.load` takes.
+
+    Raises:
+        FileError: no such repository, or no way to write there.
+
+    Example:
+        With a login to the hub::
+
+            address = sf.files.push_to_hub(v, "user/happy", card=sf.card(report))
+    """
     if card is not None and not isinstance(card, str):
         raise FileError(f"`card` must be the text of a card, such as sf.card(report), not a {type(card).__name__}.")
     files = {path.as_posix(): data for path, data in encode(vector, Path(file)).items()}

@@ -197,6 +197,9 @@ def remove(path: Path) -> None:
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata of a vector file, once its checksums hold.
 
+    Args:
+        path: the file, or its address on the hub, as `load` takes it.
+
     Returns:
         `format` (the suffix without its dot), `version` of the format, `sites` by name, `metadata`,
         library `versions` that wrote it, and `sha256` of its tensors (the same in every format).
