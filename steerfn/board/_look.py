@@ -16,7 +16,7 @@ from steerfn.run import encode, input_device
 from steerfn.values import DataError, SteeringVector
 from steerfn.verbs import capture
 
-WIDTH = 4.8
+WIDTH = 4.2
 """Inches of a figure, which a telephone shows too."""
 MOST = 6
 """Sites of a vector that are drawn."""

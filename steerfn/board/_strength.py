@@ -5,6 +5,7 @@ from typing import Any
 from markupsafe import Markup
 
 from steerfn import plot
+from steerfn.board._alert import alert
 from steerfn.board._pictures import picture
 from steerfn.board._presets import Presets
 from steerfn.board._python import focus_of
@@ -14,7 +15,7 @@ from steerfn.evaluate import Sweep, sweep
 from steerfn.output import Table, render
 from steerfn.values import DataError, Site
 
-NARROW = 4.2
+NARROW, LOW = 3.6, 2.9
 """Inches of a small figure."""
 
 
@@ -55,7 +56,10 @@ def strengths_html(table: Sweep) -> Markup:
     texts = [
         (
             prompt,
-            Table(["alpha", "text"], [[f"{c.alpha:+g}", t] for c, t in zip(table.configs, row, strict=True)]).html(),
+            Table(
+                ["alpha", "text"],
+                [[f"{c.alpha:+g}" if c.alpha else "0", t] for c, t in zip(table.configs, row, strict=True)],
+            ).html(),
         )
         for prompt, row in by_prompt
     ]
@@ -64,6 +68,8 @@ def strengths_html(table: Sweep) -> Markup:
 
 def _figure(table: Sweep, metric: str, alt: str) -> Markup:
     try:
-        return picture(plot.sweep(table, metric, width=NARROW), alt)
+        figure = plot.sweep(table, metric, width=NARROW)
+        figure.set_figheight(LOW)
+        return picture(figure, alt)
     except DataError as error:  # texts too short for the metric, say; the others are drawn all the same
-        return render("board/alert.html.j2", message=str(error))
+        return alert(error)
