@@ -1,6 +1,5 @@
 """What the report on a vector found, as the vector's own file says it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +7,8 @@ VERDICTS = {
     "shown": "effect shown", "text only": "changes the text only", "like random": "like a random vector",
     "not shown": "no effect shown",
 }  # fmt: skip
+MOST = 1e6
+"""A larger strength is none that was reported on."""
 
 
 class Evidence(NamedTuple):
@@ -28,7 +29,7 @@ class Evidence(NamedTuple):
         """The evidence that stands in a vector's metadata, which may hold anything."""
         said = said if isinstance(said, Mapping) else {}
         alpha, verdict, headline = (said.get(name) for name in ("alpha", "verdict", "headline"))
-        number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and math.isfinite(alpha)
-        if not number or verdict not in VERDICTS:
+        number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and abs(alpha) <= MOST
+        if not number or str(verdict) not in VERDICTS:
             return cls()
-        return cls(float(alpha), VERDICTS[verdict], f"Its report, at strength {alpha:g}: {str(headline)[:300]}")
+        return cls(float(alpha), VERDICTS[str(verdict)], f"Its report, at strength {alpha:g}: {str(headline)[:300]}")

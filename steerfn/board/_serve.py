@@ -39,7 +39,7 @@ def theme() -> Any:
         button_primary_background_fill="#0b5cad", button_primary_background_fill_dark="#1f6fc4",
         button_primary_background_fill_hover="#094b8d", button_primary_background_fill_hover_dark="#1b62ad",
         button_large_text_size="*text_md", button_large_text_weight="500",
-        button_large_padding="*spacing_md *spacing_xl",
+        button_large_padding="*spacing_md 1rem",
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
         block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_200", input_placeholder_color="*neutral_500",

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from families import build
+from small_zoo import fill
 from steering import vector
 from words import words
 
@@ -21,6 +22,7 @@ from steerfn.cli import main
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 BOTH = (Push("up", 2.0, "resid_post[1]"), Push("down", -1.0, scope="generated"))
 ONE = (Push("down", -1.5, scope="generated"),)
+ZOO = (Push("zoo:calm", 1.5),)
 
 
 @pytest.fixture
@@ -32,6 +34,8 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "my vectors").mkdir()
     sf.save(vector(sf.resid_post[1], sf.resid_post[2], scale=2.0), "my vectors/up.safetensors")
     sf.save(vector(sf.resid_post[1], seed=1, scale=2.0), "my vectors/down.safetensors")
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr("steerfn.zoo._entries.OURS", fill(tmp_path / "zoo", model))
     presets = Presets("my vectors", model)
     return model, tokenizer, presets, Source(folder="my vectors", files=presets.files())
 
@@ -55,7 +59,7 @@ def ran(state, source, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("steering", [(), ONE, BOTH])
+@pytest.mark.parametrize("steering", [(), ONE, BOTH, ZOO, (*ONE, *ZOO)])
 @pytest.mark.parametrize("more", [{}, {"sample": True, "seed": 3}, {"chat": False}])
 def test_a_comparison(home, capsys, steering, more):
     model, tokenizer, presets, source = home
@@ -97,6 +101,15 @@ def test_strengths(home, capsys, tmp_path):
     assert names["table"].texts == table.texts and [c.sites for c in table.configs][0] == ("resid_post[1]",)
     assert (tmp_path / "length.png").is_file()
     assert str(names["table"]).strip() in out and out.strip() in ran(state, source, capsys)
+
+
+def test_the_strengths_of_a_vector_of_the_zoo(home, capsys):
+    model, tokenizer, presets, source = home
+    state = State("strength", ZOO, alphas=(0.0, 1.5), prompts=("a b",), max_new_tokens=3, metrics=("length",))
+    table = strengths(model, tokenizer, presets, state)
+    out, names = executed(state, source)
+    assert 'sf.zoo.load("calm", model=model)' in to_python(state, source)
+    assert names["table"].texts == table.texts and out.strip() in ran(state, source, capsys)
 
 
 def test_what_is_looked_at(home, capsys, tmp_path):
