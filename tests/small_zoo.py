@@ -1,4 +1,4 @@
-"""A zoo for a tiny model: a vector whose report shows an effect, one whose report does not, and one without a report."""
+"""A zoo for a tiny model: vectors whose reports show an effect, show none, and are missing."""
 
 from steering import vector
 
