@@ -36,55 +36,36 @@ class Controls:
         start = State()
         self.presets = presets
         hidden: dict[str, Any] = {"render": False}
+        half, third, small = ({"min_width": width, **hidden} for width in (240, 180, 120))
         self.view, self.turns, self.chosen = gr.State(start.view), gr.State(()), gr.State(())
         self.vectors = gr.Dropdown(
             presets.choices(), label="Vectors", multiselect=True, max_choices=SLOTS, info="They act together.", **hidden
         )
         self.alphas = [gr.Slider(-RANGE, RANGE, 1.0, step=0.1, label="Strength", **hidden) for _ in range(SLOTS)]
-        self.sites = [gr.Dropdown([WHOLE], value=WHOLE, label="Layer", min_width=120, **hidden) for _ in range(SLOTS)]
+        self.sites = [gr.Dropdown([WHOLE], value=WHOLE, label="Layer", **small) for _ in range(SLOTS)]
         self.slots: list[Any] = []
         scopes = [(name, scope) for scope, name in SCOPE_NAMES.items()]
-        self.scopes = [
-            gr.Dropdown(scopes, value="everywhere", label="Scope", min_width=120, **hidden) for _ in range(SLOTS)
-        ]
-        self.chat = gr.Radio(
-            [("Chat", True), ("Plain text", False)], value=True, label="Prompts are", elem_classes="board-row", **hidden
-        )
+        self.scopes = [gr.Dropdown(scopes, value="everywhere", label="Scope", **small) for _ in range(SLOTS)]
+        self.chat = gr.Radio([("Chat", True), ("Plain text", False)], value=True, label="Prompts are", **hidden)
         self.new = gr.Slider(1, 512, start.max_new_tokens, step=1, label="New tokens at most", **hidden)
         self.sample = gr.Checkbox(False, label="Sample, with one seed for both sides", **hidden)
         self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, **hidden)
-        self.focus = gr.Dropdown(self.focusable(), value="", label="Vector", min_width=240, **hidden)
-        self.strengths = gr.Textbox(_numbers(start.alphas), label="Strengths, with commas", min_width=240, **hidden)
-        self.prompts = gr.Textbox(
-            "\n".join(start.prompts), label="Prompts, one a line", lines=4, max_lines=8, min_width=240, **hidden
-        )
+        self.focus = gr.Dropdown(self.focusable(), value="", label="Vector", **half)
+        self.strengths = gr.Textbox(_numbers(start.alphas), label="Strengths, with commas", **half)
+        self.prompts = gr.Textbox("\n".join(start.prompts), label="Prompts, one a line", lines=4, max_lines=8, **half)
         self.metrics = gr.Dropdown(
-            list(metrics.names()), value=list(start.metrics), label="Metrics", multiselect=True, min_width=240, **hidden
+            list(metrics.names()), value=list(start.metrics), label="Metrics", multiselect=True, **half
         )
         self.text = gr.Textbox(start.text, label="Text, taken as it is", lines=2, max_lines=8, **hidden)
         self.tokens = gr.Slider(0, 1, 0, step=1, label="Next token after this many tokens (0: all)", **hidden)
         self.dataset = gr.Dropdown([("my own texts", ""), *datasets.names()], value="", label="Texts", **hidden)
-        self.positive = gr.Textbox(
-            label="Positive texts, one a line",
-            lines=5,
-            max_lines=10,
-            placeholder="I love this day.",
-            min_width=240,
-            **hidden,
-        )
-        self.negative = gr.Textbox(
-            label="Negative texts, one a line",
-            lines=5,
-            max_lines=10,
-            placeholder="I hate this day.",
-            min_width=240,
-            **hidden,
-        )
-        self.method = gr.Dropdown(list(METHODS), value=start.method, label="Method", min_width=180, **hidden)
-        self.position = gr.Dropdown(list(POSITIONS), value=start.position, label="Tokens read", min_width=180, **hidden)
+        side: dict[str, Any] = {"lines": 5, "max_lines": 10, **half}
+        self.positive = gr.Textbox(label="Positive texts, one a line", placeholder="I love this day.", **side)
+        self.negative = gr.Textbox(label="Negative texts, one a line", placeholder="I hate this day.", **side)
+        self.method = gr.Dropdown(list(METHODS), value=start.method, label="Method", **third)
+        self.position = gr.Dropdown(list(POSITIONS), value=start.position, label="Tokens read", **third)
         self.layer = gr.Dropdown(
-            [("the middle", -1), *((str(i), i) for i in range(n_layers))], value=-1, label="Layer", min_width=180,
-            **hidden,
+            [("the middle", -1), *((str(i), i) for i in range(n_layers))], value=-1, label="Layer", **third
         )  # fmt: skip
         self.name = gr.Textbox(label="Name", placeholder="happy", max_lines=1, **hidden)
 
@@ -105,7 +86,7 @@ class Controls:
 
     @property
     def inputs(self) -> list[Any]:
-        """Every component, in the order of `write`."""
+        """Every component that a state is read from."""
         return [
             self.view, self.turns, self.chosen, self.vectors, *self.alphas, *self.sites, *self.scopes, self.chat,
             self.new, self.sample, self.seed, self.focus, self.strengths, self.prompts, self.metrics, self.text,

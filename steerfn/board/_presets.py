@@ -1,5 +1,6 @@
 """Where the page's vectors come from: a folder of files or vectors that the caller holds, and the zoo."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,11 +82,11 @@ class Presets:
     def files(self) -> dict[str, str | None]:
         """The file of each vector, as code and commands name it; None where it has none."""
         shelf, files = self._open(), dict.fromkeys(self.held)
-        for name in shelf.names() if shelf else ():
-            try:
-                files[name] = str(Path(str(self.folder)) / shelf.path(name).name)  # pyright: ignore[reportOptionalMemberAccess]
-            except RequestError:  # two files of one name: `get` says so
-                continue
+        if shelf is None or self.folder is None:
+            return files
+        for name in shelf.names():
+            with contextlib.suppress(RequestError):  # two files of one name: `get` says so
+                files[name] = str(self.folder / shelf.path(name).name)
         return files
 
     def save(self, name: str, vector: SteeringVector) -> str:

@@ -51,6 +51,11 @@ class Source:
         """What names a vector on the command line; one in memory has to be saved under its name."""
         return name if self._is_of_zoo(name) else self.files.get(name) or f"{name}.safetensors"
 
+    def target(self, name: str) -> str:
+        """The file that a vector is saved in under a name."""
+        folder = "" if self.folder is None else f"{self.folder.rstrip('/')}/"
+        return f"{folder}{name or 'vector'}.safetensors"
+
     def _is_of_zoo(self, name: str) -> bool:
         return name.startswith(ZOO) and name not in self.files
 

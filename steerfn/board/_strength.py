@@ -8,7 +8,6 @@ from steerfn import plot
 from steerfn.board._alert import alert
 from steerfn.board._pictures import picture
 from steerfn.board._presets import Presets
-from steerfn.board._python import focus_of
 from steerfn.board._state import State
 from steerfn.board._steering import SCOPES
 from steerfn.evaluate import Sweep, sweep
@@ -25,7 +24,7 @@ def strengths(model: Any, tokenizer: Any, presets: Presets, state: State) -> Swe
     Raises:
         DataError: no vector, or as `sweep`.
     """
-    push = focus_of(state)
+    push = state.focused
     if not push.vector:
         raise DataError("There is no vector to try; choose one on the left, or make one in the tab Make.")
     return sweep(

@@ -229,6 +229,7 @@ def test_a_vector_of_the_zoo_starts_at_its_reports_strength_and_says_what_it_fou
     ):
         look.get_by_role("combobox", name="Vectors").click()
         look.get_by_role("option", name=label, exact=True).click()
+        look.keyboard.press("Tab")
         name = label.partition(",")[0]
         look.get_by_role("spinbutton", name=f"Strength of {name}").wait_for()
         slot = look.locator(".board-slot:visible").last
