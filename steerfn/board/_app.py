@@ -1,4 +1,4 @@
-"""The page: what is set on it, and what its buttons do."""
+"""The page: its components connected to what their events do."""
 
 import dataclasses
 from collections.abc import Callable

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from steerfn import datasets, metrics
-from steerfn.board._evidence import Evidence
 from steerfn.board._make import METHODS, POSITIONS
 from steerfn.board._presets import Presets
+from steerfn.board._report_evidence import ReportEvidence
 from steerfn.board._state import SCOPES, Push, State
 from steerfn.values import DataError, Site, SiteError
 
@@ -191,7 +191,7 @@ class Controls:
                 raise SiteError(f"The vector {push.vector!r} has no {push.site!r:.80}; it has {have}.")
             most = max(RANGE, abs(push.alpha))
             updates[alpha] = gr.update(
-                label=f"Strength of {push.vector}", info=Evidence.of(vector.metadata.get("evidence")).headline,
+                label=f"Strength of {push.vector}", info=ReportEvidence.of(vector.metadata.get("evidence")).headline,
                 value=push.alpha, minimum=-most, maximum=most,
             )  # fmt: skip
             named = [(label, name) for name, label in sites.items()]

@@ -1,4 +1,4 @@
-"""What the buttons beside a conversation do."""
+"""The buttons beside a conversation: send, stop, again, clear."""
 
 import threading
 import time

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerfn import zoo
-from steerfn.board._evidence import Evidence
+from steerfn.board._report_evidence import ReportEvidence
 from steerfn.board._source import ZOO
 from steerfn.operators import as_vector
 from steerfn.serving import NAME, RequestError, Shelf
@@ -40,7 +40,7 @@ class Presets:
         self._shelf: Shelf | None = None
 
     def note(self) -> str:
-        """What there is to say of the folder; "" where there is nothing."""
+        """A sentence where the folder is not there yet, else ""."""
         if self.folder is None or self.folder.is_dir():
             return ""
         return f"There is no folder '{self.folder}' yet; the first vector that is saved makes it."
@@ -51,13 +51,13 @@ class Presets:
         return [*sorted({*self.held, *(shelf.names() if shelf else ())}), *self._zoo]
 
     def choices(self) -> list[tuple[str, str]]:
-        """What to call each vector where one is chosen, and its name: one of the zoo with its report's verdict."""
-        verdicts = {name: f", {Evidence.of(each.evidence).verdict}" for name, each in self._zoo.items()}
+        """The label and the name of each vector; the label of one of the zoo has its report's verdict."""
+        verdicts = {name: f", {ReportEvidence.of(each.evidence).verdict}" for name, each in self._zoo.items()}
         return [(name + verdicts.get(name, ""), name) for name in self.names()]
 
     def alpha(self, name: str) -> float:
         """The strength to begin with: the one that a report is on, else 1."""
-        return Evidence.of(self.get(name).metadata.get("evidence")).alpha
+        return ReportEvidence.of(self.get(name).metadata.get("evidence")).alpha
 
     def get(self, name: str) -> SteeringVector:
         """A vector by its name.

@@ -1,4 +1,4 @@
-"""What a state shows: on the page, or as a file without one."""
+"""The result of a state: on the page, or as a file without one."""
 
 from typing import Any
 

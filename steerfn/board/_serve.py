@@ -136,7 +136,7 @@ class Dashboard:
 
 
 def _name_of(model: Any) -> str:
-    """What loads a model again: "demo", or a name or folder."""
+    """The source that loads a model again: "demo", or a name or folder."""
     model = unwrap_model(model)
     name = str(getattr(model, "name_or_path", ""))
     if fingerprint(model)["name"] == DEMO and Path(name).is_dir():  # it lies in the cache of the demo model

@@ -48,7 +48,7 @@ class Source:
         return f"vectors[{quote(name)}]" if path is None else f"sf.load({quote(path)})"
 
     def file(self, name: str) -> str:
-        """What names a vector on the command line; one in memory has to be saved under its name."""
+        """The name of a vector on the command line; one in memory has to be saved under its name."""
         return name if self._is_of_zoo(name) else self.files.get(name) or f"{name}.safetensors"
 
     def target(self, name: str) -> str:

@@ -7,7 +7,7 @@ from steering import vector
 
 import steerfn as sf
 from steerfn.board import Presets
-from steerfn.board._evidence import Evidence
+from steerfn.board._report_evidence import ReportEvidence
 
 V = vector(sf.resid_post[1])
 
@@ -84,7 +84,7 @@ def test_what_comes_with_the_package_is_offered_for_its_model(demo):
     evidence = {f"zoo:{each.name}": each.evidence for each in sf.zoo.list(model=demo[0])}
     assert presets.names() == sorted(evidence) and "zoo:refusal" in evidence
     for name, said in evidence.items():
-        told = Evidence.of(presets.get(name).metadata["evidence"])
+        told = ReportEvidence.of(presets.get(name).metadata["evidence"])
         assert told.alpha == said["alpha"] and told.headline.endswith(said["headline"])
         assert (told.verdict == "effect shown") == (said["verdict"] == "shown")
 
@@ -96,7 +96,7 @@ def test_what_comes_with_the_package_is_offered_for_its_model(demo):
      {"alpha": 10**400, "verdict": "shown"}],
 )  # fmt: skip
 def test_a_file_that_says_something_else_has_no_report(said):
-    assert Evidence.of(said) == Evidence() == (1.0, "no report", "")
+    assert ReportEvidence.of(said) == ReportEvidence() == (1.0, "no report", "")
 
 
 def test_a_folder_that_is_not_there_yet_is_said(tmp_path):

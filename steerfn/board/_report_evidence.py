@@ -1,4 +1,4 @@
-"""What the report on a vector found, as the vector's own file says it."""
+"""The finding of the report on a vector, as the vector's own file says it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ MOST = 1e6
 """A larger strength is none that was reported on."""
 
 
-class Evidence(NamedTuple):
-    """What a report found.
+class ReportEvidence(NamedTuple):
+    """The finding of a report.
 
     Attributes:
         alpha: the strength that was reported on; 1 without a report.
@@ -25,7 +25,7 @@ class Evidence(NamedTuple):
     headline: str = ""
 
     @classmethod
-    def of(cls, said: Any) -> "Evidence":
+    def of(cls, said: Any) -> "ReportEvidence":
         """The evidence that stands in a vector's metadata, which may hold anything."""
         said = said if isinstance(said, Mapping) else {}
         alpha, verdict, headline = (said.get(name) for name in ("alpha", "verdict", "headline"))
