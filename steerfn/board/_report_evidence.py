@@ -8,7 +8,7 @@ VERDICTS = {
     "not shown": "no effect shown",
 }  # fmt: skip
 MOST = 1e6
-"""A larger strength is none that was reported on."""
+"""The largest strength that is believed to be one."""
 
 
 class ReportEvidence(NamedTuple):

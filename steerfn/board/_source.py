@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 ZOO = "zoo:"
-"""What the name of a vector of the zoo begins with, on the page as on the command line."""
+"""The beginning of the name of a vector of the zoo, on the page as on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
