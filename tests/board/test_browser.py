@@ -216,6 +216,10 @@ def test_every_view_is_accessible_and_fits(browser, home, axe, width, scheme):
     assert "resid_post[2]" in shown["Look"] and "Contrast needs two sides" in shown["Make"]
     alts = here.page.evaluate("[...document.querySelectorAll('.board-figure img')].map(i => i.alt.length)")
     assert len(alts) == 3 and min(alts) > 20
+    filters = here.page.evaluate(
+        "[...document.querySelectorAll('.board-figure img')].map(i => getComputedStyle(i).filter)"
+    )
+    assert all(("invert" in each) == (scheme == "dark") for each in filters)
 
 
 def test_a_vector_of_the_zoo_starts_at_its_reports_strength_and_says_what_it_found(browser, home):

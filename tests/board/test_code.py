@@ -1,5 +1,6 @@
 """The code and the commands that a state gives: run as they are, they give what the page shows."""
 
+import base64
 import contextlib
 import io
 import re
@@ -116,6 +117,8 @@ def test_what_is_looked_at(home, capsys, tmp_path):
     model, tokenizer, presets, source = home
     state = State("look", BOTH, text="a b c d", tokens=3)
     shown = look_html(model, tokenizer, presets, state)
+    drawn = [base64.b64decode(each).decode() for each in re.findall(r"svg\+xml;base64,([^\"]+)", shown)]
+    assert len(drawn) == 2 and not any("fill: #ffffff" in each.partition('<g id="patch_2">')[0] for each in drawn)
     out, _ = executed(state, source)
     assert {"next_token.png", "resid_post[1].png"} <= {each.name for each in tmp_path.iterdir()}
     site, push, stream = out.split()

@@ -31,7 +31,15 @@ def run(*arguments, cwd, stdin=None):
 def test_demo(demo, tmp_path):
     done = run("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for told in ("alpha  -2.0", "alpha  +0.0", "alpha  +2.0", "|v| =", "An effect was shown", "bit for bit what they were", "Next:"):
+    for told in (
+        "alpha  -2.0",
+        "alpha  +0.0",
+        "alpha  +2.0",
+        "|v| =",
+        "An effect was shown",
+        "bit for bit what they were",
+        "Next:",
+    ):
         assert told in done.stdout
     assert done.stdout.count("alpha  +2.0") == 2 and max(map(len, done.stdout.splitlines())) <= 90
     answers = [line for line in done.stdout.splitlines() if "alpha" in line and "|" in line]
