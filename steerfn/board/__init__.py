@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from steerfn._lazy import lazy
 from steerfn.board._command import to_command as to_command
 from steerfn.board._python import to_python as to_python
+from steerfn.board._source import ZOO as ZOO
 from steerfn.board._source import Source as Source
 from steerfn.board._state import SCOPES as SCOPES
 from steerfn.board._state import Push as Push
@@ -23,11 +24,11 @@ from steerfn.values import SteerError, missing
 if TYPE_CHECKING:  # what needs the extra
     from steerfn.board._app import Page as Page
     from steerfn.board._presets import Presets as Presets
+    from steerfn.board._result import write_result as write_result
     from steerfn.board._serve import Dashboard as Dashboard
     from steerfn.board._serve import app as app
     from steerfn.board._serve import check_keys as check_keys
     from steerfn.board._serve import dashboard as dashboard
-    from steerfn.board._write import write_result as write_result
 
 _load, __dir__ = lazy(
     globals(),
@@ -35,7 +36,7 @@ _load, __dir__ = lazy(
         "steerfn.board._app": "Page",
         "steerfn.board._presets": "Presets",
         "steerfn.board._serve": "Dashboard app check_keys dashboard",
-        "steerfn.board._write": "write_result",
+        "steerfn.board._result": "write_result",
     },
 )
 

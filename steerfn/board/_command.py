@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 
-from steerfn.board._python import focus_of, target_of
 from steerfn.board._source import Source, shell
 from steerfn.board._state import State
 
@@ -60,7 +59,7 @@ def _compare(state: State, source: Source) -> Iterator[object]:
 
 
 def _strength(state: State, source: Source) -> Iterator[object]:
-    push = focus_of(state)
+    push = state.focused
     yield from ("steerfn", "sweep", *state.prompts, "--vector", source.file(push.vector))
     yield f"--alphas={','.join(f'{alpha:g}' for alpha in state.alphas)}"
     yield from ("--site", push.site) if push.site else ()
@@ -77,7 +76,7 @@ def _make(state: State, source: Source) -> Iterator[str]:
     texts = ["--dataset", state.dataset] if state.dataset else "--positive positive.txt --negative negative.txt".split()
     layer = [] if state.layer is None else ["--layer", state.layer]
     read = ["--method", state.method, *layer, "--position", state.position, "--quality"]
-    yield shell("steerfn", "discover", *texts, *read, "--out", target_of(state, source), *source.words)
+    yield shell("steerfn", "discover", *texts, *read, "--out", source.target(state.name), *source.words)
 
 
 def _decoding(state: State) -> Iterator[object]:

@@ -8,7 +8,6 @@ from markupsafe import Markup
 from steerfn import plot
 from steerfn.board._pictures import picture
 from steerfn.board._presets import Presets
-from steerfn.board._python import focus_of
 from steerfn.board._state import State
 from steerfn.board._steering import operator_of, part_of
 from steerfn.output import Table, format_number, render
@@ -16,7 +15,7 @@ from steerfn.run import encode, input_device
 from steerfn.values import DataError, SteeringVector
 from steerfn.verbs import capture
 
-WIDTH = 4.8
+WIDTH = 4.2
 """Inches of a figure, which a telephone shows too."""
 MOST = 6
 """Sites of a vector that are drawn."""
@@ -49,7 +48,7 @@ def look_html(model: Any, tokenizer: Any, presets: Presets, state: State) -> Mar
     tail = "".join(token_texts(tokenizer, state.text)[: len(before)])[-40:]
     said = f"Next token after {len(before)} of {len(ids)} tokens, “{tail}”"
     chart = plot.token_probabilities(model, tokenizer, before, op, title=said, width=WIDTH)
-    push = focus_of(state)
+    push = state.focused
     readings, table = [], None
     if push.vector:
         vector = part_of(push, presets.get(push.vector))

@@ -1,5 +1,6 @@
 """A vector made from contrast texts: what is wrong with them, how good every layer is, and how good the vector is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -30,6 +31,18 @@ def sides_of(state: State) -> tuple[Any, Any]:
     return list(state.positive), list(state.negative)
 
 
+def sides_of_file(path: str) -> tuple[str, str]:
+    """The positive and the negative texts of a file, one a line.
+
+    Raises:
+        DataError: texts that are no lines.
+        SteerError: as `datasets.from_file`.
+    """
+    texts = datasets.from_file(path)
+    positive, negative = (_join_lines(side) for side in (texts.positive, texts.negative))
+    return positive, negative
+
+
 def lint(state: State) -> LintReport:
     """The confounds of the texts."""
     return lint_pairs(*sides_of(state))
@@ -58,7 +71,7 @@ def make(model: Any, tokenizer: Any, state: State) -> SteeringVector:
 def profile_html(made: Profile) -> Markup:
     """A layer profile as HTML."""
     best = made.best()
-    return picture(plot.layers(made, width=5.0), f"Held-out AUC by layer; the best is {best}")
+    return picture(plot.layers(made, width=4.8), f"Held-out AUC by layer; the best is {best}")
 
 
 def vector_html(vector: SteeringVector, remarks: LintReport) -> Markup:
@@ -76,3 +89,11 @@ def _position(state: State) -> str:
     if state.position not in POSITIONS:
         raise DataError(f"The position {state.position!r:.80} is not one of {', '.join(POSITIONS)}.")
     return state.position
+
+
+def _join_lines(texts: Sequence[Any]) -> str:
+    if not all(isinstance(each, str) and len(each.splitlines()) == 1 for each in texts):
+        raise DataError(
+            "This file holds conversations, or texts of several lines; make its vector with steerfn discover --pairs."
+        )
+    return "\n".join(texts)

@@ -15,4 +15,4 @@ def picture(figure: Any, alt: str) -> Markup:
         figure: a `matplotlib.figure.Figure`.
         alt: what it shows, in a sentence.
     """
-    return render("board/picture.html.j2", url=data_url(figure), alt=alt)
+    return render("board/picture.html.j2", url=data_url(figure, transparent=True), alt=alt)

@@ -1,17 +1,22 @@
-"""Where the page's vectors come from: a folder of files, or vectors that the caller holds."""
+"""Where the page's vectors come from: a folder of files or vectors that the caller holds, and the zoo."""
 
+import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steerfn import zoo
+from steerfn.board._report_evidence import ReportEvidence
+from steerfn.board._source import ZOO
 from steerfn.operators import as_vector
 from steerfn.serving import NAME, RequestError, Shelf
 from steerfn.values import DataError, FileError, SteeringVector, check_match, strictest
-from steerfn.values.files import FORMATS, check_target, save
+from steerfn.values.files import FORMATS, check_target, load, save
 
 
 class Presets:
-    """Vectors by name, for one model.
+    """Vectors by name, for one model. Those of the zoo that were made from a model of its architecture are `zoo:NAME`.
 
     Args:
         vectors: a folder, which may come to be when the first vector is saved; a mapping of names to vectors; or one
@@ -29,12 +34,30 @@ class Presets:
         self.held = {} if self.folder is not None else _by_name(vectors)
         for vector in self.held.values():
             check_match(vector, model, strict=strictest(vector))
+        named = Counter(each.name for each in zoo.list())
+        self._zoo = {f"{ZOO}{each.name if named[each.name] == 1 else each.key}": each for each in zoo.list(model=model)}
+        self._read: dict[str, SteeringVector] = {}
         self._shelf: Shelf | None = None
 
+    def note(self) -> str:
+        """A sentence where the folder is not there yet, else ""."""
+        if self.folder is None or self.folder.is_dir():
+            return ""
+        return f"There is no folder '{self.folder}' yet; the first vector that is saved makes it."
+
     def names(self) -> list[str]:
-        """The names that can be chosen."""
+        """The names that can be chosen, those of the zoo last."""
         shelf = self._open()
-        return sorted({*self.held, *(shelf.names() if shelf else ())})
+        return [*sorted({*self.held, *(shelf.names() if shelf else ())}), *self._zoo]
+
+    def choices(self) -> list[tuple[str, str]]:
+        """The label and the name of each vector; the label of one of the zoo has its report's verdict."""
+        verdicts = {name: f", {ReportEvidence.of(each.evidence).verdict}" for name, each in self._zoo.items()}
+        return [(name + verdicts.get(name, ""), name) for name in self.names()]
+
+    def alpha(self, name: str) -> float:
+        """The strength to begin with: the one that a report is on, else 1."""
+        return ReportEvidence.of(self.get(name).metadata.get("evidence")).alpha
 
     def get(self, name: str) -> SteeringVector:
         """A vector by its name.
@@ -44,8 +67,12 @@ class Presets:
         """
         if name in self.held:
             return self.held[name]
+        if name in self._zoo:
+            if name not in self._read:
+                self._read[name] = load(self._zoo[name].address, model=self.model, strict="architecture")
+            return self._read[name]
         shelf = self._open()
-        if shelf is None:
+        if shelf is None or name.startswith(ZOO):
             raise DataError(f"There is no vector {name!r:.140}; there are {', '.join(self.names()) or 'none yet'}.")
         try:
             return shelf.get(name).vector
@@ -55,11 +82,11 @@ class Presets:
     def files(self) -> dict[str, str | None]:
         """The file of each vector, as code and commands name it; None where it has none."""
         shelf, files = self._open(), dict.fromkeys(self.held)
-        for name in shelf.names() if shelf else ():
-            try:
-                files[name] = str(Path(str(self.folder)) / shelf.path(name).name)  # pyright: ignore[reportOptionalMemberAccess]
-            except RequestError:  # two files of one name: `get` says so
-                continue
+        if shelf is None or self.folder is None:
+            return files
+        for name in shelf.names():
+            with contextlib.suppress(RequestError):  # two files of one name: `get` says so
+                files[name] = str(self.folder / shelf.path(name).name)
         return files
 
     def save(self, name: str, vector: SteeringVector) -> str:

@@ -52,7 +52,7 @@ def _compare(state: State, source: Source) -> Iterator[str]:
 
 
 def _strength(state: State, source: Source) -> Iterator[str]:
-    push = focus_of(state)
+    push = state.focused
     options: dict[str, Any] = {"metrics": list(state.metrics), **_decoding(state)}
     options |= {"seed": state.seed} if state.sample else {}
     more = ([f"sites=[{quote(push.site)}]"] if push.site else []) + (
@@ -69,7 +69,7 @@ def _strength(state: State, source: Source) -> Iterator[str]:
 
 
 def _look(state: State, source: Source) -> Iterator[str]:
-    push = focus_of(state)
+    push = state.focused
     yield f"op = {_operator(state.steering, source)}"
     yield ""
     yield f"text = {quote(state.text)}"
@@ -99,19 +99,7 @@ def _make(state: State, source: Source) -> Iterator[str]:
     more = f"position={quote(state.position)}, quality=True"
     yield f"v = {method}(model, tokenizer, positive, negative, {layer}, {more})"
     yield "print(sf.quality(v))"
-    yield f"sf.save(v, {quote(target_of(state, source))})"
-
-
-def focus_of(state: State) -> Push:
-    """The entry of the vector that is looked at: the one that is named, else the first; with no name where none is."""
-    name = state.focus or next((push.vector for push in state.steering), "")
-    return next((push for push in state.steering if push.vector == name), Push(name))
-
-
-def target_of(state: State, source: Source) -> str:
-    """The file that a vector is saved in."""
-    folder = "" if source.folder is None else f"{source.folder.rstrip('/')}/"
-    return f"{folder}{state.name or 'vector'}.safetensors"
+    yield f"sf.save(v, {quote(source.target(state.name))})"
 
 
 def _operator(steering: Sequence[Push], source: Source) -> str:

@@ -11,15 +11,17 @@ import gradio as gr
 import gradio.themes
 from fastapi import FastAPI
 
-from steerfn.board._app import Page, in_loop
+from steerfn.board._app import Page
 from steerfn.board._door import Door
+from steerfn.board._in_loop import in_loop
 from steerfn.board._presets import Presets
 from steerfn.board._source import Source
 from steerfn.board._state import State
 from steerfn.model import Model, Tokenizer, unwrap_model
+from steerfn.model.demo import HUB as DEMO
 from steerfn.output import render
 from steerfn.serving import Keys, host_name, known_hosts
-from steerfn.values import DataError, SteerError, integer, public
+from steerfn.values import DataError, SteerError, fingerprint, integer, public
 
 HERE = ("127.0.0.1", "localhost", "::1")
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
@@ -35,6 +37,9 @@ def theme() -> Any:
     )
     return made.set(
         button_primary_background_fill="#0b5cad", button_primary_background_fill_dark="#1f6fc4",
+        button_primary_background_fill_hover="#094b8d", button_primary_background_fill_hover_dark="#1b62ad",
+        button_large_text_size="*text_md", button_large_text_weight="500",
+        button_large_padding="*spacing_md 1rem",
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
         block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_200", input_placeholder_color="*neutral_500",
@@ -136,6 +141,15 @@ class Dashboard:
         )
 
 
+def _name_of(model: Any) -> str:
+    """The source that loads a model again: "demo", or a name or folder."""
+    model = unwrap_model(model)
+    name = str(getattr(model, "name_or_path", ""))
+    if fingerprint(model)["name"] == DEMO and Path(name).is_dir():  # it lies in the cache of the demo model
+        return "demo"
+    return name or getattr(model.config, "model_type", "model")
+
+
 @public
 def dashboard(
     model: Model,
@@ -180,7 +194,6 @@ def dashboard(
         Dashboard at http://127.0.0.1:...
     """
     keys, port = check_keys(host, api_keys), integer("port", port, 0, 65535, hint="0 takes any that is free")
-    name = str(getattr(unwrap_model(model), "name_or_path", "") or getattr(model.config, "model_type", "model"))
     folder = str(vectors) if isinstance(vectors, (str, Path)) else None
-    page = Page(model, tokenizer, Presets(vectors, model), Source(name, folder=folder), state or State())
+    page = Page(model, tokenizer, Presets(vectors, model), Source(_name_of(model), folder=folder), state or State())
     return Dashboard(app(page, keys, [*allowed_hosts, host]), host, port)

@@ -5,6 +5,9 @@ import json
 import shlex
 from collections.abc import Mapping
 
+ZOO = "zoo:"
+"""The beginning of the name of a vector of the zoo, on the page as on the command line."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -39,12 +42,22 @@ class Source:
 
     def vector(self, name: str) -> str:
         """The Python that gives a vector; one that is in memory only is one of those that the caller holds."""
+        if self._is_of_zoo(name):
+            return f"sf.zoo.load({quote(name.removeprefix(ZOO))}, model=model)"
         path = self.files.get(name)
         return f"vectors[{quote(name)}]" if path is None else f"sf.load({quote(path)})"
 
     def file(self, name: str) -> str:
-        """A vector's file on the command line; one in memory has to be saved under its name."""
-        return self.files.get(name) or f"{name}.safetensors"
+        """The name of a vector on the command line; one in memory has to be saved under its name."""
+        return name if self._is_of_zoo(name) else self.files.get(name) or f"{name}.safetensors"
+
+    def target(self, name: str) -> str:
+        """The file that a vector is saved in under a name."""
+        folder = "" if self.folder is None else f"{self.folder.rstrip('/')}/"
+        return f"{folder}{name or 'vector'}.safetensors"
+
+    def _is_of_zoo(self, name: str) -> bool:
+        return name.startswith(ZOO) and name not in self.files
 
 
 def quote(text: str) -> str:

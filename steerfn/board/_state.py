@@ -96,6 +96,12 @@ class State:
         if self.view not in VIEWS:
             raise DataError(f"The view {self.view!r:.80} is not one of {', '.join(VIEWS)}.")
 
+    @property
+    def focused(self) -> Push:
+        """The entry of the vector that is looked at: the one in focus, else the first; with no name where none is."""
+        name = self.focus or next((push.vector for push in self.steering), "")
+        return next((push for push in self.steering if push.vector == name), Push(name))
+
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values."""
         changed = _changed_fields(self)

@@ -5,16 +5,16 @@ from typing import Any
 from markupsafe import Markup
 
 from steerfn import plot
+from steerfn.board._alert import alert
 from steerfn.board._pictures import picture
 from steerfn.board._presets import Presets
-from steerfn.board._python import focus_of
 from steerfn.board._state import State
 from steerfn.board._steering import SCOPES
 from steerfn.evaluate import Sweep, sweep
 from steerfn.output import Table, render
 from steerfn.values import DataError, Site
 
-NARROW = 4.2
+NARROW, LOW = 3.6, 2.9
 """Inches of a small figure."""
 
 
@@ -24,7 +24,7 @@ def strengths(model: Any, tokenizer: Any, presets: Presets, state: State) -> Swe
     Raises:
         DataError: no vector, or as `sweep`.
     """
-    push = focus_of(state)
+    push = state.focused
     if not push.vector:
         raise DataError("There is no vector to try; choose one on the left, or make one in the tab Make.")
     return sweep(
@@ -55,7 +55,10 @@ def strengths_html(table: Sweep) -> Markup:
     texts = [
         (
             prompt,
-            Table(["alpha", "text"], [[f"{c.alpha:+g}", t] for c, t in zip(table.configs, row, strict=True)]).html(),
+            Table(
+                ["alpha", "text"],
+                [[f"{c.alpha:+g}" if c.alpha else "0", t] for c, t in zip(table.configs, row, strict=True)],
+            ).html(),
         )
         for prompt, row in by_prompt
     ]
@@ -64,6 +67,8 @@ def strengths_html(table: Sweep) -> Markup:
 
 def _figure(table: Sweep, metric: str, alt: str) -> Markup:
     try:
-        return picture(plot.sweep(table, metric, width=NARROW), alt)
+        figure = plot.sweep(table, metric, width=NARROW)
+        figure.set_figheight(LOW)
+        return picture(figure, alt)
     except DataError as error:  # texts too short for the metric, say; the others are drawn all the same
-        return render("board/alert.html.j2", message=str(error))
+        return alert(error)

@@ -3,14 +3,14 @@
 import argparse
 import json
 
-from steerfn.cli._options import add_model_options, add_strict, checked_vector, load_model
+from steerfn.cli._options import add_model_options, add_strict, checked_vector, load_model, load_vector
 
 HELP = "write a checkpoint that is steered by itself"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("vector", metavar="VECTOR", help="a vector file")
+    command.add_argument("vector", metavar="VECTOR", help="a vector file, or zoo:NAME")
     command.add_argument("out", metavar="FOLDER", help="a folder that does not exist yet, or is empty")
     command.add_argument("--alpha", type=float, default=1.0, help="strength (default: %(default)s)")
     command.add_argument(
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from steerfn.engines import check_folder
 
     check_folder(options.out)
-    vector = sf.load(options.vector)
+    vector = load_vector(options.vector)
     model, tokenizer = load_model(options)
     vector = checked_vector(vector, model, options)
     op = (

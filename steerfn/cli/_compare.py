@@ -11,6 +11,7 @@ from steerfn.cli._options import (
     checked_vector,
     decoding_of,
     load_model,
+    load_vector,
     prompts_of,
     scope_of,
     write_files,
@@ -23,7 +24,7 @@ HELP = "texts with and without a vector, side by side"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_generation_options(command)
-    command.add_argument("--vector", metavar="FILE", help="a vector file")
+    command.add_argument("--vector", metavar="FILE", help="a vector file, or zoo:NAME")
     command.add_argument(
         "--steering",
         metavar="JSON",
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"--max-rows is {options.max_rows}; use 0 or more.")
     check_files(options, "html", "json", "markdown")
     chosen, steering = metrics_of(options), steering_of(options)
-    vectors = {name: sf.load(name) for name in dict.fromkeys(push.vector for push in steering)}
+    vectors = {name: load_vector(name) for name in dict.fromkeys(push.vector for push in steering)}
     model, tokenizer = load_model(options)
     checked = {name: checked_vector(vector, model, options) for name, vector in vectors.items()}
     alone = options.steering is None

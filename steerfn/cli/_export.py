@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from steerfn.cli._options import load_vector
 from steerfn.values import visible_line
 
 HELP = "write a vector for another engine"
@@ -10,7 +11,7 @@ HELP = "write a vector for another engine"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("vector", metavar="VECTOR", help="a vector file")
+    command.add_argument("vector", metavar="VECTOR", help="a vector file, or zoo:NAME")
     command.add_argument(
         "out",
         metavar="OUT",
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from steerfn.engines import check_target
     from steerfn.values import FileError
 
-    vector, out = sf.load(options.vector), Path(options.out)
+    vector, out = load_vector(options.vector), Path(options.out)
     if out.exists() and not options.overwrite:
         raise FileError(f"'{out}' exists; name another file, or pass --overwrite.")
     if out.suffix == ".pt":

@@ -9,6 +9,7 @@ from steerfn.cli._options import (
     checked_vector,
     decoding_of,
     load_model,
+    load_vector,
     prompts_of,
     scope_of,
 )
@@ -20,7 +21,7 @@ HELP = "generate text, steered or not"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_generation_options(command)
-    command.add_argument("--vector", metavar="FILE", help="a vector file (default: unsteered)")
+    command.add_argument("--vector", metavar="FILE", help="a vector file, or zoo:NAME (default: unsteered)")
     add_list(
         command,
         "--alpha",
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     import steerfn as sf
 
     prompts, scope = prompts_of(options), scope_of(options) or sf.everywhere
-    vector = sf.load(options.vector) if options.vector else None
+    vector = load_vector(options.vector) if options.vector else None
     model, tokenizer = load_model(options)
     if vector is not None:
         vector = checked_vector(vector, model, options)

@@ -95,6 +95,14 @@ def scope_of(options: argparse.Namespace) -> Any:
     return None if options.scope == "everywhere" else getattr(sf, options.scope)
 
 
+def load_vector(name: str) -> Any:
+    """The vector that an option names: a file, an address on the hub, or `zoo:NAME`."""
+    import steerfn as sf
+    from steerfn.board import ZOO
+
+    return sf.zoo.load(name.removeprefix(ZOO)) if name.startswith(ZOO) else sf.load(name)
+
+
 def checked_vector(vector: Any, model: Any, options: argparse.Namespace) -> Any:
     """A vector that was checked against the model, so that what there is to say of it is said once."""
     from steerfn.verbs import check_vector

@@ -11,6 +11,7 @@ from steerfn.cli._options import (
     add_model_options,
     checked_vector,
     load_model,
+    load_vector,
     prompts_of,
     scope_of,
     write_files,
@@ -24,7 +25,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_generation_options(command)
     command.add_argument(
-        "--vector", metavar="FILE", action="append", required=True, help="a vector file; may be repeated"
+        "--vector", metavar="FILE", action="append", required=True, help="a vector file, or zoo:NAME; may be repeated"
     )
     add_list(
         command,
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     metrics = metrics_of(options)
     by = chosen_by(options)
     sites = sites_of(options.layers, options.site)
-    loaded = dict(zip(names_of(options.vector), map(sf.load, options.vector), strict=True))
+    loaded = dict(zip(names_of(options.vector), map(load_vector, options.vector), strict=True))
     model, tokenizer = load_model(options)
     sampling = {"do_sample": True, "seed": options.seed} if options.sample else {}
     decoding = {} if options.choices else {"max_new_tokens": options.max_new_tokens, "do_sample": False, **sampling}

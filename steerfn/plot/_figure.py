@@ -192,10 +192,14 @@ def finish(made: Any, only: Any = None) -> Any:
     return made.figure
 
 
-def data_url(figure: Any) -> str:
-    """A `matplotlib.figure.Figure` as the URL of a picture that a page holds in itself."""
+def data_url(figure: Any, *, transparent: bool = False) -> str:
+    """A `matplotlib.figure.Figure` as the URL of a picture that a page holds in itself.
+
+    Args:
+        transparent: without the white ground, for pages that are dark too.
+    """
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=transparent)
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
 
 

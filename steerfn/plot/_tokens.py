@@ -99,7 +99,7 @@ def tokens(
         said.append(f"First token: {format_number(states.values[0])}, beyond the colours")
     lines = [line for each in said if each for line in lines_of(each, width - 2 * MARGIN)]
     unit = lines_of(
-        f"<h, v / |v|>, in units of the residual stream; white: {said_middle}, {format_number(middle)}", width
+        f"<h, v / |v|>, in units of the residual stream; middle colour: {said_middle}, {format_number(middle)}", width
     )
     rows = boxes[-1][0] + 1
     top, body, bottom = 0.17 * len(lines) + 0.15, LINE * rows, 0.46 + 0.15 * len(unit)

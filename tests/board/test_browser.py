@@ -11,6 +11,7 @@ pytest.importorskip("playwright", reason="Playwright is not installed")
 from families import build
 from playwright.sync_api import sync_playwright
 from served import paced, served
+from small_zoo import fill
 from steering import vector
 from words import words
 
@@ -97,7 +98,7 @@ def axe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, zoo):
     """The address of a page of a tiny model, the model, its vectors, and the page."""
     folder = tmp_path_factory.mktemp("home") / "vectors"
     model, tokenizer = build("llama"), words(template=True)
@@ -107,6 +108,14 @@ def home(tmp_path_factory):
     page = board.Page(model, tokenizer, presets, board.Source(folder=str(folder)), State())
     with served(board.app(page, board.check_keys("127.0.0.1", None))) as address:
         yield address, model, tokenizer, presets, page
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """The zoo is one of the tiny model's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steerfn.zoo._entries.OURS", fill(tmp_path_factory.mktemp("zoo"), build("llama")))
+        yield
 
 
 def visit(browser, home, **more):
@@ -207,6 +216,57 @@ def test_every_view_is_accessible_and_fits(browser, home, axe, width, scheme):
     assert "resid_post[2]" in shown["Look"] and "Contrast needs two sides" in shown["Make"]
     alts = here.page.evaluate("[...document.querySelectorAll('.board-figure img')].map(i => i.alt.length)")
     assert len(alts) == 3 and min(alts) > 20
+    filters = here.page.evaluate(
+        "[...document.querySelectorAll('.board-figure img')].map(i => getComputedStyle(i).filter)"
+    )
+    assert all(("invert" in each) == (scheme == "dark") for each in filters)
+
+
+def test_a_vector_of_the_zoo_starts_at_its_reports_strength_and_says_what_it_found(browser, home):
+    here = visit(browser, home).open()
+    look = here.page
+    for label, said in (
+        ("zoo:calm, effect shown", "Its report, at strength 1.5: An effect was shown: it calms."),
+        ("zoo:rude, no effect shown", "Its report, at strength -2.5: No effect could be shown."),
+        ("zoo:plain, no report", None),
+        ("up", None),
+    ):
+        look.get_by_role("combobox", name="Vectors").click()
+        look.get_by_role("option", name=label, exact=True).click()
+        look.keyboard.press("Tab")
+        name = label.partition(",")[0]
+        look.get_by_role("spinbutton", name=f"Strength of {name}").wait_for()
+        slot = look.locator(".board-slot:visible").last
+        assert "Its report" in slot.inner_text() if said else "Its report" not in slot.inner_text()
+        assert said is None or said in slot.inner_text()
+    look.locator("#prompt textarea").fill("a b")
+    look.click("#send")
+    pushes = Push("zoo:calm", 1.5), Push("zoo:rude", -2.5), Push("zoo:plain"), Push("up")
+    state = State(steering=pushes, turns=("a b",))
+    assert [each.strip() for each in here.answers()] == expected(home, state)
+    look.get_by_text("Python, command and link").click()
+    look.wait_for_function("document.querySelector('#python textarea')?.value.includes('\"a b\"')")
+    assert look.locator("#python textarea").input_value() == board.to_python(state, home[4].source)
+    link = look.locator("#link textarea").input_value()
+    assert State.from_query(link.partition("?")[2]) == state
+    again = visit(browser, home)
+    again.page.goto(link)
+    assert [each.strip() for each in again.answers()] == expected(home, state)
+    for each in (here, again):
+        each.check()
+
+
+def test_a_folder_that_is_not_there_is_said_until_a_vector_is_chosen(browser, zoo, tmp_path):
+    with pytest.warns(sf.SteerWarning, match="There is no folder"):
+        page = sf.dashboard(build("llama"), words(template=True), tmp_path / "none")
+    with page:
+        here = Visit(browser.new_context(), page.url.rstrip("/")).open()
+        here.page.wait_for_selector(".board-note [role=status]")
+        assert "none' yet; the first vector that is saved makes it." in here.page.inner_text(".board-note")
+        here.page.get_by_role("combobox", name="Vectors").click()
+        here.page.get_by_role("option", name="zoo:calm").click()
+        here.page.wait_for_selector(".board-note", state="hidden")
+        here.check()
 
 
 def audit(here, axe):

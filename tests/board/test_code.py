@@ -1,5 +1,6 @@
 """The code and the commands that a state gives: run as they are, they give what the page shows."""
 
+import base64
 import contextlib
 import io
 import re
@@ -8,6 +9,7 @@ import subprocess
 
 import pytest
 from families import build
+from small_zoo import fill
 from steering import vector
 from words import words
 
@@ -21,6 +23,7 @@ from steerfn.cli import main
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 BOTH = (Push("up", 2.0, "resid_post[1]"), Push("down", -1.0, scope="generated"))
 ONE = (Push("down", -1.5, scope="generated"),)
+ZOO = (Push("zoo:calm", 1.5),)
 
 
 @pytest.fixture
@@ -32,6 +35,8 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "my vectors").mkdir()
     sf.save(vector(sf.resid_post[1], sf.resid_post[2], scale=2.0), "my vectors/up.safetensors")
     sf.save(vector(sf.resid_post[1], seed=1, scale=2.0), "my vectors/down.safetensors")
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr("steerfn.zoo._entries.OURS", fill(tmp_path / "zoo", model))
     presets = Presets("my vectors", model)
     return model, tokenizer, presets, Source(folder="my vectors", files=presets.files())
 
@@ -55,7 +60,7 @@ def ran(state, source, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("steering", [(), ONE, BOTH])
+@pytest.mark.parametrize("steering", [(), ONE, BOTH, ZOO, (*ONE, *ZOO)])
 @pytest.mark.parametrize("more", [{}, {"sample": True, "seed": 3}, {"chat": False}])
 def test_a_comparison(home, capsys, steering, more):
     model, tokenizer, presets, source = home
@@ -99,10 +104,21 @@ def test_strengths(home, capsys, tmp_path):
     assert str(names["table"]).strip() in out and out.strip() in ran(state, source, capsys)
 
 
+def test_the_strengths_of_a_vector_of_the_zoo(home, capsys):
+    model, tokenizer, presets, source = home
+    state = State("strength", ZOO, alphas=(0.0, 1.5), prompts=("a b",), max_new_tokens=3, metrics=("length",))
+    table = strengths(model, tokenizer, presets, state)
+    out, names = executed(state, source)
+    assert 'sf.zoo.load("calm", model=model)' in to_python(state, source)
+    assert names["table"].texts == table.texts and out.strip() in ran(state, source, capsys)
+
+
 def test_what_is_looked_at(home, capsys, tmp_path):
     model, tokenizer, presets, source = home
     state = State("look", BOTH, text="a b c d", tokens=3)
     shown = look_html(model, tokenizer, presets, state)
+    drawn = [base64.b64decode(each).decode() for each in re.findall(r"svg\+xml;base64,([^\"]+)", shown)]
+    assert len(drawn) == 2 and not any("fill: #ffffff" in each.partition('<g id="patch_2">')[0] for each in drawn)
     out, _ = executed(state, source)
     assert {"next_token.png", "resid_post[1].png"} <= {each.name for each in tmp_path.iterdir()}
     site, push, stream = out.split()

@@ -10,6 +10,7 @@ from words import words
 
 import steerfn as sf
 from steerfn import board
+from steerfn.board._serve import _name_of
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,18 @@ def test_other_hosts_need_keys_and_keys_open_everything():
         board.check_keys("127.0.0.1", {"a-key": ["happy"]})
     with pytest.raises(sf.DataError, match="is empty, which would leave the server open"):
         board.check_keys("0.0.0.0", [])
+
+
+def test_a_folder_that_is_not_there_is_one_line_of_warning(tmp_path):
+    with pytest.warns(sf.SteerWarning) as told, sf.dashboard(build("llama"), words(template=True), tmp_path / "none"):
+        assert not (tmp_path / "none").exists()
+    assert [str(each.message) for each in told if each.category is sf.SteerWarning] == [
+        f"There is no folder '{tmp_path / 'none'}' yet; the first vector that is saved makes it."
+    ]
+
+
+def test_the_demo_model_is_loaded_again_by_its_own_function(demo):
+    assert _name_of(demo[0]) == "demo" and _name_of(build("llama")) == "llama"
 
 
 def test_a_dashboard_is_served_until_it_is_closed():

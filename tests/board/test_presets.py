@@ -2,10 +2,12 @@
 
 import pytest
 from families import build
+from small_zoo import fill
 from steering import vector
 
 import steerfn as sf
 from steerfn.board import Presets
+from steerfn.board._report_evidence import ReportEvidence
 
 V = vector(sf.resid_post[1])
 
@@ -43,3 +45,62 @@ def test_a_name_that_is_no_files_is_refused(tmp_path, name):
     with pytest.raises(sf.FileError, match="a vector 'up' already"):
         presets.save("up", V)
     assert [each.name for each in tmp_path.iterdir()] == ["up.safetensors"]
+
+
+def test_the_zoos_vectors_stand_beside_the_folders(tmp_path, monkeypatch):
+    model = build("llama")
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr("steerfn.zoo._entries.OURS", fill(tmp_path / "zoo", model))
+    presets = Presets(tmp_path / "mine", model)
+    presets.save("calm", V)
+    assert presets.choices() == [
+        ("calm", "calm"), ("zoo:calm, effect shown", "zoo:calm"), ("zoo:plain, no report", "zoo:plain"),
+        ("zoo:rude, no effect shown", "zoo:rude"),
+    ]  # fmt: skip
+    assert {name: presets.alpha(name) for name in presets.names()} == {
+        "calm": 1.0, "zoo:calm": 1.5, "zoo:plain": 1.0, "zoo:rude": -2.5,
+    }  # fmt: skip
+    assert presets.get("calm").identical(V) and presets.get("zoo:calm").identical(sf.zoo.load("calm", model=model))
+    assert list(presets.files()) == ["calm"]
+    for name in ("zoo:foreign", "zoo:gone", "zoo:../mine/calm"):
+        with pytest.raises(sf.DataError, match="there are calm, zoo:calm, zoo:plain, zoo:rude"):
+            presets.get(name)
+    with pytest.raises(sf.FileError, match="is not a name for a vector"):
+        presets.save("zoo:calm", V)
+
+
+def test_a_name_that_two_models_vectors_have_is_told_apart_by_its_folder(tmp_path, monkeypatch):
+    model = build("llama")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        fill(tmp_path / folder, model)
+    (tmp_path / "b" / "rude.safetensors").unlink()
+    monkeypatch.setattr("steerfn.zoo._entries.OURS", tmp_path)
+    assert Presets(None, model).names() == ["zoo:a/calm", "zoo:b/calm", "zoo:a/plain", "zoo:b/plain", "zoo:rude"]
+
+
+def test_what_comes_with_the_package_is_offered_for_its_model(demo):
+    presets = Presets(None, demo[0])
+    evidence = {f"zoo:{each.name}": each.evidence for each in sf.zoo.list(model=demo[0])}
+    assert presets.names() == sorted(evidence) and "zoo:refusal" in evidence
+    for name, said in evidence.items():
+        told = ReportEvidence.of(presets.get(name).metadata["evidence"])
+        assert told.alpha == said["alpha"] and told.headline.endswith(said["headline"])
+        assert (told.verdict == "effect shown") == (said["verdict"] == "shown")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [None, 3, [], {}, {"alpha": 2.0}, {"alpha": 2.0, "verdict": ["shown"]}, {"alpha": 2.0, "verdict": "great"},
+     {"alpha": float("nan"), "verdict": "shown"}, {"alpha": True, "verdict": "shown"},
+     {"alpha": 10**400, "verdict": "shown"}],
+)  # fmt: skip
+def test_a_file_that_says_something_else_has_no_report(said):
+    assert ReportEvidence.of(said) == ReportEvidence() == (1.0, "no report", "")
+
+
+def test_a_folder_that_is_not_there_yet_is_said(tmp_path):
+    presets = Presets(tmp_path / "new", build("llama"))
+    assert presets.note() == f"There is no folder '{tmp_path / 'new'}' yet; the first vector that is saved makes it."
+    presets.save("up", V)
+    assert presets.note() == "" == Presets(None, build("llama")).note()

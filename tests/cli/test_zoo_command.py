@@ -40,3 +40,16 @@ def test_a_mistake_is_one_line(capsys, arguments, said):
     assert main(["zoo", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("steerfn: ") and said in error and error.count("\n") == 1
+
+
+def test_a_vector_of_the_zoo_is_taken_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "zoo:refusal", "refusal.safetensors", "--alpha", "2"]) == 0
+    assert sf.load("refusal.safetensors").allclose(2.0 * sf.zoo.load("refusal"))
+    capsys.readouterr()
+    assert main(["compare", "Hi.", "--vector", "zoo:refusals"]) == 2
+    assert "The zoo has no vector 'refusals'. Did you mean 'refusal'?" in capsys.readouterr().err
+    assert main(["generate", "Hi.", "--vector", "zoo:refusal", "--max-new-tokens", "2"]) == 0
+    refused = capsys.readouterr().out
+    assert main(["generate", "Hi.", "--vector", "refusal.safetensors", "--alpha", "0.5", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.partition("\n")[2] == refused.partition("\n")[2]

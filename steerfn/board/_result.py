@@ -1,4 +1,4 @@
-"""The result of a state as a file, without a page."""
+"""The result of a state: on the page, or as a file without one."""
 
 from typing import Any
 
@@ -36,5 +36,5 @@ def write_result(path: Any, model: Any, tokenizer: Any, presets: Presets, state:
         FileError: the file cannot be written.
         SteerError: as the view.
     """
-    body = Markup('<div class="board-out">{}</div>').format(result_html(model, tokenizer, presets, state))
+    body = Markup('<div class="board-out board-file">{}</div>').format(result_html(model, tokenizer, presets, state))
     write_text(path, page("steerfn", body, style=render("board/board.css")), "The result")
