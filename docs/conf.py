@@ -1,0 +1,41 @@
+"""The site: `sphinx-build -W -b html docs site`.
+
+What is written once elsewhere is not written again here: `_extensions/` makes the reference from the package, and
+takes in the pages that stand in the root of the repository.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent / "_extensions"), str(Path(__file__).parents[1])]
+
+import steerfn  # noqa: E402
+
+project, author = "steerfn", "The steerfn authors"
+project_copyright = "2026, the steerfn authors. Apache-2.0"
+version = release = steerfn.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "repository_pages"]
+exclude_patterns = ["_extensions"]
+
+# An inventory that cannot be reached is a warning without a class, which `-W` makes an error and nothing can suppress.
+# So the links to other projects are for builds that say they have a network; the others show the names unlinked.
+if os.environ.get("STEERFN_DOCS_ONLINE"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
+    }
+
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 4  # the anchors that links to headings have on code hosts too
+default_role = "code"
+autodoc_member_order = "bysource"
+
+html_theme = "furo"
+html_title = f"steerfn {release}"
+html_copy_source = html_show_sourcelink = False
+copybutton_exclude = ".linenos, .gp, .go"
