@@ -16,7 +16,7 @@ project, author = "steerfn", "The steerfn authors"
 project_copyright = "2026, the steerfn authors. Apache-2.0"
 version = release = steerfn.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "repository_pages"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "repository_pages", "public_names"]
 exclude_patterns = ["_extensions"]
 
 # An inventory that cannot be reached is a warning without a class, which `-W` makes an error and nothing can suppress.
