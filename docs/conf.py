@@ -16,7 +16,8 @@ project, author = "steerfn", "The steerfn authors"
 project_copyright = "2026, the steerfn authors. Apache-2.0"
 version = release = steerfn.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "repository_pages", "public_names"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions += ["docstrings", "public_names", "repository_pages"]
 exclude_patterns = ["_extensions"]
 
 # An inventory that cannot be reached is a warning without a class, which `-W` makes an error and nothing can suppress.
@@ -32,8 +33,12 @@ if os.environ.get("STEERFN_DOCS_ONLINE"):
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4  # the anchors that links to headings have on code hosts too
-default_role = "code"
 autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 88
+add_module_names = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"steerfn {release}"

@@ -17,6 +17,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
+from docstrings import markup
 from steerfn.metrics import Metric
 
 SHORT = {
@@ -78,7 +79,7 @@ def directive(path: str) -> str:
     lines, head = documentation(path), f"data:: {path}"
     if isinstance(value, Metric):
         signature = stringify_signature(inspect.signature(value.function), show_annotation=False)
-        lines, head = str(GoogleDocstring(lines, Config(napoleon_use_rtype=False))), f"function:: {path}{signature}"
+        lines, head = str(GoogleDocstring(markup(lines.splitlines()), Config(napoleon_use_rtype=False))), f"function:: {path}{signature}"
     return f".. py:{head}\n\n" + "".join(f"   {line}\n" for line in lines.splitlines())
 
 
