@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "_extensions"), str(Path(__file__).parents[1])]
+DOCS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
+sys.path[:0] = [str(DOCS / "_extensions"), str(ROOT), str(ROOT / "tests")]
 
 import steerfn  # noqa: E402
 
@@ -17,7 +18,7 @@ project_copyright = "2026, the steerfn authors. Apache-2.0"
 version = release = steerfn.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-extensions += ["docstrings", "public_names", "repository_pages"]
+extensions += ["docstrings", "generated", "public_names", "repository_pages"]
 exclude_patterns = ["_extensions"]
 
 # An inventory that cannot be reached is a warning without a class, which `-W` makes an error and nothing can suppress.
@@ -37,10 +38,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 88
 add_module_names = False
+python_use_unqualified_type_names = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"steerfn {release}"
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"

@@ -31,8 +31,9 @@ def markup(lines: list[str]) -> list[str]:
 
 
 def show_shapes(text: str) -> str:
-    """A type as it is read: shapes of jaxtyping without their quotes."""
-    return SHAPE.sub(lambda match: f"Tensor[{', '.join(match[1].split())}]", text)
+    """A signature as it is read: shapes without quotes, a default that is decided elsewhere as three dots."""
+    text = SHAPE.sub(lambda match: f"Tensor[{', '.join(match[1].split())}]", text)
+    return text.replace("= Ellipsis", "= ...")
 
 
 def process(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

@@ -79,7 +79,10 @@ def directive(path: str) -> str:
     lines, head = documentation(path), f"data:: {path}"
     if isinstance(value, Metric):
         signature = stringify_signature(inspect.signature(value.function), show_annotation=False)
-        lines, head = str(GoogleDocstring(markup(lines.splitlines()), Config(napoleon_use_rtype=False))), f"function:: {path}{signature}"
+        lines, head = (
+            str(GoogleDocstring(markup(lines.splitlines()), Config(napoleon_use_rtype=False))),
+            f"function:: {path}{signature}",
+        )
     return f".. py:{head}\n\n" + "".join(f"   {line}\n" for line in lines.splitlines())
 
 
