@@ -11,13 +11,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from docstrings import markup
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
-from docstrings import markup
 from steerfn.metrics import Metric
 
 SHORT = {

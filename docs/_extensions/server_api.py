@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from families import build  # of the tests
 from markdown_table import markdown_table
 from words import words  # of the tests
 
 import steerfn.serving as serving
-from families import build  # of the tests
 
 BODIES = {
     "SteeringRequest": "The field `steering`: one of these, a list of them, or a name alone",

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import AxesImage
 from PIL import Image
 
 import steerfn as sf
 
 FOLDER = Path(__file__).parent
-PAPER, INK = "#131416", "#cfd0d0"  # of the dark theme
+PAPER, INK, GRID = "#131416", "#cfd0d0", "#3a3c40"  # of the dark theme
 
 
 def save(name: str, figure: Any) -> None:
@@ -36,21 +36,21 @@ def save(name: str, figure: Any) -> None:
 
 
 def write(figure: Any, name: str) -> None:
-    """A small file: 64 colours are enough."""
+    """A small file: 256 colours are enough."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
-    Image.open(drawn).convert("RGB").quantize(64).save(FOLDER / name, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256).save(FOLDER / name, optimize=True)
 
 
 def darken(part: Any, name: str) -> None:
     """Turn a colour that belongs to the page, one without hue, to the dark page's."""
     try:
-        red, green, blue = to_rgb(getattr(part, f"get_{name}")())
+        colour = to_hex(to_rgb(getattr(part, f"get_{name}")()))
     except (TypeError, ValueError):  # several colours, or none: marks
         return
-    if max(red, green, blue) - min(red, green, blue) > 0.02:
+    if colour in (PAPER, INK, GRID) or len({colour[1:3], colour[3:5], colour[5:]}) > 1:
         return
-    getattr(part, f"set_{name}")(PAPER if red > 0.95 else "#3a3c40" if red > 0.7 else INK)
+    getattr(part, f"set_{name}")(PAPER if colour > "#f2" else GRID if colour > "#b0" else INK)
 
 
 def main() -> None:
