@@ -29,7 +29,6 @@ if os.environ.get("STEERFN_DOCS_ONLINE"):
         "python": ("https://docs.python.org/3", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),
         "numpy": ("https://numpy.org/doc/stable", None),
-        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
     }
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.image import AxesImage
 from PIL import Image
 
@@ -45,10 +45,11 @@ def write(figure: Any, name: str) -> None:
 def darken(part: Any, name: str) -> None:
     """Turn a colour that belongs to the page, one without hue, to the dark page's."""
     try:
-        colour = to_hex(to_rgb(getattr(part, f"get_{name}")()))
+        rgba = to_rgba(getattr(part, f"get_{name}")())
     except (TypeError, ValueError):  # several colours, or none: marks
         return
-    if colour in (PAPER, INK, GRID) or len({colour[1:3], colour[3:5], colour[5:]}) > 1:
+    colour = to_hex(rgba)
+    if rgba[3] == 0 or colour in (PAPER, INK, GRID) or len({colour[1:3], colour[3:5], colour[5:]}) > 1:
         return
     getattr(part, f"set_{name}")(PAPER if colour > "#f2" else GRID if colour > "#b0" else INK)
 
