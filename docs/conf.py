@@ -37,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 88
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
@@ -44,6 +45,7 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"steerfn {release}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_favicon = "_static/favicon.svg"
 html_copy_source = html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"

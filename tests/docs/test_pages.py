@@ -32,7 +32,7 @@ ELSEWHERE = {
 }
 """Pages whose code is run by tests of their subject."""
 NOT_HERE = {"guides/dashboard", "guides/distributed", "guides/large-models", "guides/vllm"}
-"""Fragments that take a browser, several processes or devices, or another engine; tests of their subjects run the like."""
+"""Fragments that take a browser, several processes or devices, or another engine, each with tests of its own."""
 
 
 def blocks(page):

@@ -72,3 +72,12 @@ def test_the_fields_of_the_audit_log(tmp_path):
     assert table.keys() == written.keys() and explained == set().union(*written.values())
     for event, fields in written.items():
         assert fields == set(codes(re.sub(r"; `outcome` alone.*|with `--audit-prompts`", "", table[event][2]))), event
+
+
+def test_the_table_of_metrics_names_every_metric(monkeypatch):
+    monkeypatch.syspath_prepend(REFERENCE.parent / "_extensions")
+    import metrics_table
+
+    lines = metrics_table.table().splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == list(sf.metrics.names())
+    assert "{generated} metrics" in (REFERENCE / "metrics.md").read_text(encoding="utf8")
