@@ -1,7 +1,7 @@
 """Docstrings as they are written here, turned into reStructuredText before napoleon reads them.
 
 `code` is code; a paragraph that is set in is shown as it stands; what follows "Returns:" is a sentence, not a type;
-a shape is shown as `Tensor[batch, seq, width]`.
+a shape is shown as `Tensor[batch, seq, width]`, and a union that has a name by its name.
 """
 
 import re
@@ -9,6 +9,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.util.typing import stringify_annotation
+
+from steerfn import metrics, run, values
 
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Examples?|Note|Warns):$")
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)(\w?)")
@@ -30,10 +33,25 @@ def markup(lines: list[str]) -> list[str]:
     return code.split("\n")
 
 
-def show_shapes(text: str) -> str:
-    """A signature as it is read: shapes without quotes, a default that is decided elsewhere as three dots."""
+ALIASES = {
+    "~steerfn.metrics.Metrics": metrics.Metrics,
+    "~steerfn.run.Position": run.Position,
+    "~steerfn.run.Chat": run.Chat,
+    "~steerfn.values.Sites": values.Sites,
+}
+NAMES = {stringify_annotation(alias, "smart"): name for name, alias in ALIASES.items()} | {
+    "~torch.nn.modules.module.Module": "~torch.nn.Module",
+    "tokenizer: ~typing.Any": "tokenizer: ~transformers.PreTrainedTokenizerBase",  # what type checkers are told
+    "= Ellipsis": "= ...",
+}
+
+
+def show_types(text: str) -> str:
+    """A signature as it is read."""
+    for long, short in NAMES.items():
+        text = text.replace(long, short)
     text = SHAPE.sub(lambda match: f"Tensor[{', '.join(match[1].split())}]", text)
-    return text.replace("= Ellipsis", "= ...")
+    return re.sub(r"<function (\w+)>", r"\1", text)
 
 
 def process(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -49,7 +67,7 @@ def returned(self: GoogleDocstring, preprocess_types: bool = False) -> list[tupl
 
 def signature(app: Sphinx, what: str, name: str, value: Any, options: Any, shown: str | None, back: str | None) -> Any:
     """What autodoc calls for every signature."""
-    return shown and show_shapes(shown), back and show_shapes(back)
+    return shown and show_types(shown), back and show_types(back)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

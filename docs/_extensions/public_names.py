@@ -34,6 +34,7 @@ OTHERS = {
     "steerfn.operators": "Tokens",
     "steerfn.values": "Metadata ModelIdentity Sites check_match fingerprint",
     "steerfn.files": "describe from_pt push_to_hub",
+    "steerfn.metrics": "Metrics",
     "steerfn.model": "Layout",
     "steerfn.verbs": "Steering Functional",
     "steerfn.run": "Generations Scores Sensitivity Chat Position token_read",

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from families import FAMILIES
 from messages import provoke
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "messages.md"
@@ -17,6 +18,8 @@ def test_the_page_has_entries():
 
 @pytest.mark.parametrize("name, quoted", ENTRIES, ids=[name for name, _ in ENTRIES])
 def test_it_is_said(name, quoted, tmp_path):
+    if name == "streams" and "gemma3n_text" not in FAMILIES:
+        pytest.skip("this version of transformers has no such family")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
