@@ -31,7 +31,7 @@ if os.environ.get("STEERFN_DOCS_ONLINE"):
         "numpy": ("https://numpy.org/doc/stable", None),
     }
 
-myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # the anchors that links to headings have on code hosts too
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

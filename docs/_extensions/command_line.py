@@ -19,7 +19,8 @@ def sections() -> str:
 def section(name: str, command: argparse.ArgumentParser, level: str = "##") -> Iterator[str]:
     """What a command does, how it is called, and its arguments by group; then its own commands."""
     yield f"{level} {name}"
-    yield code(re.sub(r"^`[^`]+`: ", "", command.description or "")).capitalize()
+    what = re.sub(r"^`[^`]+`: ", "", command.description or "")
+    yield code(what[:1].upper() + what[1:])
     command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
     yield f"```text\n{command.format_usage().strip()}\n```"
     for group in command._action_groups:
