@@ -192,6 +192,9 @@ granite cohere cohere2 starcoder2 mixtral qwen2_moe gpt_oss mamba jamba qwen3_ne
 )
 """The families that every law of the model boundary is tested on; the others are in the slow tests."""
 
+UNSUPPORTED = {"hrm_text", "deepseek_v4", "hy_v4", "gemma3n_text"}
+"""Families that are refused, by `layout` or at use (several residual streams, blocks that run several times)."""
+
 
 @functools.cache
 def _pristine(name: str) -> PreTrainedModel:

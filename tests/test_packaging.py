@@ -69,6 +69,7 @@ def test_pitfall_30_one_version():
     assert sf.__version__ == metadata.version("steerfn")
     assert f'version = "{sf.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"## {sf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {sf.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_package_is_found_beside_its_clone(tmp_path):

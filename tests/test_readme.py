@@ -12,16 +12,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch, of vmap over fused attention
 @pytest.mark.heavy
 def test_readme_code_runs(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 5
+    assert blocks
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
     out = capsys.readouterr().out
-    assert "LlamaForCausalLM: 30 blocks" in out and "True torch.Size" in out
+    assert out.startswith("My day was ") and out.splitlines()[1].startswith("(")
 
 
 def test_inputs_go_to_the_models_device():
@@ -37,41 +36,13 @@ def test_inputs_go_to_the_models_device():
     assert len(lines) >= 5 and not [line for line in lines if ".to(" not in line]
 
 
-GUIDES = {
-    "agents": ("steered and plain differ: True", "streamed: True", "LlamaIndex answers alike: True"),
-    "conditions": ("unchanged: True", 'left alone: >{"name": "weather"'),
-    "engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
-    "discovery": ("<- best", "Quality(AUC"),
-    "compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
-    "plots": ("drawn: next", "drawn: tokens", "drawn: separation"),
-    "protocols": ("anti_steerable", "True", "p_first_letter", "Strengths chosen", "perplexity_ratio"),
-    "report": ("Report on the steering vector “happy”", "Tested on 12 prompts"),
-    "transfer": ("Carried over: cosine", "<- chosen"),
-    "zoo": ("what its report says", "base_model: HuggingFaceTB/SmolLM2-135M-Instruct", "happy again: True"),
-    "sweeps": ("propensity", "15 configurations x 4 prompts", "exclamations"),
-}
-
-
-@pytest.mark.docs
-@pytest.mark.parametrize("guide", GUIDES)
-def test_the_code_of_a_guide_runs(demo, guide, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / f"{guide}.md").read_text(), re.DOTALL)
-    exec(compile("\n".join(blocks), f"{guide}.md", "exec"), {"__name__": "guide"})
-    out = capsys.readouterr().out
-    assert blocks and all(words in out for words in GUIDES[guide])
+def test_it_is_short():
+    assert len(README.splitlines()) <= 65
 
 
 def test_the_first_block_has_at_most_fifteen_lines():
     first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 15
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
-def test_links_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

@@ -201,11 +201,17 @@ class _Kind:
 
 
 resid_pre = _Kind("resid_pre")
+"""The input of a block."""
 resid_mid = _Kind("resid_mid")
+"""The residual stream after attention is added, before the MLP."""
 resid_post = _Kind("resid_post")
+"""The output of a block: what an int stands for in `sites=`."""
 attn_out = _Kind("attn_out")
+"""What attention adds to the stream, after a norm that follows it (as in Gemma)."""
 mlp_out = _Kind("mlp_out")
+"""What the MLP adds to the stream, after a norm that follows it."""
 head_out = _Kind("head_out")
+"""What one head hands to the output projection of attention: `head_out[layer, head]`."""
 
 Sites = int | Site | slice | range | Sequence[int | Site]
 """What a `sites=` argument accepts: one or several; an int means `resid_post`."""

@@ -445,8 +445,9 @@ def test_the_model_and_torchs_random_state_stay_as_they_were(tiny):
 @pytest.mark.docs
 def test_the_code_of_the_guide_runs(demo, monkeypatch, capsys):
     monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    guide = (Path(__file__).parents[2] / "docs" / "guides" / "evidence.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    docs = Path(__file__).parents[2] / "docs"
+    pages = [docs / "guides" / "evidence.md", docs / "background" / "statistics.md"]
+    blocks = [block for page in pages for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
     exec(compile("\n".join(blocks), "evidence.md", "exec"), {"__name__": "guide"})
     out = capsys.readouterr().out
     assert "5 conditions x 10 prompts" in out and "random like probe" in out and "n = 10" in out

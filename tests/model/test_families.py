@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 import torch
-from families import CORE, FAMILIES, build, shared
+from families import CORE, FAMILIES, UNSUPPORTED, build, shared
 from snapshot import assert_same_bits, same_bits
 from steering import sites_of, token_ids, vector_at
 
@@ -15,9 +15,6 @@ import steerfn as sf
 
 # What transformers 4.57 does while it imports some families.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
-UNSUPPORTED = {"hrm_text", "deepseek_v4", "hy_v4", "gemma3n_text"}
-"""Families that are refused, by `layout` or at use (several residual streams, blocks that run several times)."""
 
 OTHERS = [name for name in FAMILIES if name not in CORE and name not in UNSUPPORTED]
 families = pytest.mark.parametrize("family", [*CORE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

@@ -45,16 +45,14 @@ def benchmark(
 ) -> Outcome:
     """Run a published protocol: `sf.protocols.<name>(model, tokenizer, vector, data, **options)`.
 
-    | name | what it asks |
-    |---|---|
-    | `axbench` | is the concept there, the instruction done and the text fluent, all at once |
-    | `caa` | does the choice between two answers move, whatever their letters |
-    | `cast` | does conditional steering refuse harmful prompts and answer others |
-    | `refusal` | does a direction carry refusal |
-    | `side_effects` | perplexity, KL, knowledge and repetition |
-    | `steerability` | how far a unit of strength moves each item, and how many the wrong way |
-    | `toxicity` | how toxic the worst of several continuations is |
-    | `truthfulqa` | MC1 and MC2 |
+    - `axbench`: is the concept there, the instruction done and the text fluent, all at once
+    - `caa`: does the choice between two answers move, whatever their letters
+    - `cast`: does conditional steering refuse harmful prompts and answer others
+    - `refusal`: does a direction carry refusal
+    - `side_effects`: perplexity, KL, knowledge and repetition
+    - `steerability`: how far a unit of strength moves each item, and how many the wrong way
+    - `toxicity`: how toxic the worst of several continuations is
+    - `truthfulqa`: MC1 and MC2
 
     Args:
         name: one of these.
