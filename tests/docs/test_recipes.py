@@ -1,4 +1,4 @@
-"""Every recipe of docs/recipes runs, as one program, on the demo model, and prints the effect that its page speaks of."""
+"""Every recipe runs, as one program, on the demo model, and prints the effect that its page speaks of."""
 
 import copy
 import json
@@ -105,7 +105,7 @@ class TestRecipes:
     def test_conditional(self, run):
         out = run("conditional")
         assert number(r"F1 ([\d.]+) on \d+ \+ \d+ held-out", out) > 0.8
-        assert "declining raises refusal_log_odds" in out and "and raises it by" in out
+        assert number(r"declining raises refusal_log_odds by (\S+) log-odds against the unsteered", out) > 1
         assert "others unchanged: 6 of 6" in out
 
     def test_a_guard_cannot_be_switched_off(self, run, demo, tmp_path):
@@ -157,5 +157,3 @@ class TestRecipes:
 
     def test_coming_from_a_hook(self, run):
         assert "agree: True and differ from the plain model: True" in run("coming-from")
-
-
