@@ -76,6 +76,7 @@ def test_recipes_are_short(page):
 
 
 @pytest.mark.docs
+@pytest.mark.timeout(900)
 class TestRecipes:
     def test_caa_moves_letters_and_not_the_choice(self, run):
         out = run("caa")
