@@ -10,11 +10,13 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
-def test_there_are_three():
+def test_there_are_five():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_quick_start",
         "02_which_layer_which_strength",
         "03_two_safety_vectors",
+        "04_only_when_asked",
+        "05_is_it_the_vector",
     ]
 
 
