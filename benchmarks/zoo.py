@@ -29,7 +29,7 @@ from steerfn.reporting import Report
 FOLDER = Path(__file__).resolve().parents[1] / "steerfn" / "zoo" / "data"
 PROMPTS = json.loads(Path(__file__).with_name("zoo_prompts.json").read_text(encoding="utf8"))
 """Of each behaviour those that chose, and those of the report where the usual ones would not ask for it."""
-BLOCK = 18
+BLOCK, EARLIER = 18, {"refusal": 14}
 RATIO = 1.05
 TENTHS = 10
 TOKENS, LONGER = 40, {"concision": 80}  # a concise answer must be able to end
@@ -115,7 +115,8 @@ BEHAVIOURS = {
 def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
     """The vector of a behaviour, and everything that its card is written from."""
     made_from, held_out = sf.datasets.load(name).split(held_out=0.25)
-    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, BLOCK, position="mean")
+    block = EARLIER.get(name, BLOCK)
+    vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, block, position="mean")
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
     calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN, max_ratio=RATIO)
     alpha = math.floor(TENTHS * calibration.alpha) / TENTHS

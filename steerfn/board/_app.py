@@ -193,15 +193,21 @@ class Page:
         return {**self.controls.write(state), self.views.tabs: gr.update(selected=state.view), **self._note(note)}
 
     def _open(self, request: gr.Request) -> Values:
+        """What a link or the start sets. The rest is left alone: a fast visitor has written into it already."""
+        controls = self.controls
         try:
             query, note = str(request.query_params), self.presets.note()
             note = Markup('<p role="status">{}</p>').format(note) if note else ""
             shown = self._show(State.from_query(query) if query else self.start, note)
-            if shown[self.controls.view] == self.start.view:
-                del shown[self.views.tabs]  # it is open, unless the visitor was faster and has opened another
-            return shown
         except SteerError as error:
-            return self._show(self.start, alert(error))
+            shown = self._show(self.start, alert(error))
+        if shown[controls.view] == self.start.view:
+            del shown[self.views.tabs]  # it is open
+        built = controls.write(State())
+        return {
+            **controls.choices(),
+            **{each: to for each, to in shown.items() if each not in built or to != built[each]},
+        }
 
     def _restore(self, path: str) -> Values:
         try:
