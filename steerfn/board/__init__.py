@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from steerfn._lazy import lazy
 from steerfn.board._command import to_command as to_command
 from steerfn.board._python import to_python as to_python
-from steerfn.board._source import ZOO as ZOO
 from steerfn.board._source import Source as Source
 from steerfn.board._state import SCOPES as SCOPES
 from steerfn.board._state import Push as Push

@@ -8,7 +8,6 @@ from typing import Any
 
 from steerfn import zoo
 from steerfn.board._report_evidence import ReportEvidence
-from steerfn.board._source import ZOO
 from steerfn.operators import as_vector
 from steerfn.serving import NAME, RequestError, Shelf
 from steerfn.values import DataError, FileError, SteeringVector, check_match, strictest
@@ -35,7 +34,8 @@ class Presets:
         for vector in self.held.values():
             check_match(vector, model, strict=strictest(vector))
         named = Counter(each.name for each in zoo.list())
-        self._zoo = {f"{ZOO}{each.name if named[each.name] == 1 else each.key}": each for each in zoo.list(model=model)}
+        fitting = zoo.list(model=model)
+        self._zoo = {f"{zoo.ZOO}{each.name if named[each.name] == 1 else each.key}": each for each in fitting}
         self._read: dict[str, SteeringVector] = {}
         self._shelf: Shelf | None = None
 
@@ -72,7 +72,7 @@ class Presets:
                 self._read[name] = load(self._zoo[name].address, model=self.model, strict="architecture")
             return self._read[name]
         shelf = self._open()
-        if shelf is None or name.startswith(ZOO):
+        if shelf is None or name.startswith(zoo.ZOO):
             raise DataError(f"There is no vector {name!r:.140}; there are {', '.join(self.names()) or 'none yet'}.")
         try:
             return shelf.get(name).vector

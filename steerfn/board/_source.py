@@ -5,8 +5,7 @@ import json
 import shlex
 from collections.abc import Mapping
 
-ZOO = "zoo:"
-"""The beginning of the name of a vector of the zoo, on the page as on the command line."""
+from steerfn.zoo import ZOO
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def scope_of(options: argparse.Namespace) -> Any:
 def load_vector(name: str) -> Any:
     """The vector that an option names: a file, an address on the hub, or `zoo:NAME`."""
     import steerfn as sf
-    from steerfn.board import ZOO
+    from steerfn.zoo import ZOO
 
     return sf.zoo.load(name.removeprefix(ZOO)) if name.startswith(ZOO) else sf.load(name)
 

@@ -9,3 +9,5 @@ from steerfn.zoo._list import list as list
 from steerfn.zoo._load import load as load
 
 __dir__ = _contents(globals())
+
+from steerfn.zoo._entries import ZOO as ZOO

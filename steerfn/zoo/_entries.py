@@ -12,6 +12,8 @@ from steerfn.values.files import HubAddress, describe, fetch_folder
 
 OURS = Path(__file__).parent / "data"
 """The zoo of this package."""
+ZOO = "zoo:"
+"""What the name of one of its vectors begins with where a file may stand too: `zoo:refusal`."""
 SUFFIX, CARD = ".safetensors", ".md"
 
 Place = str | os.PathLike[str]
