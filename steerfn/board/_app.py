@@ -193,7 +193,7 @@ class Page:
         return {**self.controls.write(state), self.views.tabs: gr.update(selected=state.view), **self._note(note)}
 
     def _open(self, request: gr.Request) -> Values:
-        """What a link or the start sets. The rest is left alone: a fast visitor has written into it already."""
+        """Set what a link or the start says, and no more: a fast visitor has written into the rest already."""
         controls = self.controls
         try:
             query, note = str(request.query_params), self.presets.note()
