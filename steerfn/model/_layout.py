@@ -39,7 +39,7 @@ def layout(model: nn.Module, *, blocks: str | None = None, check: bool = True) -
     Example:
         >>> import steerfn as sf
         >>> print(sf.layout(model))
-        LlamaForCausalLM: 30 blocks, d_model 576, checked by a forward pass on the meta device
+        LlamaForCausalLM: 30 blocks, d_model 576, checked by a forward pass on ...
           blocks 0-29: LlamaDecoderLayer at model.layers.*
             resid_pre   block input
             head_out    input of self_attn.o_proj, 9 heads of 64
