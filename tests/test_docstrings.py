@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from public_modules import NAMESPACES, OTHERS, SHORT
 
 import steerfn
 from steerfn import FileError, SteerError
@@ -18,30 +19,10 @@ from steerfn.metrics import Metric
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
-NAMESPACES = (
-    "steerfn steerfn.operators.scopes steerfn.operators.schedules steerfn.discover steerfn.discover.workers "
-    "steerfn.datasets steerfn.metrics steerfn.evaluate steerfn.evaluate.protocols steerfn.plot steerfn.zoo"
-)
-"""Modules whose `dir` is what they offer."""
-OTHERS = {
-    "steerfn.operators": "Condition Tokens",
-    "steerfn.values": "Metadata ModelIdentity check_match fingerprint",
-    "steerfn.values.files": "describe from_pt push_to_hub",
-    "steerfn.model": "Layout",
-    "steerfn.verbs": "Functional Steering",
-    "steerfn.run": "Generations Scores Sensitivity token_read",
-    "steerfn.reporting": "Report",
-    "steerfn.engines.vllm": "register",
-    "steerfn.serving": "Keys Limits SteeringRequest app",
-    "steerfn.board": "Dashboard Source State app to_command to_python",
-    "steerfn.integrations.langchain": "SteeredChatModel conversation",
-    "steerfn.integrations.llamaindex": "SteeredLLM conversation",
-}
-"""Of modules that hold more than they offer, what they offer."""
 SHOWN_ONLY = {
-    "steerfn.discover.workers.ray": "Ray is an extra that the tests do without",
-    "steerfn.discover.workers.torchrun": "several processes",
-    "steerfn.values.files.push_to_hub": "a login to the hub",
+    "steerfn.workers.ray": "Ray is an extra that the tests do without",
+    "steerfn.workers.torchrun": "several processes",
+    "steerfn.files.push_to_hub": "a login to the hub",
     "steerfn.engines.vllm.register": "vLLM calls it",
 }
 """Functions whose examples do not run here, and why."""
@@ -86,9 +67,9 @@ EXAMPLES = examples()
 def offered():
     """Every public function and class by its path, once; of a metric the function that it holds."""
     found = {}
-    for module, listed in [*((m, None) for m in NAMESPACES.split()), *OTHERS.items()]:
+    for module, listed in [*((m, None) for m in NAMESPACES), *OTHERS.items()]:
         try:
-            home = importlib.import_module(module)
+            home = importlib.import_module(SHORT.get(module, module))
             values = {name: getattr(home, name) for name in (dir(home) if listed is None else listed.split())}
         except (ImportError, SteerError):  # an extra that is not installed
             continue
