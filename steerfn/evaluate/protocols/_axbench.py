@@ -230,8 +230,10 @@ def axbench(
         concept: what the vector stands for, in words.
         judge: who rates.
 
-            - "offline": three small scorers with fixed cuts. They are no language model, and the outcome says so: its
-              figures are not comparable with published ones;
+            - "offline": three small scorers with fixed cuts for 1 and 2: the cosine of the MiniLM embeddings of text
+              and `concept` from 0.15 and 0.25, `helpfulness` from 1/3 and 2/3, and the lower of perplexity under the
+              unsteered model (up to 60 and 20) and repetition (up to 0.5 and 0.2). They are no language model, and
+              the outcome says so: its figures are not comparable with published ones;
             - a mapping of `concept`, `instruction` and `fluency` to metrics that give 0 to 2:
               `sf.protocols.axbench_judge(sf.metrics.endpoint(...), concept)` asks a language model;
             - a function of the texts and their prompts that gives three numbers for each text.
