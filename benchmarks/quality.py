@@ -3,8 +3,8 @@
     python benchmarks/quality.py [--texts 60] [--parts contrasts sinks noise answers groups]
 
 For each contrast the layer is chosen by cross-validation on the first texts of each side; the direction made of them is
-then judged on as many other texts, which chose nothing. Then what docs/guides/discovery.md quotes: means with and without
-attention sinks, folds that share out the answers, groups, and the best of thirty layers of noise.
+then judged on as many other texts, which chose nothing. Then what docs/background/results.md quotes: means with and
+without attention sinks, folds that share out the answers, groups, and the best of thirty layers of noise.
 """
 
 import argparse
