@@ -14,7 +14,7 @@ PAGES = {
     "guides/conditions": ("unchanged: True", 'left alone: >{"name": "weather"'),
     "guides/engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "guides/discovery": ("<- best", "Quality(AUC"),
-    "guides/compare": ("unsteered", "Steering changed", "{+", "10 texts each way"),
+    "guides/compare": ("unsteered", "Steering changed", "{+", "10 prompts, with and without"),
     "guides/plots": ("drawn: next", "drawn: tokens", "drawn: separation"),
     "guides/protocols": ("anti_steerable", "True", "Strengths chosen", "perplexity_ratio"),
     "guides/report": ("Report on the steering vector “happy”", "Tested on 12 prompts"),
