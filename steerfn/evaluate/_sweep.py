@@ -272,18 +272,7 @@ def correct_of(correct: Any, counts: Sequence[int]) -> list[int]:
 
 
 def choice_metrics(log_probs: Sequence[np.ndarray], correct: Sequence[int]) -> dict[str, np.ndarray]:
-    """The numbers of log-probabilities `[configs, continuations]` of each prompt, each `[configs, prompts]`.
-
-    With `l` the log-probabilities and `t` the target:
-
-    - `propensity`: `l_t - log sum_{c != t} exp l_c`, the log-odds of the target against the others;
-    - `share`: `exp l_t / sum_c exp l_c`, which for answer letters is CAA's p(match);
-    - `accuracy`: 1 where no other continuation is as likely, else 0;
-    - `log_prob`: `l_t`;
-    - `mass`: `sum_c exp l_c`, how much of the model's probability the shares speak for.
-
-    Where a prompt has one continuation, `log_prob` is all there is.
-    """
+    """The metrics in `Sweep.values`, each `[configs, prompts]`, of log-probabilities `[configs, continuations]`."""
     at_target = np.stack([rows[:, t] for rows, t in zip(log_probs, correct, strict=True)], axis=1)
     if any(rows.shape[1] == 1 for rows in log_probs):
         return {"log_prob": at_target}

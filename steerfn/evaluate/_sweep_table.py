@@ -66,7 +66,12 @@ class Sweep(Result):
     Attributes:
         configs: the configurations.
         prompts: the prompts as given.
-        values: by metric, its value for every configuration and prompt, `[configs, prompts]`.
+        values: by metric, its value for every configuration and prompt, `[configs, prompts]`. Of scores, with `l` the
+            log-probabilities of the continuations and `t` the one that `correct` names: `propensity`
+            `l_t - log sum_{c != t} exp l_c`, the log-odds of `t` (of two continuations their logit difference);
+            `share` `exp l_t / sum_c exp l_c`, for answer letters CAA's p(match); `accuracy`, 1 where no other is as
+            likely, else 0; `log_prob` `l_t`; `mass` `sum_c exp l_c`, how much of the model's probability the shares
+            speak for. Where a prompt has one continuation, `log_prob` alone.
         texts: of a sweep of generations, the text for every configuration and prompt; else None.
         continuations: of a sweep of scores, what was scored after each prompt; else None.
         log_probs: of a sweep of scores, for every prompt the log-probabilities `[configs, continuations]`; else None.
