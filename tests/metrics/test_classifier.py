@@ -235,8 +235,8 @@ def test_card_and_weights_tell_the_same(name):
     assert scorer.weights.shape == (384 * 3 + 2 if name == "helpfulness" else 384,)
 
 
-def test_the_guide_quotes_the_cards():
-    page = (ROOT / "docs" / "guides" / "metrics.md").read_text(encoding="utf8")
+def test_the_results_quote_the_cards():
+    page = (ROOT / "docs" / "background" / "results.md").read_text(encoding="utf8")
     for name, lines in {"sentiment_minilm": [0, 1], "toxicity": [0, 1, 2], "helpfulness": [0, -2, -1]}.items():
         for line in lines:
             row = _classifier.load(name)[0].about["held_out"][line]
