@@ -391,14 +391,3 @@ def test_real_prompts(demo, texts, chat):
     with quietly():
         shuffled = sf.discover.find_condition(model, tokenizer, mixed[:48], mixed[48:], sites=[8], chat=chat, **QUIET)
     assert shuffled.held_out_f1 < found.held_out_f1 - 0.1
-
-
-@pytest.mark.docs
-def test_the_code_of_the_guide_runs(demo, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("steerfn.demo_model", lambda: demo)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "conditions.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    exec(compile("\n".join(blocks), "conditions.md", "exec"), {"__name__": "guide"})
-    out = capsys.readouterr().out
-    assert "<- chosen" in out and "held-out texts (always yes: " in out and "unchanged: True" in out

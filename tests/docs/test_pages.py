@@ -11,7 +11,12 @@ PAGES = {
     "start/five-minutes": ("LlamaForCausalLM: 30 blocks", "True torch.Size", "unsteered"),
     "start/choosing": ("<- best", "propensity", "alpha"),
     "guides/agents": ("steered and plain differ: True", "LlamaIndex answers alike: True"),
-    "guides/conditions": ("unchanged: True", 'left alone: >{"name": "weather"'),
+    "guides/conditions": (
+        "<- chosen",
+        "held-out texts (always yes: ",
+        "unchanged: True",
+        'left alone: >{"name": "weather"',
+    ),
     "guides/engines": ("SteeringVector(resid_post[6]", "steerfn.json"),
     "guides/discovery": ("<- best", "Quality(AUC"),
     "guides/compare": ("unsteered", "Steering changed", "{+", "10 prompts, with and without"),
