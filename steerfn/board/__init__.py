@@ -23,6 +23,7 @@ from steerfn.values import SteerError, missing
 if TYPE_CHECKING:  # what needs the extra
     from steerfn.board._app import Page as Page
     from steerfn.board._presets import Presets as Presets
+    from steerfn.board._presets import folder_of as folder_of
     from steerfn.board._result import write_result as write_result
     from steerfn.board._serve import Dashboard as Dashboard
     from steerfn.board._serve import app as app
@@ -33,7 +34,7 @@ _load, __dir__ = lazy(
     globals(),
     {
         "steerfn.board._app": "Page",
-        "steerfn.board._presets": "Presets",
+        "steerfn.board._presets": "Presets folder_of",
         "steerfn.board._serve": "Dashboard app check_keys dashboard",
         "steerfn.board._result": "write_result",
     },

@@ -24,12 +24,13 @@ class Presets:
 
     Raises:
         DataError: something else.
+        FileError: a file, where the folder that it lies in is meant.
         ModelError: a vector that was made for another model.
     """
 
     def __init__(self, vectors: Any, model: Any) -> None:
         self.model = model
-        self.folder = Path(vectors) if isinstance(vectors, (str, Path)) else None
+        self.folder = folder_of(vectors)
         self.held = {} if self.folder is not None else _by_name(vectors)
         for vector in self.held.values():
             check_match(vector, model, strict=strictest(vector))
@@ -111,6 +112,23 @@ class Presets:
         if self._shelf is None and self.folder is not None and self.folder.is_dir():
             self._shelf = Shelf(self.folder, self.model)
         return self._shelf
+
+
+def folder_of(vectors: Any) -> Path | None:
+    """The folder that is given for vectors, which may come to be later; None where vectors themselves are.
+
+    Raises:
+        FileError: a file, where the folder that it lies in is meant.
+    """
+    if not isinstance(vectors, (str, Path)):
+        return None
+    folder = Path(vectors)
+    if folder.is_file() or folder.suffix in FORMATS:
+        raise FileError(
+            f"'{folder}' is a file, and the page takes a folder of them or vectors themselves; pass "
+            f"'{folder.parent}', or in Python sf.load({str(folder)!r})."
+        )
+    return folder
 
 
 def _by_name(vectors: Any) -> dict[str, SteeringVector]:

@@ -185,6 +185,7 @@ def dashboard(
 
     Raises:
         DataError: vectors that are not vectors, or keys that would leave the page open.
+        FileError: a vector's file, where its folder is meant.
         SteerError: another host without keys, a port that is taken, or Gradio is not installed.
 
     Example:

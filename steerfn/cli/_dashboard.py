@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from steerfn import board
 
     state = state_of(options.state)
+    board.folder_of(options.vectors)  # before the model is loaded
     options.model = options.name or options.model
     if options.out:
         check_files(options, "out")

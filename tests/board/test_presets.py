@@ -36,6 +36,13 @@ def test_vectors_in_memory_have_names_and_no_files():
         Presets({"wide": vector(sf.resid_post[1], width=8)}, build("llama"))
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("no vector")
+    for name in ("up.safetensors", "notes.txt"):
+        with pytest.raises(sf.FileError, match="is a file, and the page takes a folder"):
+            Presets(tmp_path / name, build("llama"))
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", ".hidden", "a b", "a.safetensors"])
 def test_a_name_that_is_no_files_is_refused(tmp_path, name):
     presets = Presets(tmp_path, build("llama"))
